@@ -1,0 +1,221 @@
+"""Settings: defaults, then a YAML file, then the environment; checked once, frozen afterwards.
+
+The file has the shape `services: {orchestrator: {...}}` (see deploy/config.yaml); `ORCHESTRATOR_CONFIG` names
+it. Every setting has an environment variable made from its path: `executor.max_memory` is
+`ORCHESTRATOR_EXECUTOR_MAX_MEMORY`. A top-level `scheduler:` beside `services:` is read too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.definition.durations import parse_duration, parse_size
+from orchestrator.errors import ConfigurationError
+
+_PREFIX = "ORCHESTRATOR"
+
+
+def _setting(default: Any, parse: Any, help: str, minimum: float | None = None) -> Any:
+    return field(default=default, metadata={"parse": parse, "help": help, "minimum": minimum})
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, (str, int, float)) or isinstance(value, bool):
+        raise ValueError(f"expected a text, not {value!r}")
+    return str(value)
+
+
+def _whole(value: object) -> int:
+    try:
+        number = int(str(value))
+    except ValueError:
+        raise ValueError(f"expected a whole number, not {value!r}") from None
+    return number
+
+
+def _number(value: object) -> float:
+    try:
+        return float(str(value))
+    except ValueError:
+        raise ValueError(f"expected a number, not {value!r}") from None
+
+
+def _flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() in ("true", "1", "yes", "on"):
+        return True
+    if str(value).lower() in ("false", "0", "no", "off"):
+        return False
+    raise ValueError(f"expected true or false, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSettings:
+    url: str = _setting("", _text, "PostgreSQL URL; empty starts the embedded server")
+    pool_size: int = _setting(5, _whole, "connections kept per process", minimum=1)
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    url: str = _setting("", _text, "Redis-protocol URL; empty starts the embedded server")
+
+
+@dataclass(frozen=True, slots=True)
+class RetrySettings:
+    """What a step without a `retry_policy` of its own gets."""
+
+    max_attempts: int = _setting(1, _whole, "attempts in all", minimum=1)
+    initial_delay: float = _setting(30.0, parse_duration, "seconds before the second attempt", minimum=0)
+    max_delay: float = _setting(300.0, parse_duration, "seconds between attempts at most", minimum=0)
+    backoff_factor: float = _setting(2.0, _number, "each delay is this many times the one before", minimum=1)
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSettings:
+    enabled: bool = _setting(True, _flag, "whether this deployment's workers reconcile and fire timers")
+    workers: int = _setting(10, _whole, "threads of the io worker that `orchestrator up` starts", minimum=1)
+    max_concurrent: int = _setting(100, _whole, "executions running at a time", minimum=1)
+    poll_interval: float = _setting(1.0, parse_duration, "seconds between reconciliations", minimum=0.05)
+    priority_queue: bool = _setting(True, _flag, "whether priority orders queued work")
+    lease: float = _setting(10.0, parse_duration, "seconds without a beat after which a worker is gone", minimum=1)
+    max_losses: int = _setting(3, _whole, "a step that lost its worker this often fails", minimum=1)
+    retry: RetrySettings = field(default_factory=RetrySettings)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorSettings:
+    timeout: float = _setting(1800.0, parse_duration, "seconds an execution may take", minimum=0.001)
+    max_memory: int = _setting(1024**3, parse_size, "bytes of memory a script may use", minimum=1)
+    log_retention: float = _setting(7 * 86400.0, parse_duration, "seconds that logs are kept", minimum=0)
+    scripts_dir: str = _setting("scripts", _text, "folder that `script:` names files in")
+    max_payload: int = _setting(1024**2, parse_size, "bytes of an input or a step's output at most", minimum=1024)
+    max_log: int = _setting(1024**2, parse_size, "bytes of log lines kept per attempt", minimum=0)
+    max_response: int = _setting(10 * 1024**2, parse_size, "bytes of an HTTP response read at most", minimum=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    host: str = _setting("127.0.0.1", _text, "address the API listens on")
+    port: int = _setting(8084, _whole, "port the API listens on", minimum=0)
+    data_dir: str = _setting("~/.orchestrator", _text, "folder of the embedded servers and the generated key")
+    admin_key: str = _setting("", _text, "bearer key of the API; generated into the data folder when empty")
+    plugins: str = _setting("", _text, "comma-separated modules that register step types")
+    database: DatabaseSettings = field(default_factory=DatabaseSettings)
+    broker: BrokerSettings = field(default_factory=BrokerSettings)
+    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
+    executor: ExecutorSettings = field(default_factory=ExecutorSettings)
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data_dir).expanduser().absolute()
+
+    @property
+    def scripts_path(self) -> Path:
+        return Path(self.executor.scripts_dir).expanduser().absolute()
+
+
+# The spec writes two of the retry settings flat under `scheduler`; they mean the same.
+_ALIASES = {
+    "scheduler.retry_attempts": "scheduler.retry.max_attempts",
+    "scheduler.retry_delay": "scheduler.retry.initial_delay",
+}
+
+
+def load_settings(environ: Mapping[str, str] | None = None, file: str | Path | None = None) -> Settings:
+    """The settings of this process.
+
+    `environ` defaults to os.environ, `file` to the one `ORCHESTRATOR_CONFIG` names, if it does. Raises
+    ConfigurationError that lists everything wrong, each with where it was written.
+    """
+    environ = os.environ if environ is None else environ
+    file = file or environ.get(f"{_PREFIX}_CONFIG") or None
+    written = _from_file(Path(file)) if file else {}
+    written |= _from_environment(environ)
+    wrong: list[str] = []
+    settings: Settings = _build(Settings, "", written, wrong)
+    wrong += [f"{where}: there is no setting {path}" for path, (_, where) in written.items()]
+    if wrong:
+        raise ConfigurationError("the settings are not valid:\n" + "\n".join(f"  {line}" for line in wrong))
+    return settings
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The environment variables that make load_settings() return `settings` in a child process."""
+    return {_variable(path): str(value) for path, value in _leaves(settings)}
+
+
+def _from_file(file: Path) -> dict[str, tuple[object, str]]:
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the settings file {file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"the settings file {file} is not YAML: {error}") from error
+    if document is None:
+        return {}
+    sections: list[object] = []
+    if isinstance(document, dict):
+        services = document.get("services") or {}
+        sections.append(services.get("orchestrator") or {} if isinstance(services, dict) else services)
+        sections.append({key: value for key, value in document.items() if key in ("scheduler", "executor")})
+    if not sections or not all(isinstance(section, dict) for section in sections):
+        raise ConfigurationError(f"the settings file {file} must have the shape services: {{orchestrator: {{...}}}}")
+    written: dict[str, tuple[object, str]] = {}
+    for section in sections:
+        for path, value in _flatten(section, ""):
+            written[_ALIASES.get(path, path)] = (value, f"{file}: {path}")
+    return written
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[object, str]]:
+    return {
+        path: (environ[name], name)
+        for path, _ in _leaves(Settings())
+        if (name := _variable(path)) in environ
+    }
+
+
+def _build(kind: Any, prefix: str, written: dict[str, tuple[object, str]], wrong: list[str]) -> Any:
+    values: dict[str, Any] = {}
+    for item in fields(kind):
+        path = prefix + item.name
+        if item.default is MISSING:
+            assert item.default_factory is not MISSING
+            values[item.name] = _build(type(item.default_factory()), f"{path}.", written, wrong)
+        elif path in written:
+            value, where = written.pop(path)
+            try:
+                values[item.name] = item.metadata["parse"](value)
+                minimum = item.metadata["minimum"]
+                if minimum is not None and values[item.name] < minimum:
+                    raise ValueError(f"{value!r} is less than {minimum}")
+            except ValueError as error:
+                values[item.name] = item.default
+                wrong.append(f"{where}: {error} ({item.metadata['help']})")
+    return kind(**values)
+
+
+def _flatten(section: object, prefix: str) -> list[tuple[str, object]]:
+    if not isinstance(section, dict):
+        return [(prefix.rstrip("."), section)]
+    return [leaf for key, value in section.items() for leaf in _flatten(value, f"{prefix}{key}.")]
+
+
+def _leaves(settings: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        nested = is_dataclass(value)
+        found += _leaves(value, f"{prefix}{item.name}.") if nested else [(prefix + item.name, value)]
+    return found
+
+
+def _variable(path: str) -> str:
+    return f"{_PREFIX}_{path.replace('.', '_').upper()}"

@@ -1,0 +1,45 @@
+"""Durations (`30s`, `5m`, `2h`, `7d`, `1h30m`, `250ms`) and sizes (`64KB`, `1GB`) as people write them."""
+
+from __future__ import annotations
+
+import re
+
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_BYTES = {"B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3, "TB": 1024**4}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB)", re.IGNORECASE)
+
+
+def parse_duration(value: object) -> float:
+    """Seconds in `value`: a number of seconds, or a text such as `30s` or `1h30m`.
+
+    Raises ValueError with a sentence for the user.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"a duration is a number of seconds or a text like '30s', not {value!r}")
+    if isinstance(value, (int, float)):
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"a duration cannot be {value}")
+        return float(value)
+    text = value.strip()
+    parts = _DURATION.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError(f"'{value}' is not a duration; write it like 250ms, 30s, 5m, 1h30m or 7d")
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+def parse_size(value: object) -> int:
+    """Bytes in `value`: a number of bytes, or a text such as `512KB` (1 KB is 1,024 bytes).
+
+    Raises ValueError with a sentence for the user.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError(f"a size is a number of bytes or a text like '1GB', not {value!r}")
+    if isinstance(value, int):
+        if value < 0:
+            raise ValueError(f"a size cannot be {value}")
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f"'{value}' is not a size; write it like 64KB, 10MB or 1GB")
+    return int(float(match[1]) * _BYTES[match[2].upper()])

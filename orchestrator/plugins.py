@@ -1,0 +1,80 @@
+"""The doors through which step types and hooks come in, ours and a third party's alike.
+
+A plugin is a module (or object) with any of the hooks below. It is found through the entry-point group
+`orchestrator`, or by its name in `ORCHESTRATOR_PLUGINS=module[,module]`. See workers/steps/contract.py for what
+a step type is.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Protocol
+
+import marshmallow
+import pluggy
+
+from orchestrator.errors import ConfigurationError
+
+hookspec = pluggy.HookspecMarker("orchestrator")
+hookimpl = pluggy.HookimplMarker("orchestrator")
+
+
+class StepTypeInfo(Protocol):
+    """What the core needs to know of a step type: enough to validate and route, nothing to run."""
+
+    type: str
+    queue: str
+    """Queue class: `control` (decided by the engine, no outside world), `io` or `cpu`."""
+    Config: type[marshmallow.Schema]
+
+    def references(self, config: Mapping[str, object]) -> Iterable[tuple[str, str]]:
+        """(path within config, step id) of each step that `config` names; those must depend on this one."""
+
+
+class Hooks:
+    """The hooks a plugin may implement, each a documented no-op here."""
+
+    @hookspec
+    def orchestrator_step_types(self) -> Iterable[StepTypeInfo]:  # type: ignore[empty-body]
+        """The step types this plugin adds."""
+
+
+Catalogue = Mapping[str, StepTypeInfo]
+
+
+def load_plugins(modules: str) -> pluggy.PluginManager:
+    """A manager with the installed plugins and those of `modules` (comma-separated module names).
+
+    Raises ConfigurationError that names the module which cannot be imported, and why.
+    """
+    manager = pluggy.PluginManager("orchestrator")
+    manager.add_hookspecs(Hooks)
+    manager.load_setuptools_entrypoints("orchestrator")
+    for name in filter(None, (part.strip() for part in modules.split(","))):
+        try:
+            module = importlib.import_module(name)
+        except Exception as error:
+            raise ConfigurationError(
+                f"ORCHESTRATOR_PLUGINS names the module {name!r}, which cannot be imported: {error!r}"
+            ) from error
+        if not manager.is_registered(module):
+            manager.register(module, name)
+    return manager
+
+
+@lru_cache(maxsize=8)
+def load_catalogue(modules: str) -> Catalogue:
+    """Every registered step type by its name. Raises ConfigurationError when two plugins claim one name."""
+    manager = load_plugins(modules)
+    catalogue: dict[str, StepTypeInfo] = {}
+    for implementation in manager.hook.orchestrator_step_types.get_hookimpls():
+        for step_type in implementation.function():
+            known = catalogue.setdefault(step_type.type, step_type)
+            if known is not step_type:
+                raise ConfigurationError(
+                    f"the step type {step_type.type!r} is registered twice, the second time by the plugin "
+                    f"{implementation.plugin_name}; remove one of the two from the plugins"
+                )
+    return catalogue

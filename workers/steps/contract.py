@@ -1,0 +1,90 @@
+"""What a step type is: a name, a checked configuration, a queue class, and `perform`."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, ClassVar, Literal
+
+import marshmallow
+
+from orchestrator.config import Settings
+from orchestrator.errors import StepTimeout
+
+Json = Any
+QueueClass = Literal["control", "io", "cpu"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """All that `perform` gets to know. Ids are texts; `config` has been rendered and loaded by the schema."""
+
+    execution_id: str
+    step_execution_id: str
+    step_id: str
+    path: str
+    attempt: int
+    """1 for the first attempt."""
+    config: Mapping[str, Any]
+    input: Json
+    """The rendered input_mapping; without one, the execution's input."""
+    settings: Settings
+    log: Callable[[str, LogLevel], None]
+    """Adds a line to the step's log; it is in the store within about a second."""
+    deadline: float | None = None
+    """On time.monotonic()'s clock: when the attempt's time is up."""
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt of this step in this execution; hand it to the other side."""
+        return f"{self.execution_id}:{self.path}"
+
+    def remaining(self) -> float | None:
+        """Seconds left, None if there is no limit. Raises StepTimeout when none are."""
+        if self.deadline is None:
+            return None
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise StepTimeout("the step's time is up")
+        return left
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The step is finished; `skip` names dependents that are not to run (the branch not taken)."""
+
+    output: Json
+    skip: frozenset[str] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The step rests without a worker until `until`, and is then performed again as the same attempt."""
+
+    until: datetime
+
+
+class StepType(ABC):
+    """The base of every step type. One instance serves a whole process and many threads: keep no state of a
+    single execution on it."""
+
+    type: ClassVar[str]
+    queue: ClassVar[QueueClass] = "io"
+    Config: type[marshmallow.Schema]
+    """Checks `config`: at save time as far as it holds no templates, and whole after rendering."""
+
+    raw_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields of the config that are handed over as written, not rendered (a program's source, say)."""
+
+    @abstractmethod
+    def perform(self, context: StepContext) -> Done | Wait:
+        """Do it. Raises StepFailed (or StepTimeout) when the attempt failed; anything else that is raised is
+        taken for a failed attempt of kind `error`."""
+
+    def references(self, config: Mapping[str, object]) -> Iterable[tuple[str, str]]:  # noqa: ARG002
+        """(path within config, step id) of each step that `config` names; those must depend on this one."""
+        return ()
