@@ -28,6 +28,8 @@ class StepTypeInfo(Protocol):
     queue: str
     """Queue class: `control` (decided by the engine, no outside world), `io` or `cpu`."""
     Config: type[marshmallow.Schema]
+    raw_fields: frozenset[str]
+    """Fields of the config that are taken as written: templates in them are not rendered."""
 
     def references(self, config: Mapping[str, object]) -> Iterable[tuple[str, str]]:
         """(path within config, step id) of each step that `config` names; those must depend on this one."""
