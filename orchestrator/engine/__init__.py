@@ -1,0 +1,1 @@
+"""Start, plan, advance and reconcile: everything that decides what happens next."""

@@ -1,0 +1,75 @@
+"""The shape of a definition: who waits for whom, and which steps form a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+
+from orchestrator.definition.model import Definition, Step
+
+CONTROL = "control"
+"""The queue class of steps that the engine decides by itself; they take no time and go along anywhere."""
+
+
+class Graph:
+    """An acyclic graph of steps, in the order in which the definition lists them."""
+
+    def __init__(self, definition: Definition) -> None:
+        self.definition = definition
+        self.steps: dict[str, Step] = {step.id: step for step in definition.steps}
+        children: dict[str, list[str]] = {step.id: [] for step in definition.steps}
+        for step in definition.steps:
+            for dependency in dict.fromkeys(step.depends_on):
+                children[dependency].append(step.id)
+        self.children: dict[str, tuple[str, ...]] = {id: tuple(ids) for id, ids in children.items()}
+
+    @cached_property
+    def roots(self) -> tuple[str, ...]:
+        return tuple(step.id for step in self.definition.steps if not step.depends_on)
+
+    @cached_property
+    def sinks(self) -> tuple[str, ...]:
+        return tuple(step.id for step in self.definition.steps if not self.children[step.id])
+
+    def only_child(self, step_id: str) -> str | None:
+        """The one dependent of `step_id`, if it waits for nothing else."""
+        children = self.children[step_id]
+        if len(children) != 1 or len(set(self.steps[children[0]].depends_on)) != 1:
+            return None
+        return children[0]
+
+    def next_in_run(self, step_id: str, queue: str) -> str | None:
+        """The step that a worker of `queue` goes straight on with after `step_id`. Repeated calls walk
+        through a run: steps in a row that this queue serves, and control steps between them."""
+        child = self.only_child(step_id)
+        if child is None or self.steps[child].queue not in (queue, CONTROL):
+            return None
+        return child
+
+    def queue_for(self, start: str) -> str:
+        """The queue that serves the run from `start` on: that of its first step which needs a certain one."""
+        step_id: str | None = start
+        while step_id is not None:
+            if self.steps[step_id].queue != CONTROL:
+                return self.steps[step_id].queue
+            step_id = self.only_child(step_id)
+        return CONTROL
+
+    def run(self, start: str) -> Iterator[str]:
+        """The steps of the run that begins with `start`."""
+        queue, step_id = self.queue_for(start), start
+        yield step_id
+        while (following := self.next_in_run(step_id, queue)) is not None:
+            step_id = following
+            yield step_id
+
+    @cached_property
+    def is_one_run(self) -> bool:
+        """Whether a single run covers every step, so that its end is the execution's end."""
+        return len(self.roots) == 1 and sum(1 for _ in self.run(self.roots[0])) == len(self.steps)
+
+    def outlook(self, step_ids: Iterable[str]) -> set[str]:
+        """The steps whose states decide whether a dependent of `step_ids` is ready: those dependents and
+        everything they wait for."""
+        dependents = {child for step_id in step_ids for child in self.children[step_id]}
+        return dependents | {needed for child in dependents for needed in self.steps[child].depends_on}

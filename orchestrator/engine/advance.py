@@ -1,0 +1,248 @@
+"""What follows the end of an attempt: record it, find what became ready, end the execution when nothing is left.
+
+One transaction under the execution's row lock. So whoever looks from outside never sees a step that could run
+and for which nobody was told, nor an execution that has ended in all its steps but not itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from orchestrator.definition.model import Step
+from orchestrator.engine.plan import Message, Plan, frontier, plan, whole_frontier
+from orchestrator.engine.programs import Program, Programs
+from orchestrator.errors import TemplateError
+from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus, StepStatus
+from orchestrator.store import Store, executions, steps
+from orchestrator.store.executions import Locked
+from orchestrator.store.steps import Claim, Result
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """Who would go straight on with what becomes ready."""
+
+    id: str
+    queue: str
+    timeout_of: Callable[[Step], float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """What an advance led to. `counted` is False if the claim was no longer held: then nothing was written.
+
+    `inline` is what the worker keeps for itself, its first step already claimed; `plan` is to be dispatched.
+    """
+
+    counted: bool
+    inline: Message | None = None
+    claim: Claim | None = None
+    plan: Plan | None = None
+
+
+_LOST = Advance(counted=False)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A step that has ended, and the steps it decided against (a condition's branches not taken)."""
+
+    path: str
+    record: Callable[[Connection], bool]
+    skip: frozenset[str] = field(default_factory=frozenset)
+
+
+def advance(
+    store: Store,
+    program: Program,
+    execution_id: str,
+    end: End,
+    *,
+    worker: Worker | None = None,
+    rung: frozenset[str] = frozenset(),
+) -> Advance:
+    """Record the end of a step and settle what follows from it.
+
+    `worker`, if given, keeps what it can go on with at once. `rung` names steps for which the canvas itself
+    sends the next message (a chord's body, a chain's next link): they are queued, not dispatched.
+    """
+    with store.transaction() as connection:
+        locked = executions.lock(connection, execution_id)
+        if locked is None or not end.record(connection):
+            return _LOST
+        if locked.status in EXECUTION_TERMINAL:
+            return Advance(counted=True)
+        if end.skip:
+            steps.skip(connection, execution_id, dict.fromkeys(end.skip, f"{end.path} took another branch"))
+        ready = _follow_up(connection, program, execution_id, {end.path, *end.skip})
+        return _go_on(connection, program, locked, ready, worker, rung)
+
+
+def replan(store: Store, programs: Programs, execution_id: str) -> Plan | None:
+    """Settle an execution from the states of all its steps: recovery, resume and retry are this call."""
+    with store.transaction() as connection:
+        locked = executions.lock(connection, execution_id)
+        if locked is None or locked.status in EXECUTION_TERMINAL:
+            return None
+        program = programs.get(connection, locked.workflow_id, locked.version)
+        decided = whole_frontier(program.graph, steps.states(connection, execution_id))
+        if decided.skipped:
+            steps.skip(connection, execution_id, dict(decided.skipped))
+        return _go_on(connection, program, locked, list(decided.ready), None, frozenset()).plan
+
+
+def end_early(store: Store, execution_id: str, message: str) -> bool:
+    """Fail an execution now, whatever its steps are doing: what has not ended is cancelled."""
+    with store.transaction() as connection:
+        if executions.lock(connection, execution_id) is None:
+            return False
+        ended = executions.fail(connection, execution_id, message)
+        if ended:
+            steps.cancel_all(connection, execution_id)
+        return ended
+
+
+def _follow_up(connection: Connection, program: Program, execution_id: str, ended: set[str]) -> list[str]:
+    """The steps made ready by `ended`; those that are not to run are skipped on the way."""
+    graph = program.graph
+    states: dict[str, StepStatus] = {}
+    ready: list[str] = []
+    while ended:
+        unknown = graph.outlook(ended) - states.keys()
+        if unknown:
+            states |= steps.states(connection, execution_id, unknown)
+        decided = frontier(graph, states, ended)
+        if decided.skipped:
+            steps.skip(connection, execution_id, dict(decided.skipped))
+            states |= dict.fromkeys(decided.skipped, StepStatus.SKIPPED)
+        ready += [step_id for step_id in decided.ready if step_id not in ready]
+        ended = set(decided.skipped)
+    return ready
+
+
+def _go_on(
+    connection: Connection,
+    program: Program,
+    locked: Locked,
+    ready: list[str],
+    worker: Worker | None,
+    rung: frozenset[str],
+) -> Advance:
+    if not ready:
+        _finish_if_done(connection, program, locked)
+        return Advance(counted=True)
+    if locked.status is ExecutionStatus.PAUSED:
+        return Advance(counted=True)  # they stay pending; resume plans them
+    announced = [step_id for step_id in ready if step_id in rung]
+    left = [step_id for step_id in ready if step_id not in rung]
+    planned = plan(program.graph, locked.id, locked.priority, left) if left else None
+    inline = None
+    if planned is not None and worker is not None:
+        inline, planned = _keep_one(planned, worker.queue)
+    if inline is None or len(ready) > 1:
+        kept = set() if inline is None else {inline.starts[0]}
+        steps.queue(connection, locked.id, [step_id for step_id in (*announced, *left) if step_id not in kept])
+    if inline is None or worker is None:
+        return Advance(counted=True, plan=planned)
+    first = inline.starts[0]
+    timeout = worker.timeout_of(program.graph.steps[first])
+    claim = steps.follow(connection, locked.id, first, worker.id, timeout)
+    return Advance(counted=True, inline=inline, claim=claim, plan=planned)
+
+
+def _keep_one(planned: Plan, queue: str) -> tuple[Message | None, Plan | None]:
+    """One branch that a worker of `queue` can go on with without a message, and the plan without it.
+
+    The branches of a chord are counted by the broker, and those of a chain follow one another there: these go
+    out whole.
+    """
+    if planned.join is not None:
+        return None, planned
+    for at, branch in enumerate(planned.branches):
+        if branch[0].queue in (queue, "control"):
+            others = planned.branches[:at] + planned.branches[at + 1 :]
+            rest = Plan(planned.execution_id, planned.priority, others) if others else None
+            return branch[0], rest
+    return None, planned
+
+
+def _finish_if_done(connection: Connection, program: Program, locked: Locked) -> None:
+    ending = steps.ending(connection, locked.id)
+    if ending.unfinished:
+        return
+    counting = [
+        (path, message) for path, message in ending.failures if program.graph.steps[path].on_error == "fail"
+    ]
+    if counting:
+        path, message = counting[0]
+        executions.fail(connection, locked.id, f"step {path} failed: {message}")
+    elif program.outputs is None:
+        executions.finish_with_outputs_of(connection, locked.id, program.graph.sinks)
+    else:
+        _finish_with_outputs(connection, program, locked)
+
+
+def _finish_with_outputs(connection: Connection, program: Program, locked: Locked) -> None:
+    assert program.outputs is not None
+    context: Mapping[str, Any] = {
+        "variables": program.variables,
+        "input": locked.input,
+        "steps": steps.outputs(connection, locked.id, program.outputs.steps),
+        "execution": execution_facts(locked.id, locked.workflow_id, locked.version, locked.priority),
+        "trigger": {"id": locked.trigger_id},
+    }
+    try:
+        output = program.outputs.render(context)
+    except TemplateError as error:
+        executions.fail(connection, locked.id, f"outputs: {error}")
+    else:
+        executions.finish(connection, locked.id, output)
+
+
+def execution_facts(id: str, workflow_id: str, version: int, priority: int) -> dict[str, Any]:
+    """What templates see as `execution`."""
+    return {"id": id, "workflow_id": workflow_id, "version": version, "priority": priority}
+
+
+# --- failed attempts -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    kind: str
+    message: str
+    retryable: bool = True
+    input: Any = None
+    output: Any = None
+
+    @property
+    def result(self) -> Result:
+        return Result(self.input, self.output, self.kind, self.message)
+
+
+def end_failed_attempt(
+    store: Store,
+    program: Program,
+    execution_id: str,
+    held: Claim,
+    failure: Failure,
+    *,
+    worker: Worker | None = None,
+    rung: frozenset[str] = frozenset(),
+) -> Advance:
+    """Let the step rest before its next attempt, or fail it for good and settle what follows."""
+    policy = program.retry_policy(program.graph.steps[held.path])
+    # An attempt that a dying worker took with it says nothing about the step: it does not use up the policy.
+    attempt = held.attempt - held.losses
+    if failure.retryable and policy.allows(failure.kind, attempt):
+        with store.single() as connection:
+            delay = policy.delay_after(attempt)
+            return Advance(steps.rest(connection, held, failure.result, delay=delay, resumes=False))
+    end = End(held.path, lambda connection: steps.fail(connection, held, failure.result))
+    return advance(store, program, execution_id, end, worker=worker, rung=rung)
+
+

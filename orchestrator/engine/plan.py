@@ -1,0 +1,156 @@
+"""From the states of an execution's steps to the messages that move it on: pure functions.
+
+Start, advance, retry and recovery all ask the same two questions here: what has become ready (`frontier`), and
+which messages does that take (`plan`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from orchestrator.definition.graph import Graph
+from orchestrator.lifecycle import STEP_TERMINAL, StepStatus
+
+PACKS = 8
+"""A wide fork is spread over about this many messages; each costs as much as several small steps."""
+PACK_SIZE = 50
+"""Runs in one message at most, so that a very wide fork still spreads over many workers."""
+CHORD_WIDTH = 3
+"""Messages from which on a fork is worth a chord's counting; below, the last to finish looks for itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One `run_steps` task: the first steps of one or more runs, all served by `queue`."""
+
+    queue: str
+    starts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be sent for one execution. Each branch is a chain of messages; the branches go side by side,
+    and when all have returned, `join` follows."""
+
+    execution_id: str
+    priority: int
+    branches: tuple[tuple[Message, ...], ...]
+    join: Message | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """What the end of some steps has decided about their dependents."""
+
+    ready: tuple[str, ...]
+    skipped: Mapping[str, str]
+    """Path -> reason."""
+
+
+def frontier(graph: Graph, states: Mapping[str, StepStatus], ended: Iterable[str]) -> Frontier:
+    """The pending dependents of `ended` whose fate is decided; `states` must cover graph.outlook(ended)."""
+    ready: list[str] = []
+    skipped: dict[str, str] = {}
+    for child in dict.fromkeys(child for step_id in ended for child in graph.children[step_id]):
+        if states[child] is not StepStatus.PENDING:
+            continue
+        needed = graph.steps[child].depends_on
+        if not all(states[dependency] in STEP_TERMINAL for dependency in needed):
+            continue
+        reason = _reason_to_skip(graph, states, needed)
+        if reason is None:
+            ready.append(child)
+        else:
+            skipped[child] = reason
+    return Frontier(tuple(ready), skipped)
+
+
+def _reason_to_skip(graph: Graph, states: Mapping[str, StepStatus], needed: Sequence[str]) -> str | None:
+    for dependency in needed:
+        failed = states[dependency] is StepStatus.FAILED and graph.steps[dependency].on_error == "fail"
+        if failed or states[dependency] is StepStatus.CANCELLED:
+            return f"{dependency} {states[dependency]}"
+    # A join after a condition runs when any of its branches did; only if none did is there nothing to join.
+    if all(states[dependency] is StepStatus.SKIPPED for dependency in needed):
+        return f"{', '.join(needed[:3])}{', ...' if len(needed) > 3 else ''} skipped"
+    return None
+
+
+def whole_frontier(graph: Graph, states: Mapping[str, StepStatus]) -> Frontier:
+    """Everything that is decided in an execution, skips followed to their end: what a recovery starts from."""
+    known = dict(states)
+    ready = [root for root in graph.roots if known[root] is StepStatus.PENDING]
+    skipped: dict[str, str] = {}
+    ended: list[str] = [step_id for step_id, status in known.items() if status in STEP_TERMINAL]
+    while ended:
+        decided = frontier(graph, known, ended)
+        ready += [step_id for step_id in decided.ready if step_id not in ready]
+        skipped |= decided.skipped
+        known |= dict.fromkeys(decided.skipped, StepStatus.SKIPPED)
+        ended = list(decided.skipped)
+    return Frontier(tuple(ready), skipped)
+
+
+def plan(graph: Graph, execution_id: str, priority: int, ready: Sequence[str]) -> Plan:
+    """The messages for `ready` steps: runs, packed where that delays nobody, and a join where all meet."""
+    branches = [_branch(graph, start) for start in ready]
+    ends = {start: _end(graph, branch) for start, branch in zip(ready, branches, strict=True)}
+    packed = _pack(graph, branches, ends)
+    return Plan(execution_id, priority, tuple(packed), _join(graph, packed, set(ends.values())))
+
+
+def _branch(graph: Graph, start: str) -> tuple[Message, ...]:
+    """The run from `start`, and the runs on other queues that follow it in a row."""
+    links: list[Message] = []
+    following: str | None = start
+    while following is not None:
+        links.append(Message(graph.queue_for(following), (following,)))
+        *_, last = graph.run(following)
+        following = graph.only_child(last)
+    return tuple(links)
+
+
+def _end(graph: Graph, branch: tuple[Message, ...]) -> str:
+    *_, last = graph.run(branch[-1].starts[0])
+    return last
+
+
+def _pack(
+    graph: Graph, branches: Sequence[tuple[Message, ...]], ends: Mapping[str, str]
+) -> list[tuple[Message, ...]]:
+    """Put runs into one message whose ends have the same dependents: those wait for all of them anyway, so
+    nothing starts later for it. (A worker hands back what it cannot do at once; see workers/runner.py.)"""
+    packed: list[tuple[Message, ...]] = []
+    alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for branch in branches:
+        if len(branch) > 1:
+            packed.append(branch)
+        else:
+            start = branch[0].starts[0]
+            alike.setdefault((branch[0].queue, graph.children[ends[start]]), []).append(start)
+    for (queue, _), starts in alike.items():
+        size = min(PACK_SIZE, ceil(len(starts) / PACKS))
+        packed += [
+            (Message(queue, tuple(starts[at : at + size])),) for at in range(0, len(starts), size)
+        ]
+    return packed
+
+
+def _join(graph: Graph, branches: Sequence[tuple[Message, ...]], ends: set[str]) -> Message | None:
+    """The step in which all branches meet and which waits for nothing else, if a chord pays."""
+    if len(branches) < CHORD_WIDTH:
+        return None
+    dependents = {graph.children[end] for end in ends}
+    if len(dependents) != 1 or len(children := dependents.pop()) != 1:
+        return None
+    join = children[0]
+    if not set(graph.steps[join].depends_on) <= ends:
+        return None
+    return Message(graph.queue_for(join), (join,))
+
+
+def split(message: Message) -> tuple[tuple[Message, ...], ...]:
+    """The same runs with a message for each."""
+    return tuple((Message(message.queue, (start,)),) for start in message.starts)

@@ -1,0 +1,93 @@
+"""A workflow version made ready to run: its graph, and what is the same for each of its executions."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from threading import Lock
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from orchestrator.config import Settings
+from orchestrator.definition import build_definition
+from orchestrator.definition.graph import Graph
+from orchestrator.definition.model import RetryPolicy, Step
+from orchestrator.definition.templates import Compiled, compile_value
+from orchestrator.lifecycle import StepStatus
+from orchestrator.plugins import Catalogue
+from orchestrator.store import workflows
+from orchestrator.store.executions import StepRows
+
+# A process serves a handful of workflows at a time; a definition of 10,000 steps takes some 20 MB here.
+_KEPT = 64
+
+
+class Program:
+    """One immutable workflow version; shared by all threads of a process."""
+
+    def __init__(self, source: Mapping[str, Any], catalogue: Catalogue, settings: Settings) -> None:
+        self.definition = build_definition(source, catalogue)
+        self.graph = Graph(self.definition)
+        self._default_retry = RetryPolicy(
+            max_attempts=settings.scheduler.retry.max_attempts,
+            initial_delay=settings.scheduler.retry.initial_delay,
+            max_delay=settings.scheduler.retry.max_delay,
+            backoff_factor=settings.scheduler.retry.backoff_factor,
+        )
+        self.timeout = self.definition.timeout or settings.executor.timeout
+
+    def retry_policy(self, step: Step) -> RetryPolicy:
+        return step.retry_policy or self._default_retry
+
+    @cached_property
+    def step_rows(self) -> StepRows:
+        steps = self.definition.steps
+        roots = set(self.graph.roots)
+        return StepRows(
+            paths=tuple(step.id for step in steps),
+            types=tuple(step.type for step in steps),
+            queues=tuple(self.graph.queue_for(step.id) for step in steps),
+            statuses=tuple(StepStatus.QUEUED if step.id in roots else StepStatus.PENDING for step in steps),
+        )
+
+    @cached_property
+    def variables(self) -> Mapping[str, Any]:
+        return self.definition.variables or {}
+
+    @cached_property
+    def outputs(self) -> Compiled | None:
+        return None if self.definition.outputs is None else compile_value(dict(self.definition.outputs))
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramKey:
+    workflow_id: str
+    version: int
+
+
+class Programs:
+    """The programs this process has used lately. A version never changes, so neither does what is kept."""
+
+    def __init__(self, catalogue: Catalogue, settings: Settings) -> None:
+        self.catalogue = catalogue
+        self.settings = settings
+        self._kept: OrderedDict[ProgramKey, Program] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, connection: Connection, workflow_id: str, version: int) -> Program:
+        key = ProgramKey(workflow_id, version)
+        with self._lock:
+            program = self._kept.get(key)
+            if program is not None:
+                self._kept.move_to_end(key)
+                return program
+        source = workflows.definition(connection, workflow_id, version)
+        program = Program(source, self.catalogue, self.settings)
+        with self._lock:
+            self._kept[key] = program
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return program

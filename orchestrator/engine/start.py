@@ -1,0 +1,77 @@
+"""Start an execution: everything it is, in one statement; the doorbell after the commit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from orchestrator.engine.plan import Plan, plan
+from orchestrator.engine.programs import Programs
+from orchestrator.errors import Conflict, InputError, PayloadTooLarge, Problem
+from orchestrator.lifecycle import WorkflowStatus
+from orchestrator.store import Store, executions, workflows
+
+_STARTABLE = frozenset({WorkflowStatus.DRAFT, WorkflowStatus.ACTIVE})
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """`plan` is None if the execution was there already under the same idempotency key."""
+
+    execution_id: str
+    plan: Plan | None
+
+
+def start_execution(
+    store: Store,
+    programs: Programs,
+    workflow_id: str,
+    input: Any,
+    *,
+    priority: int = 5,
+    idempotency_key: str | None = None,
+) -> Started:
+    """Store an execution of the workflow's newest version; the caller dispatches the plan.
+
+    Raises NotFound; Conflict if the workflow's status does not allow it; PayloadTooLarge.
+    """
+    check_payload(input, programs.settings.executor.max_payload)
+    with store.single() as connection:
+        status, version = workflows.current(connection, workflow_id)
+        if status not in _STARTABLE:
+            raise Conflict(
+                f"workflow {workflow_id} is {status} and cannot be executed; activate or resume it first", status
+            )
+        program = programs.get(connection, workflow_id, version)
+        execution_id = executions.insert(
+            connection,
+            workflow_id,
+            version,
+            input,
+            program.step_rows,
+            priority=priority,
+            timeout=program.timeout,
+            idempotency_key=idempotency_key,
+        )
+        if execution_id is None:
+            assert idempotency_key is not None  # nothing else can be there already
+            existing = executions.id_by_idempotency_key(connection, workflow_id, idempotency_key)
+            assert existing is not None
+            return Started(existing, None)
+    return Started(execution_id, plan(program.graph, execution_id, priority, program.graph.roots))
+
+
+def check_payload(value: Any, limit: int, path: str = "input") -> None:
+    """Raise InputError or PayloadTooLarge unless `value` is JSON of at most `limit` bytes."""
+    try:
+        encoded = orjson.dumps(value)
+    except TypeError as error:
+        raise InputError([Problem(path, f"is not JSON: {error}")]) from None
+    if len(encoded) > limit:
+        raise PayloadTooLarge(
+            [Problem(path, f"has {len(encoded):,} bytes as JSON; the limit (executor.max_payload) is {limit:,}")]
+        )
+    if b"\\u0000" in encoded and b"\\u0000" in encoded.replace(b"\\\\", b""):
+        raise InputError([Problem(path, "holds a NUL character (\\u0000), which cannot be stored; remove it")])

@@ -1,0 +1,135 @@
+"""Statuses, what each means and who moves it on, and the transitions between them.
+
+A transition has a name; the store turns it into one UPDATE that is guarded by the transition's sources and
+says whether it won. Nothing else writes a status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class WorkflowStatus(StrEnum):
+    DRAFT = "draft"
+    """Being written. Can be executed by hand to try it; a user activates it."""
+    ACTIVE = "active"
+    """Triggers and users may start it."""
+    PAUSED = "paused"
+    """Nothing starts it; a user resumes it."""
+    COMPLETED = "completed"
+    """Its run limit or end date was reached."""
+    FAILED = "failed"
+    """Disabled after too many failures in a row; a user activates it again."""
+    CANCELLED = "cancelled"
+    """Retired by a user; it and its history stay readable."""
+
+
+class ExecutionStatus(StrEnum):
+    QUEUED = "queued"
+    """Accepted and stored; the first claim of one of its steps moves it on."""
+    RUNNING = "running"
+    """Steps are being done or are about to be; the advance that finds nothing left ends it."""
+    PAUSED = "paused"
+    """No step of it is claimed; a user resumes it."""
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class StepStatus(StrEnum):
+    PENDING = "pending"
+    """Not all of its dependencies are done; the advance after the last of them moves it on."""
+    QUEUED = "queued"
+    """Ready, and a message for it has been or is about to be sent; the worker's claim moves it on. A lost
+    message is found by reconcile."""
+    RUNNING = "running"
+    """A worker process holds its claim token; that worker records the result, or reconcile finds it gone."""
+    WAITING = "waiting"
+    """It rests until next_attempt_at (a retry, a timer) or until somebody decides; holds no worker."""
+    COMPLETED = "completed"
+    FAILED = "failed"
+    """Every attempt it was allowed has failed."""
+    SKIPPED = "skipped"
+    """Not to run: a branch not taken, or a dependency that failed or was skipped."""
+    CANCELLED = "cancelled"
+    """Its execution was ended before it was done."""
+
+
+EXECUTION_TERMINAL = frozenset({ExecutionStatus.COMPLETED, ExecutionStatus.FAILED, ExecutionStatus.CANCELLED})
+STEP_TERMINAL = frozenset(
+    {StepStatus.COMPLETED, StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """From any of `sources` to `target`."""
+
+    name: str
+    sources: frozenset[StrEnum]
+    target: StrEnum
+
+    @property
+    def guard(self) -> str:
+        """SQL that holds for rows this transition may move; the words come from the enums above."""
+        return f"status IN ({sql_words(self.sources)})"
+
+    @property
+    def assignment(self) -> str:
+        """SQL that writes the new status."""
+        return f"status = '{self.target}'"
+
+
+def sql_words(statuses: Iterable[StrEnum]) -> str:
+    """The statuses as a SQL list, for `status IN (...)`."""
+    return ", ".join(f"'{status}'" for status in sorted(statuses))
+
+
+def _step(name: str, sources: set[StepStatus], target: StepStatus) -> Transition:
+    return Transition(name, frozenset(sources), target)
+
+
+_STEP_LIVE = set(StepStatus) - STEP_TERMINAL
+
+# --- step executions ---------------------------------------------------------------------------------------
+QUEUE = _step("queue", {StepStatus.PENDING}, StepStatus.QUEUED)
+"""Its last dependency is done (advance)."""
+CLAIM = _step("claim", {StepStatus.QUEUED}, StepStatus.RUNNING)
+"""A worker takes it on."""
+FOLLOW = _step("follow", {StepStatus.PENDING, StepStatus.QUEUED}, StepStatus.RUNNING)
+"""The worker that just recorded the step before it goes straight on with it."""
+COMPLETE = _step("complete", {StepStatus.RUNNING}, StepStatus.COMPLETED)
+FAIL = _step("fail", {StepStatus.RUNNING}, StepStatus.FAILED)
+REST = _step("rest", {StepStatus.RUNNING}, StepStatus.WAITING)
+"""A failed attempt with another one to come, or a step that asked to wait."""
+WAKE = _step("wake", {StepStatus.WAITING}, StepStatus.QUEUED)
+"""Its time has come (reconcile)."""
+LOSE = _step("lose", {StepStatus.RUNNING}, StepStatus.QUEUED)
+"""Its worker is gone (reconcile)."""
+SKIP = _step("skip", {StepStatus.PENDING}, StepStatus.SKIPPED)
+CANCEL_STEP = _step("cancel", _STEP_LIVE, StepStatus.CANCELLED)
+
+# --- executions --------------------------------------------------------------------------------------------
+BEGIN = Transition("begin", frozenset({ExecutionStatus.QUEUED}), ExecutionStatus.RUNNING)
+"""Its first step is claimed."""
+FINISH = Transition(
+    "finish", frozenset({ExecutionStatus.QUEUED, ExecutionStatus.RUNNING}), ExecutionStatus.COMPLETED
+)
+"""Every step has ended and none failed that counts."""
+FAIL_EXECUTION = Transition(
+    "fail",
+    frozenset({ExecutionStatus.QUEUED, ExecutionStatus.RUNNING, ExecutionStatus.PAUSED}),
+    ExecutionStatus.FAILED,
+)
+CANCEL_EXECUTION = Transition("cancel", FAIL_EXECUTION.sources, ExecutionStatus.CANCELLED)
+
+# --- workflows ---------------------------------------------------------------------------------------------
+ACTIVATE = Transition(
+    "activate",
+    frozenset({WorkflowStatus.DRAFT, WorkflowStatus.PAUSED, WorkflowStatus.FAILED, WorkflowStatus.COMPLETED}),
+    WorkflowStatus.ACTIVE,
+)
+PAUSE_WORKFLOW = Transition("pause", frozenset({WorkflowStatus.ACTIVE}), WorkflowStatus.PAUSED)
+RESUME_WORKFLOW = Transition("resume", frozenset({WorkflowStatus.PAUSED}), WorkflowStatus.ACTIVE)

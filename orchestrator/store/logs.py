@@ -1,0 +1,44 @@
+"""Log lines of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy.engine import Connection
+
+from orchestrator.store.session import new_id, run
+
+
+class LogLine(NamedTuple):
+    at: datetime
+    level: str
+    message: str
+
+
+def append(
+    connection: Connection,
+    execution_id: str,
+    step_execution_id: str,
+    step_id: str,
+    attempt: int,
+    lines: Sequence[LogLine],
+) -> None:
+    run(
+        connection,
+        "INSERT INTO step_logs (id, execution_id, step_execution_id, step_id, attempt, level, message, at) "
+        "SELECT u.id, %(execution)s::uuid, %(step_execution)s::uuid, %(step)s, %(attempt)s, u.level, u.message, u.at "
+        "FROM unnest(%(ids)s::uuid[], %(levels)s::text[], %(messages)s::text[], %(ats)s::timestamptz[]) "
+        "AS u(id, level, message, at)",
+        {
+            "execution": execution_id,
+            "step_execution": step_execution_id,
+            "step": step_id,
+            "attempt": attempt,
+            "ids": [new_id() for _ in lines],
+            "levels": [line.level for line in lines],
+            "messages": [line.message for line in lines],
+            "ats": [line.at for line in lines],
+        },
+    )

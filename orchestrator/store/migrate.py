@@ -1,0 +1,36 @@
+"""Bring the database to the newest schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.engine import Connection
+
+from orchestrator.config import DatabaseSettings
+from orchestrator.store.session import create_engine
+
+# Any constant will do, as long as every release uses the same.
+_LOCK = 0x6F726368
+
+
+def migrate(url: str) -> None:
+    """Apply what is missing, in order; a second process that does the same at the same time waits for us."""
+    engine = create_engine(DatabaseSettings(url=url))
+    try:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+            command.upgrade(alembic_config(connection), "head")
+    finally:
+        engine.dispose()
+
+
+def alembic_config(connection: Connection) -> Config:
+    config = Config()
+    # The scripts' folder may hold a percent sign, which the configuration parser would take for its own.
+    folder = str(Path(__file__).with_name("migrations")).replace("%", "%%")
+    config.set_main_option("script_location", folder)
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config

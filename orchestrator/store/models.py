@@ -1,0 +1,185 @@
+"""The tables. Every invariant that matters stands here as a named constraint, with its reason."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+
+from orchestrator.lifecycle import (
+    EXECUTION_TERMINAL,
+    STEP_TERMINAL,
+    ExecutionStatus,
+    StepStatus,
+    WorkflowStatus,
+    sql_words,
+)
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+_Id = UUID(as_uuid=False)
+_Time = sa.DateTime(timezone=True)
+_now = sa.text("now()")
+
+
+def _known(column: str, statuses: type[StrEnum]) -> sa.CheckConstraint:
+    return sa.CheckConstraint(f"{column} IN ({sql_words(statuses)})", name=f"{column}_known")
+
+
+workflows = sa.Table(
+    "workflows",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("description", sa.Text, nullable=False, server_default=""),
+    sa.Column("status", sa.Text, nullable=False, server_default="draft"),
+    sa.Column("tags", ARRAY(sa.Text), nullable=False, server_default="{}"),
+    sa.Column("owner_id", _Id),
+    sa.Column("is_template", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("created_at", _Time, nullable=False, server_default=_now),
+    sa.Column("updated_at", _Time, nullable=False, server_default=_now),
+    _known("status", WorkflowStatus),
+    sa.Index("ix_workflows_tags", "tags", postgresql_using="gin"),
+    sa.Index("ix_workflows_name", "name"),
+)
+
+workflow_versions = sa.Table(
+    "workflow_versions",
+    metadata,
+    sa.Column("workflow_id", _Id, sa.ForeignKey("workflows.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    # JSON, not JSONB: a definition is shown as it was written, with its keys in their order.
+    sa.Column("definition", sa.JSON, nullable=False),
+    sa.Column("created_at", _Time, nullable=False, server_default=_now),
+    comment="Immutable: a trigger refuses every UPDATE, since executions are pinned to a version.",
+)
+
+executions = sa.Table(
+    "executions",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("workflow_id", _Id, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("input", JSONB, nullable=False),
+    sa.Column("output", JSONB),
+    sa.Column("priority", sa.SmallInteger, nullable=False, server_default="5"),
+    sa.Column("trigger_id", _Id),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("error_message", sa.Text),
+    sa.Column("timeout", sa.Double, comment="seconds, counted from started_at"),
+    sa.Column("deadline", _Time),
+    sa.Column("created_at", _Time, nullable=False, server_default=_now),
+    sa.Column("started_at", _Time),
+    sa.Column("finished_at", _Time),
+    sa.ForeignKeyConstraint(
+        ["workflow_id", "version"],
+        ["workflow_versions.workflow_id", "workflow_versions.version"],
+        name="fk_executions_version",
+        ondelete="CASCADE",
+    ),
+    _known("status", ExecutionStatus),
+    sa.CheckConstraint("priority BETWEEN 0 AND 9", name="priority_range"),
+    # An end that has no time, or a time without an end, would make durations and retention lie.
+    sa.CheckConstraint(
+        f"(status IN ({sql_words(EXECUTION_TERMINAL)})) = (finished_at IS NOT NULL)", name="terminal_is_finished"
+    ),
+    # What makes a repeated POST with the same Idempotency-Key one execution, whatever races.
+    sa.UniqueConstraint("workflow_id", "idempotency_key", name="uq_executions_idempotency"),
+    sa.Index("ix_executions_workflow_id_id", "workflow_id", "id"),
+    # Reconcile and /health look at what has not ended: few rows, however many have.
+    sa.Index(
+        "ix_executions_live",
+        "status",
+        postgresql_where=sa.text(f"status NOT IN ({sql_words(EXECUTION_TERMINAL)})"),
+    ),
+)
+
+step_executions = sa.Table(
+    "step_executions",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("execution_id", _Id, sa.ForeignKey("executions.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("step_id", sa.Text, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("queue", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("losses", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("resumes", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("input", JSONB),
+    sa.Column("output", JSONB),
+    sa.Column("error_kind", sa.Text),
+    sa.Column("error_message", sa.Text),
+    sa.Column("claim_token", _Id),
+    sa.Column("worker_id", _Id),
+    sa.Column("rung_at", _Time, comment="when a message was last sent for it; NULL if none was needed"),
+    sa.Column("next_attempt_at", _Time),
+    sa.Column("deadline", _Time),
+    sa.Column("started_at", _Time),
+    sa.Column("finished_at", _Time),
+    _known("status", StepStatus),
+    sa.UniqueConstraint("execution_id", "path", name="uq_step_executions_path"),
+    sa.CheckConstraint(
+        f"(status IN ({sql_words(STEP_TERMINAL)})) = (finished_at IS NOT NULL)", name="terminal_is_finished"
+    ),
+    # Whoever writes a result must hold the token of the claim it belongs to; no claim, no token.
+    sa.CheckConstraint("(status = 'running') = (claim_token IS NOT NULL)", name="running_is_claimed"),
+    # A timer on a row that is not waiting would fire for nobody.
+    sa.CheckConstraint("next_attempt_at IS NULL OR status = 'waiting'", name="timer_is_waiting"),
+    # The one index reconcile works from: what is queued, running or waiting, never the finished millions.
+    sa.Index(
+        "ix_step_executions_live",
+        "execution_id",
+        postgresql_where=sa.text("status IN ('queued', 'running', 'waiting')"),
+    ),
+    # Rows are updated three or four times in their life; room on the page keeps the versions together.
+    postgresql_with={"fillfactor": "70"},
+)
+
+step_logs = sa.Table(
+    "step_logs",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("execution_id", _Id, sa.ForeignKey("executions.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("step_execution_id", _Id, nullable=False),
+    sa.Column("step_id", sa.Text, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("level", sa.Text, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("at", _Time, nullable=False),
+    sa.Index("ix_step_logs_execution_id_id", "execution_id", "id"),
+)
+
+worker_processes = sa.Table(
+    "worker_processes",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("node", sa.Text, nullable=False, comment="the Celery node name"),
+    sa.Column("host", sa.Text, nullable=False, comment="host and process namespace, within which pid counts"),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("born", sa.Double, nullable=False, comment="start of the process, since pids come again"),
+    sa.Column("started_at", _Time, nullable=False, server_default=_now),
+    sa.Column("seen_at", _Time, nullable=False, server_default=_now),
+    comment="A row is a lease: a running step whose worker has no row here has lost its worker.",
+)
+
+duties = sa.Table(
+    "duties",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("holder", _Id),
+    sa.Column("at", _Time, nullable=False, server_default=sa.text("'-infinity'")),
+    comment="What one process at a time does; whoever holds it keeps `at` fresh.",
+)

@@ -1,0 +1,87 @@
+"""The connection to PostgreSQL, and how rows and values cross it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+import uuid_utils
+from sqlalchemy.engine import Connection, Engine, Row
+
+from orchestrator.config import DatabaseSettings
+from orchestrator.errors import ConfigurationError
+
+Params = Mapping[str, Any]
+
+
+def new_id() -> str:
+    """A UUIDv7: unique anywhere, and sorted by time, so that new rows stand together in every index."""
+    return str(uuid_utils.uuid7())
+
+
+def to_json(value: object) -> str:
+    """`value` as PostgreSQL takes it for a jsonb parameter."""
+    return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+class Store:
+    """One pool of connections. A process makes its own after a fork: psycopg2 connections do not cross it.
+
+    There is no session state beyond a transaction, so PgBouncer in transaction mode may stand in between.
+    """
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self.engine = create_engine(settings)
+        # A transition is one statement; on an autocommit connection that is one round trip, not three.
+        self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A transaction at READ COMMITTED, committed at the end and rolled back by an exception."""
+        with self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def single(self) -> Iterator[Connection]:
+        """A connection on which every statement is its own transaction."""
+        with self._single.connect() as connection:
+            yield connection
+
+    def forget(self) -> None:
+        """Drop inherited connections without closing them: they are the parent process's to close."""
+        self.engine.dispose(close=False)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def create_engine(settings: DatabaseSettings) -> Engine:
+    """An engine for `settings.url`, which may name no driver. Raises ConfigurationError for another database."""
+    try:
+        url = sa.make_url(settings.url)
+    except sa.exc.ArgumentError:
+        raise ConfigurationError("database.url is not a URL; write it like postgresql://user@host/name") from None
+    if url.get_backend_name() not in ("postgresql", "postgres"):
+        raise ConfigurationError(f"database.url names {url.get_backend_name()}; only postgresql is supported")
+    url = url.set(drivername="postgresql+psycopg2")
+    return sa.create_engine(
+        url,
+        pool_size=settings.pool_size,
+        max_overflow=20,
+        pool_pre_ping=False,  # a lost connection surfaces in a statement that is safe to repeat
+        connect_args={"connect_timeout": 5, "application_name": "orchestrator"},
+        json_serializer=to_json,
+        json_deserializer=orjson.loads,
+    )
+
+
+def run(connection: Connection, sql: str, params: Params | Sequence[Params] = ()) -> sa.CursorResult[Any]:
+    """Execute hand-written SQL with %(name)s parameters, bypassing the compiler: for the hot statements."""
+    return connection.exec_driver_sql(sql, params or None)
+
+
+def as_dicts(rows: Sequence[Row[Any]]) -> list[dict[str, Any]]:
+    return [dict(row._mapping) for row in rows]

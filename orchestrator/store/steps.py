@@ -1,0 +1,453 @@
+"""Step executions: each named transition as one guarded UPDATE that says whether it won."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from orchestrator.lifecycle import (
+    BEGIN,
+    CANCEL_STEP,
+    CLAIM,
+    COMPLETE,
+    FAIL,
+    FINISH,
+    FOLLOW,
+    LOSE,
+    QUEUE,
+    REST,
+    SKIP,
+    STEP_TERMINAL,
+    WAKE,
+    ExecutionStatus,
+    StepStatus,
+    sql_words,
+)
+from orchestrator.store.session import new_id, run, to_json
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A step that this worker holds: only a write that shows `token` counts."""
+
+    id: str
+    path: str
+    attempt: int
+    losses: int
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionFacts:
+    """What performing a step needs to know of its execution."""
+
+    id: str
+    workflow_id: str
+    version: int
+    input: Any
+    priority: int
+    trigger_id: str | None
+    seconds_left: float | None
+    """Until the execution's deadline, at the time of the claim."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a finished attempt writes."""
+
+    input: Any = None
+    output: Any = None
+    error_kind: str | None = None
+    error_message: str | None = None
+
+
+# Taking on a step writes the same columns whichever statement does it.
+_TAKE = """
+    attempt = s.attempt + CASE WHEN s.resumes THEN 0 ELSE 1 END, resumes = false,
+    claim_token = %(token)s::uuid, worker_id = %(worker)s::uuid, started_at = clock_timestamp(),
+    deadline = clock_timestamp() + %(timeout)s * interval '1 second'
+"""
+# What one attempt left behind is written over by the next.
+_RECORD = """
+    input = %(input)s::jsonb, output = %(output)s::jsonb, error_kind = %(error_kind)s,
+    error_message = %(error_message)s, claim_token = NULL, deadline = NULL
+"""
+_HELD = "id = %(id)s::uuid AND claim_token = %(held_token)s::uuid"
+
+_CLAIM = f"""
+WITH claimed AS (
+    UPDATE step_executions s SET {CLAIM.assignment}, {_TAKE}
+    FROM executions e
+    WHERE s.execution_id = %(execution)s::uuid AND s.path = %(path)s AND s.{CLAIM.guard}
+      AND e.id = s.execution_id AND e.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')
+    RETURNING s.id::text AS id, s.attempt, s.losses, e.workflow_id::text AS workflow_id, e.version, e.input,
+        e.priority, e.trigger_id::text AS trigger_id,
+        coalesce(extract(epoch FROM e.deadline - clock_timestamp())::float8, e.timeout) AS seconds_left
+), begun AS (
+    UPDATE executions SET {BEGIN.assignment}, started_at = clock_timestamp(),
+        deadline = clock_timestamp() + timeout * interval '1 second'
+    WHERE id = %(execution)s::uuid AND {BEGIN.guard} AND EXISTS (SELECT FROM claimed)
+)
+SELECT * FROM claimed
+"""
+
+
+def claim(
+    connection: Connection, execution_id: str, path: str, worker_id: str, timeout: float | None
+) -> tuple[Claim, ExecutionFacts] | None:
+    """Take on a queued step of an execution that is not paused or ended; None if somebody else has it.
+
+    The first claim of an execution begins it. `timeout` is in seconds and becomes the row's deadline.
+    """
+    token = new_id()
+    row = run(
+        connection,
+        _CLAIM,
+        {"execution": execution_id, "path": path, "worker": worker_id, "token": token, "timeout": timeout},
+    ).first()
+    if row is None:
+        return None
+    facts = ExecutionFacts(
+        execution_id, row.workflow_id, row.version, row.input, row.priority, row.trigger_id, row.seconds_left
+    )
+    return Claim(row.id, path, row.attempt, row.losses, token), facts
+
+
+_COMPLETE_AND_FOLLOW = f"""
+WITH recorded AS (
+    UPDATE step_executions SET {COMPLETE.assignment}, {_RECORD}, finished_at = clock_timestamp()
+    WHERE {_HELD} AND {COMPLETE.guard} RETURNING id
+), claimed AS (
+    UPDATE step_executions s SET {FOLLOW.assignment}, {_TAKE}
+    FROM executions e
+    WHERE s.execution_id = %(execution)s::uuid AND s.path = %(path)s AND s.{FOLLOW.guard}
+      AND e.id = s.execution_id AND e.status = '{ExecutionStatus.RUNNING}' AND EXISTS (SELECT FROM recorded)
+    RETURNING s.id::text AS id, s.attempt, s.losses
+)
+SELECT EXISTS (SELECT FROM recorded) AS recorded, claimed.* FROM (SELECT) AS one LEFT JOIN claimed ON true
+"""
+
+
+def complete_and_follow(
+    connection: Connection,
+    execution_id: str,
+    held: Claim,
+    result: Result,
+    path: str,
+    worker_id: str,
+    timeout: float | None,
+) -> tuple[bool, Claim | None]:
+    """Record `held` as completed and take on `path`, in one statement: whether the record counted, and the
+    new claim unless it was not to be had (the execution is paused or ended, or somebody has the step).
+
+    Only for a `path` that is free once `held` is done; see Graph.next_in_run.
+    """
+    token = new_id()
+    row = run(
+        connection,
+        _COMPLETE_AND_FOLLOW,
+        _written(held, result)
+        | {"execution": execution_id, "path": path, "worker": worker_id, "token": token, "timeout": timeout},
+    ).one()
+    follower = Claim(row.id, path, row.attempt, row.losses, token) if row.id else None
+    return row.recorded, follower
+
+
+def follow(
+    connection: Connection, execution_id: str, path: str, worker_id: str, timeout: float | None
+) -> Claim | None:
+    """Take on a step that the caller's own transaction has just made ready."""
+    token = new_id()
+    row = run(
+        connection,
+        f"UPDATE step_executions s SET {FOLLOW.assignment}, {_TAKE} "
+        f"WHERE s.execution_id = %(execution)s::uuid AND s.path = %(path)s AND s.{FOLLOW.guard} "
+        "RETURNING s.id::text AS id, s.attempt, s.losses",
+        {"execution": execution_id, "path": path, "worker": worker_id, "token": token, "timeout": timeout},
+    ).first()
+    return Claim(row.id, path, row.attempt, row.losses, token) if row else None
+
+
+_COMPLETE_AND_FINISH = f"""
+WITH recorded AS (
+    UPDATE step_executions SET {COMPLETE.assignment}, {_RECORD}, finished_at = clock_timestamp()
+    WHERE {_HELD} AND {COMPLETE.guard} RETURNING id
+), finished AS (
+    UPDATE executions SET {FINISH.assignment}, finished_at = clock_timestamp(),
+        output = jsonb_build_object(%(path)s, %(output)s::jsonb)
+    WHERE id = %(execution)s::uuid AND {FINISH.guard} AND EXISTS (SELECT FROM recorded)
+)
+SELECT EXISTS (SELECT FROM recorded) AS recorded
+"""
+
+
+def complete_and_finish(connection: Connection, execution_id: str, held: Claim, result: Result) -> bool:
+    """Record `held` as completed and with it, in one statement, its execution, whose output it becomes.
+
+    Only for the last step of an execution that is a single run: nobody else can be ending a step of it.
+    """
+    params = _written(held, result) | {"execution": execution_id, "path": held.path}
+    recorded: bool = run(connection, _COMPLETE_AND_FINISH, params).scalar_one()
+    return recorded
+
+
+def complete(connection: Connection, held: Claim, result: Result) -> bool:
+    return _finish(connection, COMPLETE.assignment, COMPLETE.guard, held, result)
+
+
+def fail(connection: Connection, held: Claim, result: Result) -> bool:
+    return _finish(connection, FAIL.assignment, FAIL.guard, held, result)
+
+
+def _finish(connection: Connection, assignment: str, guard: str, held: Claim, result: Result) -> bool:
+    sql = (
+        f"UPDATE step_executions SET {assignment}, {_RECORD}, finished_at = clock_timestamp() "
+        f"WHERE {_HELD} AND {guard}"
+    )
+    return run(connection, sql, _written(held, result)).rowcount == 1
+
+
+def rest(connection: Connection, held: Claim, result: Result, *, delay: float, resumes: bool) -> bool:
+    """Let the step wait `delay` seconds: before its next attempt, or (`resumes`) before going on with this
+    one."""
+    sql = (
+        f"UPDATE step_executions SET {REST.assignment}, {_RECORD}, resumes = %(resumes)s, "
+        "next_attempt_at = clock_timestamp() + %(delay)s * interval '1 second' "
+        f"WHERE {_HELD} AND {REST.guard}"
+    )
+    params = _written(held, result) | {"delay": delay, "resumes": resumes}
+    return run(connection, sql, params).rowcount == 1
+
+
+def queue(connection: Connection, execution_id: str, paths: Iterable[str]) -> None:
+    """These have become ready and are about to be rung for."""
+    _move(connection, f"{QUEUE.assignment}, rung_at = clock_timestamp()", QUEUE.guard, execution_id, paths)
+
+
+def skip(connection: Connection, execution_id: str, reasons: dict[str, str]) -> None:
+    """These are not to run; `reasons` says why of each path."""
+    run(
+        connection,
+        f"UPDATE step_executions s SET {SKIP.assignment}, finished_at = clock_timestamp(), error_message = u.why "
+        "FROM unnest(%(paths)s::text[], %(whys)s::text[]) AS u(path, why) "
+        f"WHERE s.execution_id = %(execution)s::uuid AND s.path = u.path AND s.{SKIP.guard}",
+        {"execution": execution_id, "paths": list(reasons), "whys": list(reasons.values())},
+    )
+
+
+def cancel_all(connection: Connection, execution_id: str) -> None:
+    """Whatever of this execution has not ended is cancelled, and who holds a claim can no longer record."""
+    run(
+        connection,
+        f"UPDATE step_executions SET {CANCEL_STEP.assignment}, finished_at = clock_timestamp(), "
+        "claim_token = NULL, next_attempt_at = NULL, deadline = NULL "
+        f"WHERE execution_id = %(execution)s::uuid AND {CANCEL_STEP.guard}",
+        {"execution": execution_id},
+    )
+
+
+def _move(
+    connection: Connection, assignment: str, guard: str, execution_id: str, paths: Iterable[str]
+) -> None:
+    sql = (
+        f"UPDATE step_executions SET {assignment} "
+        f"WHERE execution_id = %(execution)s::uuid AND path = ANY(%(paths)s) AND {guard}"
+    )
+    run(connection, sql, {"execution": execution_id, "paths": list(paths)})
+
+
+def _written(held: Claim, result: Result) -> dict[str, Any]:
+    return {
+        "id": held.id,
+        "held_token": held.token,
+        "input": None if result.input is None else to_json(result.input),
+        "output": None if result.output is None else to_json(result.output),
+        "error_kind": result.error_kind,
+        "error_message": result.error_message,
+    }
+
+
+# --- what the engine reads -----------------------------------------------------------------------------------
+
+
+def states(connection: Connection, execution_id: str, paths: Iterable[str] | None = None) -> dict[str, StepStatus]:
+    """The status of each of `paths`, or of every step of the execution."""
+    wanted = None if paths is None else list(paths)
+    rows = run(
+        connection,
+        "SELECT path, status FROM step_executions WHERE execution_id = %(execution)s::uuid"
+        + ("" if wanted is None else " AND path = ANY(%(paths)s)"),
+        {"execution": execution_id, "paths": wanted},
+    )
+    return {path: StepStatus(status) for path, status in rows}
+
+
+def outputs(connection: Connection, execution_id: str, paths: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What templates see as `steps.<id>` of each of `paths`."""
+    rows = run(
+        connection,
+        "SELECT path, status, output, error_kind, error_message FROM step_executions "
+        "WHERE execution_id = %(execution)s::uuid AND path = ANY(%(paths)s)",
+        {"execution": execution_id, "paths": list(paths)},
+    )
+    return {
+        row.path: as_seen_by_templates(row.status, row.output, row.error_kind, row.error_message) for row in rows
+    }
+
+
+def as_seen_by_templates(
+    status: str, output: Any, error_kind: str | None = None, error_message: str | None = None
+) -> dict[str, Any]:
+    seen: dict[str, Any] = {"status": status, "output": {} if output is None else output}
+    if error_kind is not None:
+        seen["error"] = {"kind": error_kind, "message": error_message}
+    return seen
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Whether anything of an execution is left to do, and what of it failed."""
+
+    unfinished: bool
+    failures: tuple[tuple[str, str], ...]
+    """(path, message) in the order in which they failed."""
+
+
+def ending(connection: Connection, execution_id: str) -> Ending:
+    row = run(
+        connection,
+        f"""
+        SELECT EXISTS (SELECT FROM step_executions WHERE execution_id = %(execution)s::uuid
+                       AND status NOT IN ({sql_words(STEP_TERMINAL)})) AS unfinished,
+               (SELECT json_agg(json_build_array(path, coalesce(error_message, '')) ORDER BY finished_at, path)
+                FROM step_executions WHERE execution_id = %(execution)s::uuid
+                AND status = '{StepStatus.FAILED}') AS failures
+        """,
+        {"execution": execution_id},
+    ).one()
+    return Ending(row.unfinished, tuple((path, message) for path, message in row.failures or ()))
+
+
+# --- what reconcile finds ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A running step that its worker will not finish; `lost` if that worker is gone, else its time is up."""
+
+    execution_id: str
+    claim: Claim
+    lost: bool
+
+
+def orphans(connection: Connection, limit: int) -> list[Orphan]:
+    """Running steps whose worker has no lease any more, or whose deadline is past."""
+    rows = run(
+        connection,
+        f"""
+        SELECT s.execution_id::text AS execution_id, s.id::text AS id, s.path, s.attempt, s.losses,
+               s.claim_token::text AS token, w.id IS NULL AS lost
+        FROM step_executions s LEFT JOIN worker_processes w ON w.id = s.worker_id
+        WHERE s.status = '{StepStatus.RUNNING}' AND (w.id IS NULL OR s.deadline < clock_timestamp())
+        LIMIT %(limit)s
+        """,
+        {"limit": limit},
+    )
+    return [
+        Orphan(row.execution_id, Claim(row.id, row.path, row.attempt, row.losses, row.token), row.lost)
+        for row in rows
+    ]
+
+
+def lose(connection: Connection, held: Claim) -> bool:
+    """Queue a step again whose worker is gone; it is about to be rung for."""
+    return (
+        run(
+            connection,
+            f"UPDATE step_executions SET {LOSE.assignment}, losses = losses + 1, claim_token = NULL, "
+            f"deadline = NULL, rung_at = clock_timestamp() WHERE {_HELD} AND {LOSE.guard}",
+            {"id": held.id, "held_token": held.token},
+        ).rowcount
+        == 1
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """A queued step for which a message is to be sent."""
+
+    execution_id: str
+    path: str
+    queue: str
+    priority: int
+
+
+def wake_due(connection: Connection, limit: int) -> list[Ring]:
+    """Queue the waiting steps whose time has come, and say which they are."""
+    return _rung(
+        connection,
+        f"""
+        UPDATE step_executions s SET {WAKE.assignment}, next_attempt_at = NULL, rung_at = clock_timestamp()
+        FROM executions e
+        WHERE e.id = s.execution_id AND e.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')
+          AND s.id IN (SELECT id FROM step_executions WHERE {WAKE.guard}
+                       AND next_attempt_at <= clock_timestamp() ORDER BY next_attempt_at
+                       LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, e.priority
+        """,
+        {"limit": limit},
+    )
+
+
+def ring_again(
+    connection: Connection, *, older_than: float, queues: Sequence[str] | None, limit: int
+) -> list[Ring]:
+    """The queued steps whose message was lost, marked as rung for now.
+
+    That is certain for the steps of `queues` (None: of every queue), which the caller has seen empty at the
+    broker; and for those that were overtaken: messages of one queue and priority are taken in their order, so
+    a step that was rung for `older_than` seconds before one which is already running has lost its message.
+    """
+    return _rung(
+        connection,
+        f"""
+        WITH live AS (
+            SELECT s.id, s.queue, s.status, s.rung_at, e.priority, e.status AS execution_status
+            FROM step_executions s JOIN executions e ON e.id = s.execution_id
+            WHERE s.status IN ('{StepStatus.QUEUED}', '{StepStatus.RUNNING}')
+        ), newest AS (
+            SELECT queue, priority, max(rung_at) AS rung_at FROM live
+            WHERE status = '{StepStatus.RUNNING}' GROUP BY queue, priority
+        ), lost AS (
+            SELECT live.id, live.priority FROM live LEFT JOIN newest USING (queue, priority)
+            WHERE live.status = '{StepStatus.QUEUED}'
+              AND live.execution_status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')
+              AND (live.rung_at IS NULL OR live.rung_at < clock_timestamp() - %(age)s * interval '1 second')
+              AND (%(queues)s::text[] IS NULL OR live.queue = ANY(%(queues)s::text[])
+                   OR live.rung_at < newest.rung_at - %(age)s * interval '1 second')
+            ORDER BY live.priority DESC, live.rung_at LIMIT %(limit)s
+        )
+        UPDATE step_executions s SET rung_at = clock_timestamp()
+        FROM lost WHERE s.id = lost.id AND s.status = '{StepStatus.QUEUED}'
+        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, lost.priority
+        """,
+        {"age": older_than, "queues": None if queues is None else list(queues), "limit": limit},
+    )
+
+
+def _rung(connection: Connection, sql: str, params: dict[str, Any]) -> list[Ring]:
+    return [Ring(row.execution_id, row.path, row.queue, row.priority) for row in run(connection, sql, params)]
+
+
+def seconds_to_next_timer(connection: Connection) -> float | None:
+    """Until the earliest waiting step is due; None if none waits for a time."""
+    row = run(
+        connection,
+        "SELECT extract(epoch FROM min(next_attempt_at) - clock_timestamp())::float8 AS seconds "
+        f"FROM step_executions WHERE status = '{StepStatus.WAITING}' AND next_attempt_at IS NOT NULL",
+    ).one()
+    return None if row.seconds is None else float(row.seconds)
+

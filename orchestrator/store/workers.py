@@ -1,0 +1,81 @@
+"""Worker processes and their leases, and the duties that one process at a time holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy.engine import Connection
+
+from orchestrator.store.session import run
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRow:
+    id: str
+    pid: int
+    born: float
+
+
+def register(connection: Connection, id: str, *, node: str, host: str, pid: int, born: float) -> None:
+    run(
+        connection,
+        "INSERT INTO worker_processes (id, node, host, pid, born) "
+        "VALUES (%(id)s::uuid, %(node)s, %(host)s, %(pid)s, %(born)s)",
+        {"id": id, "node": node, "host": host, "pid": pid, "born": born},
+    )
+
+
+def beat(connection: Connection, id: str) -> bool:
+    """Keep the lease; False if it has been taken away, and with it every claim made under it."""
+    sql = "UPDATE worker_processes SET seen_at = clock_timestamp() WHERE id = %(id)s::uuid"
+    return run(connection, sql, {"id": id}).rowcount == 1
+
+
+def remove(connection: Connection, ids: Iterable[str]) -> None:
+    sql = "DELETE FROM worker_processes WHERE id = ANY(%(ids)s::uuid[])"
+    run(connection, sql, {"ids": list(ids)})
+
+
+def remove_expired(connection: Connection, lease: float) -> int:
+    """Take away the leases not kept for `lease` seconds; how many those were."""
+    sql = (
+        "DELETE FROM worker_processes "
+        "WHERE seen_at < clock_timestamp() - %(lease)s * interval '1 second'"
+    )
+    return run(connection, sql, {"lease": lease}).rowcount
+
+
+def on_host(connection: Connection, host: str) -> list[ProcessRow]:
+    rows = run(
+        connection, "SELECT id::text, pid, born FROM worker_processes WHERE host = %(host)s", {"host": host}
+    )
+    return [ProcessRow(id, pid, born) for id, pid, born in rows]
+
+
+def seconds_since_newest_beat(connection: Connection) -> float | None:
+    """None if no worker process is known."""
+    sql = "SELECT extract(epoch FROM clock_timestamp() - max(seen_at))::float8 FROM worker_processes"
+    seconds: float | None = run(connection, sql).scalar()
+    return seconds
+
+
+def hold_duty(connection: Connection, name: str, holder: str, lapse: float) -> bool:
+    """Take or keep the duty `name`; False while another holder has kept it within `lapse` seconds."""
+    run(
+        connection,
+        "INSERT INTO duties (name) VALUES (%(name)s) ON CONFLICT DO NOTHING",
+        {"name": name},
+    )
+    sql = (
+        "UPDATE duties SET holder = %(holder)s::uuid, at = clock_timestamp() WHERE name = %(name)s AND "
+        "(holder = %(holder)s::uuid OR at < clock_timestamp() - %(lapse)s * interval '1 second')"
+    )
+    return run(connection, sql, {"name": name, "holder": holder, "lapse": lapse}).rowcount == 1
+
+
+def seconds_since_duty(connection: Connection, name: str) -> float | None:
+    """Since the duty was last kept; None if nobody ever did."""
+    sql = "SELECT extract(epoch FROM clock_timestamp() - at)::float8 FROM duties WHERE name = %(name)s"
+    seconds: float | None = run(connection, sql, {"name": name}).scalar()
+    return seconds
