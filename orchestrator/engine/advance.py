@@ -12,7 +12,6 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from orchestrator.definition.model import Step
 from orchestrator.engine.plan import Message, Plan, frontier, plan, whole_frontier
 from orchestrator.engine.programs import Program, Programs
 from orchestrator.errors import TemplateError
@@ -28,7 +27,6 @@ class Worker:
 
     id: str
     queue: str
-    timeout_of: Callable[[Step], float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +147,7 @@ def _go_on(
     if inline is None or worker is None:
         return Advance(counted=True, plan=planned)
     first = inline.starts[0]
-    timeout = worker.timeout_of(program.graph.steps[first])
-    claim = steps.follow(connection, locked.id, first, worker.id, timeout)
+    claim = steps.follow(connection, locked.id, first, worker.id)
     return Advance(counted=True, inline=inline, claim=claim, plan=planned)
 
 

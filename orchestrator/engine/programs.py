@@ -37,6 +37,8 @@ class Program:
             max_delay=settings.scheduler.retry.max_delay,
             backoff_factor=settings.scheduler.retry.backoff_factor,
         )
+        self.prepared: dict[str, Any] = {}
+        """What the worker keeps of each step, by id; see workers/attempt.py."""
         self.timeout = self.definition.timeout or settings.executor.timeout
 
     def retry_policy(self, step: Step) -> RetryPolicy:
@@ -51,6 +53,7 @@ class Program:
             types=tuple(step.type for step in steps),
             queues=tuple(self.graph.queue_for(step.id) for step in steps),
             statuses=tuple(StepStatus.QUEUED if step.id in roots else StepStatus.PENDING for step in steps),
+            timeouts=tuple(step.timeout for step in steps),
         )
 
     @cached_property

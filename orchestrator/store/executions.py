@@ -27,6 +27,7 @@ class StepRows:
     types: tuple[str, ...]
     queues: tuple[str, ...]
     statuses: tuple[str, ...]
+    timeouts: tuple[float | None, ...]
 
 
 _INSERT = f"""
@@ -37,11 +38,12 @@ WITH created AS (
     ON CONFLICT (workflow_id, idempotency_key) DO NOTHING
     RETURNING id
 ), steps AS (
-    INSERT INTO step_executions (id, execution_id, path, step_id, type, queue, status, rung_at)
-    SELECT u.id, created.id, u.path, u.path, u.type, u.queue, u.status,
+    INSERT INTO step_executions (id, execution_id, path, step_id, type, queue, status, timeout, rung_at)
+    SELECT u.id, created.id, u.path, u.path, u.type, u.queue, u.status, u.timeout,
            CASE WHEN u.status = '{StepStatus.QUEUED}' THEN clock_timestamp() END
     FROM created, unnest(%(ids)s::uuid[], %(paths)s::text[], %(types)s::text[], %(queues)s::text[],
-                         %(statuses)s::text[]) AS u(id, path, type, queue, status)
+                         %(statuses)s::text[], %(timeouts)s::float8[])
+                  AS u(id, path, type, queue, status, timeout)
 )
 SELECT EXISTS (SELECT FROM created) AS created
 """
@@ -78,6 +80,7 @@ def insert(
             "types": list(steps.types),
             "queues": list(steps.queues),
             "statuses": list(steps.statuses),
+            "timeouts": list(steps.timeouts),
         },
     ).scalar_one()
     return execution_id if created else None

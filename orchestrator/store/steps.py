@@ -64,11 +64,15 @@ class Result:
     error_message: str | None = None
 
 
+GRACE = 5.0
+"""Seconds past a step's timeout after which reconcile takes the attempt for dead: the worker, which enforces
+the timeout itself, is given the first chance to say so."""
+
 # Taking on a step writes the same columns whichever statement does it.
-_TAKE = """
+_TAKE = f"""
     attempt = s.attempt + CASE WHEN s.resumes THEN 0 ELSE 1 END, resumes = false,
     claim_token = %(token)s::uuid, worker_id = %(worker)s::uuid, started_at = clock_timestamp(),
-    deadline = clock_timestamp() + %(timeout)s * interval '1 second'
+    deadline = clock_timestamp() + (s.timeout + {GRACE}) * interval '1 second'
 """
 # What one attempt left behind is written over by the next.
 _RECORD = """
@@ -96,17 +100,17 @@ SELECT * FROM claimed
 
 
 def claim(
-    connection: Connection, execution_id: str, path: str, worker_id: str, timeout: float | None
+    connection: Connection, execution_id: str, path: str, worker_id: str
 ) -> tuple[Claim, ExecutionFacts] | None:
     """Take on a queued step of an execution that is not paused or ended; None if somebody else has it.
 
-    The first claim of an execution begins it. `timeout` is in seconds and becomes the row's deadline.
+    The first claim of an execution begins it.
     """
     token = new_id()
     row = run(
         connection,
         _CLAIM,
-        {"execution": execution_id, "path": path, "worker": worker_id, "token": token, "timeout": timeout},
+        {"execution": execution_id, "path": path, "worker": worker_id, "token": token},
     ).first()
     if row is None:
         return None
@@ -138,7 +142,6 @@ def complete_and_follow(
     result: Result,
     path: str,
     worker_id: str,
-    timeout: float | None,
 ) -> tuple[bool, Claim | None]:
     """Record `held` as completed and take on `path`, in one statement: whether the record counted, and the
     new claim unless it was not to be had (the execution is paused or ended, or somebody has the step).
@@ -150,14 +153,14 @@ def complete_and_follow(
         connection,
         _COMPLETE_AND_FOLLOW,
         _written(held, result)
-        | {"execution": execution_id, "path": path, "worker": worker_id, "token": token, "timeout": timeout},
+        | {"execution": execution_id, "path": path, "worker": worker_id, "token": token},
     ).one()
     follower = Claim(row.id, path, row.attempt, row.losses, token) if row.id else None
     return row.recorded, follower
 
 
 def follow(
-    connection: Connection, execution_id: str, path: str, worker_id: str, timeout: float | None
+    connection: Connection, execution_id: str, path: str, worker_id: str
 ) -> Claim | None:
     """Take on a step that the caller's own transaction has just made ready."""
     token = new_id()
@@ -166,7 +169,7 @@ def follow(
         f"UPDATE step_executions s SET {FOLLOW.assignment}, {_TAKE} "
         f"WHERE s.execution_id = %(execution)s::uuid AND s.path = %(path)s AND s.{FOLLOW.guard} "
         "RETURNING s.id::text AS id, s.attempt, s.losses",
-        {"execution": execution_id, "path": path, "worker": worker_id, "token": token, "timeout": timeout},
+        {"execution": execution_id, "path": path, "worker": worker_id, "token": token},
     ).first()
     return Claim(row.id, path, row.attempt, row.losses, token) if row else None
 

@@ -1,0 +1,198 @@
+"""Put right what died on the way: lost workers, lost messages, due timers, stalled and overdue executions.
+
+Any one process at a time does this (it holds the duty in PostgreSQL). Every act is a guarded transition, so
+that a second reconciler, or a worker that was only slow, does no harm.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from typing import Protocol
+
+import psutil
+
+from orchestrator.config import Settings
+from orchestrator.engine.advance import Advance, Failure, end_early, end_failed_attempt, replan
+from orchestrator.engine.plan import Message, Plan, plan
+from orchestrator.engine.programs import Programs
+from orchestrator.store import Store, executions, steps, workers
+from orchestrator.store.steps import Orphan, Ring
+
+logger = logging.getLogger(__name__)
+
+DUTY = "reconcile"
+_BATCH = 500
+_RING_AGAIN_AFTER = 5.0
+"""Seconds that a message may be on its way, from the commit to the worker's claim, when nothing is in front of
+it."""
+_SLOW_EVERY = 5.0
+"""Seconds between the looks at everything that is live; the quick looks use small indexes."""
+
+
+class Broker(Protocol):
+    """What reconcile asks of the broker. Every method raises OSError or a subclass when it is away."""
+
+    def remembers(self) -> bool:
+        """Whether the token is there that `remember` left; if not, the broker lost its data."""
+
+    def remember(self) -> None:
+        """Leave the token."""
+
+    def empty_queues(self) -> Sequence[str]:
+        """The queues that hold no message."""
+
+
+class Reconciler:
+    """`send` dispatches a plan and does not raise when the broker is away."""
+
+    def __init__(
+        self,
+        store: Store,
+        programs: Programs,
+        settings: Settings,
+        broker: Broker,
+        send: Callable[[Plan], None],
+        *,
+        holder: str,
+        host: str,
+    ) -> None:
+        self.store = store
+        self.programs = programs
+        self.settings = settings
+        self.broker = broker
+        self.send = send
+        self.holder = holder
+        self.host = host
+        self._slow_at = 0.0
+
+    def tick(self, now: float) -> float:
+        """Do what is due at `now` (a monotonic clock's seconds); the seconds until the next tick."""
+        interval = self.settings.scheduler.poll_interval
+        with self.store.single() as connection:
+            if not workers.hold_duty(connection, DUTY, self.holder, lapse=3 * interval + 2):
+                return interval
+        self.find_lost_workers()
+        self.recover_orphans()
+        self.fire_timers()
+        self.end_overdue()
+        if now >= self._slow_at:
+            self._slow_at = now + _SLOW_EVERY
+            self.ring_lost_messages()
+            self.restart_stalled()
+        return self._until_next(interval)
+
+    def find_lost_workers(self) -> None:
+        """Take the lease of processes that are gone: known at once on this host, after the lease elsewhere."""
+        with self.store.single() as connection:
+            here = workers.on_host(connection, self.host)
+            gone = [row.id for row in here if not _lives(row.pid, row.born)]
+            if gone:
+                logger.warning("%d worker processes on this host are gone", len(gone))
+                workers.remove(connection, gone)
+            expired = workers.remove_expired(connection, self.settings.scheduler.lease)
+            if expired:
+                logger.warning("the leases of %d worker processes lapsed", expired)
+
+    def recover_orphans(self) -> None:
+        """Steps that nobody will finish: queued again, or failed if that has happened too often."""
+        with self.store.single() as connection:
+            orphans = steps.orphans(connection, _BATCH)
+        for orphan in orphans:
+            if orphan.lost and orphan.claim.losses + 1 < self.settings.scheduler.max_losses:
+                self._queue_again(orphan)
+            else:
+                self._fail(orphan)
+
+    def _queue_again(self, orphan: Orphan) -> None:
+        with self.store.single() as connection:
+            won = steps.lose(connection, orphan.claim)
+        if won:
+            logger.warning("step %s of %s lost its worker", orphan.claim.path, orphan.execution_id)
+            self._ring_one(orphan.execution_id, orphan.claim.path)
+
+    def _fail(self, orphan: Orphan) -> None:
+        if orphan.lost:
+            failure = Failure(
+                "lost", f"its worker was lost {orphan.claim.losses + 1} times while it ran", retryable=False
+            )
+        else:
+            failure = Failure("timeout", "the step's time was up and its worker did not end it")
+        with self.store.transaction() as connection:
+            locked = executions.lock(connection, orphan.execution_id)
+            if locked is None:
+                return
+            program = self.programs.get(connection, locked.workflow_id, locked.version)
+        self._send_of(end_failed_attempt(self.store, program, orphan.execution_id, orphan.claim, failure))
+
+    def fire_timers(self) -> None:
+        with self.store.single() as connection:
+            self._ring(steps.wake_due(connection, _BATCH))
+
+    def end_overdue(self) -> None:
+        with self.store.single() as connection:
+            overdue = executions.overdue(connection, _BATCH)
+        for execution_id in overdue:
+            end_early(self.store, execution_id, "the execution's time was up")
+
+    def ring_lost_messages(self) -> None:
+        """Ring again for queued steps whose message is certainly gone; a long backlog is no loss."""
+        try:
+            forgotten = not self.broker.remembers()
+            empty = self.broker.empty_queues()
+        except OSError:
+            return  # away: there is nobody to ring
+        age, queues = (0.0, None) if forgotten else (_RING_AGAIN_AFTER, empty)
+        with self.store.single() as connection:
+            rings = steps.ring_again(connection, older_than=age, queues=queues, limit=10 * _BATCH)
+        if rings:
+            logger.warning("ringing again for %d steps%s", len(rings), ": the broker lost its data" * forgotten)
+        self._ring(rings)
+        if forgotten and len(rings) < 10 * _BATCH:
+            self.broker.remember()
+
+    def restart_stalled(self) -> None:
+        with self.store.single() as connection:
+            stalled = executions.stalled(connection, _BATCH)
+        for execution_id in stalled:
+            logger.warning("execution %s had stalled", execution_id)
+            planned = replan(self.store, self.programs, execution_id)
+            if planned is not None:
+                self.send(planned)
+
+    def _ring(self, rings: Iterable[Ring]) -> None:
+        """One message a step: what was lost is few, or a whole broker, where speed is not the question."""
+        ordered = sorted(rings, key=lambda ring: (ring.execution_id, ring.queue))
+        for (execution_id, queue), group in groupby(ordered, key=lambda ring: (ring.execution_id, ring.queue)):
+            members = list(group)
+            branches = tuple((Message(queue, (ring.path,)),) for ring in members)
+            self.send(Plan(execution_id, members[0].priority, branches))
+
+    def _ring_one(self, execution_id: str, path: str) -> None:
+        with self.store.transaction() as connection:
+            locked = executions.lock(connection, execution_id)
+            if locked is None:
+                return
+            program = self.programs.get(connection, locked.workflow_id, locked.version)
+        self.send(plan(program.graph, execution_id, locked.priority, [path]))
+
+    def _send_of(self, advanced: Advance) -> None:
+        if advanced.plan is not None:
+            self.send(advanced.plan)
+
+    def _until_next(self, interval: float) -> float:
+        with self.store.single() as connection:
+            due = steps.seconds_to_next_timer(connection)
+        return interval if due is None else max(0.01, min(interval, due))
+
+
+def _lives(pid: int, born: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        # Clocks step: what matters is that a pid which came again was born much later.
+        return abs(process.create_time() - born) < 5 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True

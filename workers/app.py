@@ -1,0 +1,72 @@
+"""The Celery app: queues by class, priorities, and settings under which every message may be lost or doubled.
+
+Correctness comes from the claims in PostgreSQL and from reconcile; what is set here is for speed and for what
+operators expect of `celery worker`, `celery inspect` and Flower.
+"""
+
+from __future__ import annotations
+
+from celery import Celery
+from kombu import Exchange, Queue
+
+from orchestrator.config import Settings, load_settings
+
+QUEUES = ("control", "cpu", "io")
+PRIORITY_STEPS = list(range(10))
+
+
+def broker_priority(priority: int) -> int:
+    """0 is the highest on Redis; 9 is the highest for our users."""
+    return 9 - priority
+
+
+def create_app(settings: Settings) -> Celery:
+    app = Celery("orchestrator", broker=settings.broker.url, backend=settings.broker.url)
+    transport = {
+        # Long tasks are delivered again after this; a second delivery finds its claims taken and ends at once.
+        "visibility_timeout": 3600,
+        # These three must be the same for every producer and consumer, or priorities are other lists.
+        "priority_steps": PRIORITY_STEPS,
+        "sep": ":",
+        "queue_order_strategy": "priority",
+        "socket_connect_timeout": 5,
+        "socket_timeout": 30,
+        "health_check_interval": 30,
+    }
+    app.conf.update(
+        include=["workers.tasks"],
+        # No exchange of their own: a message goes straight to its queue, so that a broker which lost its
+        # bindings along with everything else still takes it.
+        task_queues=[Queue(name, Exchange(""), routing_key=name) for name in QUEUES],
+        task_default_queue="control",
+        task_default_exchange="",
+        task_create_missing_queues=False,
+        broker_transport_options=transport,
+        result_backend_transport_options=transport,
+        broker_connection_retry_on_startup=True,
+        redis_socket_timeout=30,
+        redis_socket_connect_timeout=5,
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,
+        worker_soft_shutdown_timeout=5.0,
+        worker_enable_soft_shutdown_on_idle=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        task_ignore_result=True,
+        result_expires=3600,
+        task_serializer="json",
+        result_serializer="json",
+        accept_content=["json"],
+        task_publish_retry_policy={"max_retries": 3, "interval_start": 0, "interval_step": 0.2, "interval_max": 1},
+        enable_utc=True,
+        worker_hijack_root_logger=True,
+        # Claims decide; Celery's own time limits would kill a process that serves many steps.
+        task_time_limit=None,
+        redbeat_redis_url=settings.broker.url,
+        redbeat_lock_timeout=60,
+        beat_max_loop_interval=5,
+    )
+    return app
+
+
+app = create_app(load_settings())

@@ -1,0 +1,101 @@
+"""The reconciler's thread in a worker's main process, and the broker as it sees it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import redis
+
+from orchestrator.config import Settings
+from orchestrator.engine.programs import Programs
+from orchestrator.engine.reconcile import Reconciler
+from orchestrator.plugins import load_catalogue
+from orchestrator.store import Store, new_id
+from workers.app import PRIORITY_STEPS, QUEUES, app
+from workers.process import host_identity
+from workers.runner import send
+
+logger = logging.getLogger(__name__)
+
+_TOKEN = "orchestrator:remembers"
+
+
+class RedisBroker:
+    """Asks the server itself, over a connection of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._client: Any = app.backend.client
+
+    def remembers(self) -> bool:
+        return bool(self._asked(lambda: self._client.exists(_TOKEN)))
+
+    def remember(self) -> None:
+        self._asked(lambda: self._client.set(_TOKEN, "1"))
+
+    def empty_queues(self) -> Sequence[str]:
+        """A queue is a list for each priority; a message that was taken and not acknowledged is in none."""
+        separator = app.conf.broker_transport_options["sep"]
+
+        def lengths() -> list[int]:
+            pipeline = self._client.pipeline(transaction=False)
+            for queue in QUEUES:
+                for step in PRIORITY_STEPS:
+                    pipeline.llen(f"{queue}{separator}{step}" if step else queue)
+            counted: list[int] = pipeline.execute()
+            return counted
+
+        counts = iter(self._asked(lengths))
+        depth = {queue: sum(next(counts) for _ in PRIORITY_STEPS) for queue in QUEUES}
+        return [queue for queue in QUEUES if depth[queue] == 0]
+
+    def _asked(self, question: Any) -> Any:
+        try:
+            return question()
+        except redis.RedisError as error:
+            raise OSError(str(error)) from error
+
+
+class Housekeeper:
+    """A daemon thread: it must never keep a worker from stopping."""
+
+    _running: ClassVar[Housekeeper | None] = None
+
+    def __init__(self, settings: Settings) -> None:
+        self._store = Store(settings.database)
+        self._reconciler = Reconciler(
+            self._store,
+            Programs(load_catalogue(settings.plugins), settings),
+            settings,
+            RedisBroker(settings),
+            send,
+            holder=new_id(),
+            host=host_identity(),
+        )
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep_house, name="reconcile", daemon=True)
+
+    @classmethod
+    def start(cls, settings: Settings) -> None:
+        cls._running = cls(settings)
+        cls._running._thread.start()
+
+    @classmethod
+    def stop(cls) -> None:
+        if cls._running is not None:
+            cls._running._stop.set()
+            cls._running._thread.join(timeout=2)
+            cls._running = None
+
+    def _keep_house(self) -> None:
+        pause = 0.0
+        while not self._stop.wait(pause):
+            try:
+                pause = self._reconciler.tick(time.monotonic())
+            except Exception:  # the database is away, or a single execution is odd: the next tick tries again
+                logger.exception("reconcile failed; it goes on in a second")
+                pause = 1.0
+        self._store.close()

@@ -1,0 +1,153 @@
+"""What one worker process holds: its store, its step types, its lease; and when these come and go.
+
+With the prefork pool each child is such a process; with the threads pool it is the worker itself. The worker's
+main process also runs the reconciler, of which one in the whole deployment is active at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+from celery import signals
+
+from orchestrator.config import Settings, load_settings
+from orchestrator.engine.programs import Programs
+from orchestrator.plugins import load_catalogue
+from orchestrator.store import Store, new_id, workers
+from workers.runner import run_steps
+from workers.secrets import Secrets
+
+logger = logging.getLogger(__name__)
+
+
+def host_identity() -> str:
+    """The host and the process namespace in it: within one of these a pid means something."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux: one namespace a host
+        namespace = ""
+    return f"{socket.gethostname()} {namespace}".strip()
+
+
+class WorkerProcess:
+    """The state of a process that performs steps."""
+
+    def __init__(self, settings: Settings, node: str) -> None:
+        self.settings = settings
+        self.node = node
+        self.store = Store(settings.database)
+        self.programs = Programs(load_catalogue(settings.plugins), settings)
+        self.secrets = Secrets()
+        self.lease = Lease(self.store, node, settings.scheduler.lease / 4)
+
+    def run_steps(self, execution_id: str, starts: Sequence[str], rung: Sequence[str]) -> None:
+        run_steps(self, execution_id, starts, rung)
+
+    def close(self) -> None:
+        self.lease.give_up()
+        self.store.close()
+
+
+class Lease:
+    """A row that says this process lives, kept by a thread of its own.
+
+    A process that was held up for longer than its lease has lost the row, and with it its claims; it goes on
+    under a new id.
+    """
+
+    def __init__(self, store: Store, node: str, interval: float) -> None:
+        self._store = store
+        self._node = node
+        self._stop = threading.Event()
+        self._interval = interval
+        self.id = self._register()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._thread.start()
+
+    def _register(self) -> str:
+        id = new_id()
+        with self._store.single() as connection:
+            workers.register(
+                connection,
+                id,
+                node=self._node,
+                host=host_identity(),
+                pid=os.getpid(),
+                born=psutil.Process().create_time(),
+            )
+        return id
+
+    def _keep(self) -> None:
+        while not self._stop.wait(self._interval):
+            try:
+                with self._store.single() as connection:
+                    kept = workers.beat(connection, self.id)
+                if not kept:
+                    logger.warning("the lease of %s lapsed; its steps were given to others", self.id)
+                    self.id = self._register()
+            except Exception:  # the database is away: the next beat tries again
+                logger.warning("the lease of %s could not be kept", self.id, exc_info=True)
+
+    def give_up(self) -> None:
+        self._stop.set()
+        try:
+            with self._store.single() as connection:
+                workers.remove(connection, [self.id])
+        except Exception:
+            logger.warning("the lease of %s could not be given up; it will lapse", self.id, exc_info=True)
+
+
+_current: WorkerProcess | None = None
+_starting = threading.Lock()
+
+
+def process(node: str | None = None) -> WorkerProcess:
+    """The state of this process, made on first use."""
+    global _current
+    with _starting:
+        if _current is None:
+            _current = WorkerProcess(load_settings(), node or f"worker@{socket.gethostname()}")
+        return _current
+
+
+def _end() -> None:
+    global _current
+    if _current is not None:
+        _current.close()
+        _current = None
+
+
+@signals.worker_process_init.connect
+def _child_starts(sender: Any = None, **_: Any) -> None:
+    process(str(sender))
+
+
+@signals.worker_process_shutdown.connect
+def _child_stops(**_: Any) -> None:
+    _end()
+
+
+@signals.worker_ready.connect
+def _worker_ready(sender: Any, **_: Any) -> None:
+    """`sender` is the consumer. Pools without child processes perform steps in this very process."""
+    from workers.housekeeping import Housekeeper
+
+    if not sender.pool.is_green and "prefork" not in type(sender.pool).__module__:
+        process(sender.hostname)
+    settings = load_settings()
+    if settings.scheduler.enabled:
+        Housekeeper.start(settings)
+
+
+@signals.worker_shutdown.connect
+def _worker_stops(**_: Any) -> None:
+    from workers.housekeeping import Housekeeper
+
+    Housekeeper.stop()
+    _end()

@@ -1,0 +1,263 @@
+"""One `run_steps` task: claim > render > perform > record, step after step, for as long as it can go on.
+
+A claim that loses means that somebody else has the step: the lane ends quietly. Whatever a step raises is a
+failed attempt, never a failed task.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from kombu.exceptions import OperationalError
+
+from orchestrator.definition.model import Step
+from orchestrator.engine.advance import Advance, End, Failure, Worker, advance, end_failed_attempt
+from orchestrator.engine.plan import Message, Plan, split
+from orchestrator.engine.programs import Program
+from orchestrator.errors import StepFailed
+from orchestrator.store import steps
+from orchestrator.store.steps import Claim, ExecutionFacts, Result
+from workers.attempt import Attempt
+from workers.canvas import dispatch
+from workers.steps.contract import Done, Wait
+
+if TYPE_CHECKING:
+    from workers.process import WorkerProcess
+
+logger = logging.getLogger(__name__)
+
+INLINE_BUDGET = 5.0
+"""Seconds after which a task lets the rest of its run go out as a new message, so that work of a higher
+priority and a worker that wants to stop need not wait longer than this and one step."""
+
+PACK_PATIENCE = 0.05
+"""Seconds after which the runs of a pack that have not begun are handed back, one message each: the pack was
+made for steps that take less than their message."""
+
+_THREADS = 32
+
+
+def run_steps(process: WorkerProcess, execution_id: str, starts: Sequence[str], rung: Iterable[str]) -> None:
+    """Perform the runs that begin with `starts`; the canvas itself rings for the steps `rung`."""
+    lane = Lane(process, execution_id, starts, frozenset(rung))
+    try:
+        claim = lane.claim_next()
+        if claim is None:
+            return
+        if lane.queue == "io" and len(starts) > 1:
+            _side_by_side(lane, claim)
+        else:
+            lane.go(claim)
+    finally:
+        lane.pack.close()
+
+
+def _side_by_side(lane: Lane, claim: Claim) -> None:
+    """Steps that wait for the outside world do so at the same time."""
+    others = [Lane(lane.process, lane.execution_id, [start], lane.rung) for start in lane.pack.take_all()]
+    with ThreadPoolExecutor(min(len(others) + 1, _THREADS)) as pool:
+        futures = [pool.submit(lane.go, claim), *(pool.submit(other.claim_and_go) for other in others)]
+    for future in futures:
+        future.result()
+
+
+def send(planned: Plan | None) -> None:
+    """Ring, after the commit. What the broker does not take now, reconcile rings for later."""
+    if planned is None:
+        return
+    try:
+        dispatch(planned)
+    except (OperationalError, OSError):
+        logger.warning("the broker is away; execution %s will be rung for again", planned.execution_id)
+
+
+class Pack:
+    """The starts of a message that have not begun. The lane takes one after the other; what it has not taken
+    when its patience is over is handed back."""
+
+    def __init__(self, starts: Iterable[str]) -> None:
+        self._starts = deque(starts)
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def first(self) -> str | None:
+        return self._starts[0] if self._starts else None
+
+    def take(self) -> str | None:
+        with self._lock:
+            return self._starts.popleft() if self._starts else None
+
+    def take_all(self) -> list[str]:
+        with self._lock:
+            taken = list(self._starts)
+            self._starts.clear()
+            return taken
+
+    def add(self, starts: Iterable[str]) -> None:
+        with self._lock:
+            self._starts.extend(starts)
+
+    def watch(self, lane: Lane) -> None:
+        if self._starts and self._timer is None:
+            self._timer = threading.Timer(PACK_PATIENCE, self._hand_back, (lane,))
+            self._timer.daemon = True
+            self._timer.start()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _hand_back(self, lane: Lane) -> None:
+        self._timer = None
+        left = self.take_all()
+        if left:
+            branches = split(Message(lane.queue, tuple(left)))
+            send(Plan(lane.execution_id, lane.facts.priority, branches))
+
+
+class Lane:
+    """Steps that one thread performs one after the other.
+
+    `facts`, `program` and `queue` are known from the first claim on.
+    """
+
+    facts: ExecutionFacts
+    program: Program
+    queue: str
+    ends_at: float | None
+
+    def __init__(
+        self, process: WorkerProcess, execution_id: str, starts: Iterable[str], rung: frozenset[str]
+    ) -> None:
+        self.process = process
+        self.store = process.store
+        self.execution_id = execution_id
+        self.rung = rung
+        self.pack = Pack(starts)
+        self.seen: dict[str, dict[str, Any]] = {}
+        self.began = time.monotonic()
+
+    def claim_and_go(self) -> None:
+        self.go(self.claim_next())
+
+    def go(self, claim: Claim | None) -> None:
+        while claim is not None:
+            self.pack.watch(self)
+            step = self.program.graph.steps[claim.path]
+            attempt = Attempt(
+                store=self.store,
+                settings=self.process.settings,
+                program=self.program,
+                step=step,
+                claim=claim,
+                execution=self.facts,
+                catalogue=self.process.programs.catalogue,
+                secrets=self.process.secrets,
+                seen=self.seen,
+                ends_at=self.ends_at,
+            )
+            outcome = attempt.perform()
+            claim = self._record(step, claim, attempt.recorded_input, outcome)
+
+    def claim_next(self) -> Claim | None:
+        """The next start of the pack that is to be had."""
+        while (start := self.pack.take()) is not None:
+            with self.store.single() as connection:
+                claimed = steps.claim(connection, self.execution_id, start, self.process.lease.id)
+                if claimed is None:
+                    continue
+                claim, self.facts = claimed
+                self.program = self.process.programs.get(connection, self.facts.workflow_id, self.facts.version)
+            self.queue = self.program.graph.queue_for(start)
+            left = self.facts.seconds_left
+            self.ends_at = None if left is None else time.monotonic() + left
+            return claim
+        return None
+
+    # --- what follows an attempt -----------------------------------------------------------------------------
+
+    def _record(self, step: Step, claim: Claim, given: Any, outcome: Done | Wait | StepFailed) -> Claim | None:
+        if isinstance(outcome, Done):
+            return self._completed(step, claim, Result(given, outcome.output), outcome.skip)
+        if isinstance(outcome, Wait):
+            delay = max(0.0, (outcome.until - datetime.now(UTC)).total_seconds())
+            with self.store.single() as connection:
+                steps.rest(connection, claim, Result(given), delay=delay, resumes=True)
+            return self.claim_next()
+        failure = Failure(outcome.kind, str(outcome), outcome.retryable, given, outcome.output)
+        return self._settled(
+            end_failed_attempt(
+                self.store, self.program, self.execution_id, claim, failure, worker=self._keeper(), rung=self.rung
+            )
+        )
+
+    def _completed(self, step: Step, claim: Claim, result: Result, skip: frozenset[str]) -> Claim | None:
+        self.seen[step.id] = steps.as_seen_by_templates("completed", result.output)
+        following = None if skip else self._straight_on(step.id)
+        if following is not None:
+            return self._complete_and_follow(claim, result, following)
+        if self._ends_execution(step):
+            with self.store.single() as connection:
+                steps.complete_and_finish(connection, self.execution_id, claim, result)
+            return None
+        end = End(step.id, lambda connection: steps.complete(connection, claim, result), skip)
+        return self._settled(
+            advance(self.store, self.program, self.execution_id, end, worker=self._keeper(), rung=self.rung)
+        )
+
+    def _straight_on(self, step_id: str) -> str | None:
+        """The step to go on with that takes no look at the others: the next of this run, or the next run of
+        the pack if whoever waits for this one waits for that one too."""
+        if self._over_budget():
+            return None
+        graph = self.program.graph
+        following = graph.next_in_run(step_id, self.queue)
+        if following is not None:
+            return following
+        upcoming = self.pack.first()
+        if upcoming is None:
+            return None
+        *_, last = graph.run(upcoming)
+        return self.pack.take() if graph.children[last] == graph.children[step_id] else None
+
+    def _complete_and_follow(self, claim: Claim, result: Result, following: str) -> Claim | None:
+        with self.store.single() as connection:
+            recorded, follower = steps.complete_and_follow(
+                connection, self.execution_id, claim, result, following, self.process.lease.id
+            )
+        if not recorded:
+            return None
+        if follower is not None:
+            return follower
+        # The execution is paused or ended, or somebody has that step: look at what this one has made ready.
+        end = End(claim.path, lambda _: True)
+        return self._settled(
+            advance(self.store, self.program, self.execution_id, end, worker=self._keeper(), rung=self.rung)
+        )
+
+    def _ends_execution(self, step: Step) -> bool:
+        graph = self.program.graph
+        return graph.is_one_run and not graph.children[step.id] and self.program.outputs is None
+
+    def _settled(self, advanced: Advance) -> Claim | None:
+        send(advanced.plan)
+        if advanced.inline is not None and advanced.claim is not None:
+            self.pack.add(advanced.inline.starts[1:])
+            return advanced.claim
+        return self.claim_next()
+
+    def _keeper(self) -> Worker | None:
+        return None if self._over_budget() else Worker(self.process.lease.id, self.queue)
+
+    def _over_budget(self) -> bool:
+        return time.monotonic() - self.began > INLINE_BUDGET

@@ -1,0 +1,15 @@
+"""The tasks, thin: what they do stands in workers/runner.py."""
+
+from __future__ import annotations
+
+from workers.app import app
+from workers.process import process
+
+
+@app.task(name="run_steps")
+def run_steps(execution_id: str, starts: list[str], rung: list[str] | None = None) -> None:
+    """Perform the runs that begin with `starts`. `rung` are steps the canvas itself rings for afterwards.
+
+    It never raises for a step that failed, nor for a claim that somebody else has.
+    """
+    process().run_steps(execution_id, starts, rung or [])
