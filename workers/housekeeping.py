@@ -16,8 +16,8 @@ from orchestrator.engine.reconcile import Reconciler
 from orchestrator.plugins import load_catalogue
 from orchestrator.store import Store, new_id
 from workers.app import PRIORITY_STEPS, QUEUES, app
+from workers.dispatch import send
 from workers.process import host_identity
-from workers.runner import send
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from kombu.exceptions import OperationalError
-
 from orchestrator.definition.model import Step
 from orchestrator.engine.advance import Advance, End, Failure, Worker, advance, end_failed_attempt
 from orchestrator.engine.plan import Message, Plan, split
@@ -25,7 +23,7 @@ from orchestrator.errors import StepFailed
 from orchestrator.store import steps
 from orchestrator.store.steps import Claim, ExecutionFacts, Result
 from workers.attempt import Attempt
-from workers.canvas import dispatch
+from workers.dispatch import send
 from workers.steps.contract import Done, Wait
 
 if TYPE_CHECKING:
@@ -66,16 +64,6 @@ def _side_by_side(lane: Lane, claim: Claim) -> None:
         futures = [pool.submit(lane.go, claim), *(pool.submit(other.claim_and_go) for other in others)]
     for future in futures:
         future.result()
-
-
-def send(planned: Plan | None) -> None:
-    """Ring, after the commit. What the broker does not take now, reconcile rings for later."""
-    if planned is None:
-        return
-    try:
-        dispatch(planned)
-    except (OperationalError, OSError):
-        logger.warning("the broker is away; execution %s will be rung for again", planned.execution_id)
 
 
 class Pack:

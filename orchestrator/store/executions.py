@@ -6,17 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from orchestrator.errors import NotFound
 from orchestrator.lifecycle import (
     CANCEL_EXECUTION,
+    EXECUTION_TERMINAL,
     FAIL_EXECUTION,
     FINISH,
     ExecutionStatus,
     StepStatus,
     Transition,
+    sql_words,
 )
-from orchestrator.store.session import new_id, run, to_json
+from orchestrator.store import models as tables
+from orchestrator.store.session import as_dicts, new_id, run, to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +157,107 @@ def _end(connection: Connection, transition: Transition, execution_id: str, also
         f"WHERE id = %(id)s::uuid AND {transition.guard}"
     )
     return run(connection, sql, {"id": execution_id, **params}).rowcount == 1
+
+
+# --- what users read -----------------------------------------------------------------------------------------
+
+_e, _s = tables.executions, tables.step_executions
+
+
+def _duration(table: sa.Table) -> sa.Label[float]:
+    ended = sa.func.coalesce(table.c.finished_at, sa.func.clock_timestamp())
+    return sa.cast(sa.extract("epoch", ended - table.c.started_at), sa.Double).label("duration")
+
+
+_SHOWN = (
+    _e.c.id,
+    _e.c.workflow_id,
+    _e.c.version,
+    _e.c.status,
+    _e.c.input,
+    _e.c.output,
+    _e.c.started_at.label("start_time"),
+    _e.c.finished_at.label("end_time"),
+    _duration(_e),
+    _e.c.trigger_id,
+    _e.c.priority,
+    _e.c.error_message,
+    _e.c.created_at,
+)
+
+_STEP_SHOWN = (
+    _s.c.id,
+    _s.c.execution_id,
+    _s.c.step_id,
+    _s.c.path,
+    _s.c.type,
+    _s.c.status,
+    _s.c.attempt,
+    _s.c.input,
+    _s.c.output,
+    _s.c.started_at.label("start_time"),
+    _s.c.finished_at.label("end_time"),
+    _duration(_s),
+    _s.c.next_attempt_at,
+    _s.c.error_kind,
+    _s.c.error_message,
+)
+
+
+def get(connection: Connection, execution_id: str) -> dict[str, Any]:
+    """An execution with its step executions in the definition's order. Raises NotFound."""
+    row = connection.execute(sa.select(*_SHOWN).where(_e.c.id == execution_id)).first()
+    if row is None:
+        raise NotFound("execution", execution_id)
+    # The ids were given in the definition's order.
+    step_rows = connection.execute(
+        sa.select(*_STEP_SHOWN).where(_s.c.execution_id == execution_id).order_by(_s.c.id)
+    )
+    return {**row._mapping, "step_executions": as_dicts(step_rows.all())}
+
+
+def assert_exists(connection: Connection, execution_id: str) -> None:
+    """Raises NotFound if there is no such execution."""
+    if connection.execute(sa.select(_e.c.id).where(_e.c.id == execution_id)).first() is None:
+        raise NotFound("execution", execution_id)
+
+
+def get_step(connection: Connection, step_execution_id: str) -> dict[str, Any]:
+    """One step execution. Raises NotFound."""
+    row = connection.execute(sa.select(*_STEP_SHOWN).where(_s.c.id == step_execution_id)).first()
+    if row is None:
+        raise NotFound("step execution", step_execution_id)
+    return dict(row._mapping)
+
+
+def listing(
+    connection: Connection,
+    *,
+    workflow_id: str | None = None,
+    status: str | None = None,
+    before: str | None = None,
+    limit: int = 50,
+) -> list[dict[str, Any]]:
+    """Executions, newest first, without their steps; `before` is the id that the last page ended with."""
+    query = sa.select(*_SHOWN).order_by(_e.c.id.desc()).limit(limit)
+    if workflow_id is not None:
+        query = query.where(_e.c.workflow_id == workflow_id)
+    if status is not None:
+        query = query.where(_e.c.status == status)
+    if before is not None:
+        query = query.where(_e.c.id < before)
+    return as_dicts(connection.execute(query).all())
+
+
+def live_counts(connection: Connection) -> tuple[int, int]:
+    """How many executions are running, and how many are queued."""
+    row = run(
+        connection,
+        f"SELECT count(*) FILTER (WHERE status = '{ExecutionStatus.RUNNING}'), "
+        f"count(*) FILTER (WHERE status = '{ExecutionStatus.QUEUED}') FROM executions "
+        f"WHERE status NOT IN ({sql_words(EXECUTION_TERMINAL)})",
+    ).one()
+    return row[0], row[1]
 
 
 # --- what reconcile finds ------------------------------------------------------------------------------------

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from orchestrator.store.session import new_id, run
+from orchestrator.store import models as tables
+from orchestrator.store.session import as_dicts, new_id, run
 
 
 class LogLine(NamedTuple):
@@ -42,3 +44,23 @@ def append(
             "ats": [line.at for line in lines],
         },
     )
+
+
+_l = tables.step_logs
+
+
+def listing(
+    connection: Connection,
+    execution_id: str,
+    *,
+    step_id: str | None = None,
+    after: str | None = None,
+    limit: int = 1000,
+) -> list[dict[str, Any]]:
+    """Log lines in the order in which they were written; `after` is the id that the last page ended with."""
+    query = sa.select(*_l.c).where(_l.c.execution_id == execution_id).order_by(_l.c.id).limit(limit)
+    if step_id is not None:
+        query = query.where(_l.c.step_id == step_id)
+    if after is not None:
+        query = query.where(_l.c.id > after)
+    return as_dicts(connection.execute(query).all())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from orchestrator.errors import NotFound
-from orchestrator.lifecycle import WorkflowStatus
-from orchestrator.store.session import run
+from orchestrator.errors import Conflict, NotFound
+from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus, Transition, WorkflowStatus, sql_words
+from orchestrator.store import models as tables
+from orchestrator.store.session import as_dicts, new_id, run
 
 
 def current(connection: Connection, workflow_id: str) -> tuple[WorkflowStatus, int]:
@@ -31,3 +34,154 @@ def definition(connection: Connection, workflow_id: str, version: int) -> dict[s
     if source is None:
         raise NotFound("workflow version", f"{workflow_id}/{version}")
     return source
+
+
+def insert(
+    connection: Connection,
+    *,
+    name: str,
+    description: str,
+    tags: Sequence[str],
+    owner_id: str | None,
+    is_template: bool,
+    definition: Mapping[str, Any],
+) -> str:
+    """A new draft with its version 1."""
+    workflow_id = new_id()
+    connection.execute(
+        tables.workflows.insert().values(
+            id=workflow_id,
+            name=name,
+            description=description,
+            tags=list(tags),
+            owner_id=owner_id,
+            is_template=is_template,
+            version=1,
+        )
+    )
+    _insert_version(connection, workflow_id, 1, definition)
+    return workflow_id
+
+
+def update(
+    connection: Connection, workflow_id: str, changes: Mapping[str, Any], new_definition: Mapping[str, Any] | None
+) -> None:
+    """Change the workflow's own fields, and add a version if the definition differs. Raises NotFound."""
+    row = run(
+        connection,
+        "SELECT version FROM workflows WHERE id = %(id)s::uuid FOR UPDATE",
+        {"id": workflow_id},
+    ).first()
+    if row is None:
+        raise NotFound("workflow", workflow_id)
+    values = dict(changes)
+    if new_definition is not None and new_definition != definition(connection, workflow_id, row.version):
+        values["version"] = row.version + 1
+        _insert_version(connection, workflow_id, row.version + 1, new_definition)
+    connection.execute(
+        tables.workflows.update()
+        .where(tables.workflows.c.id == workflow_id)
+        .values(**values, updated_at=sa.func.clock_timestamp())
+    )
+
+
+def _insert_version(connection: Connection, workflow_id: str, version: int, definition: Mapping[str, Any]) -> None:
+    connection.execute(
+        tables.workflow_versions.insert().values(workflow_id=workflow_id, version=version, definition=definition)
+    )
+
+
+def delete(connection: Connection, workflow_id: str) -> None:
+    """Remove a workflow with its versions and its ended executions.
+
+    Raises NotFound; Conflict while an execution is live.
+    """
+    status, _ = current(connection, workflow_id)
+    live = run(
+        connection,
+        "SELECT count(*) FROM executions WHERE workflow_id = %(id)s::uuid "
+        f"AND status NOT IN ({sql_words(EXECUTION_TERMINAL)})",
+        {"id": workflow_id},
+    ).scalar_one()
+    if live:
+        raise Conflict(
+            f"workflow {workflow_id} has {live} executions that have not ended; wait for them or cancel them", status
+        )
+    run(connection, "DELETE FROM workflows WHERE id = %(id)s::uuid", {"id": workflow_id})
+
+
+def move(connection: Connection, workflow_id: str, transition: Transition) -> bool:
+    """Change the status; False if it is not one that this transition starts from."""
+    sql = (
+        f"UPDATE workflows SET {transition.assignment}, updated_at = clock_timestamp() "
+        f"WHERE id = %(id)s::uuid AND {transition.guard}"
+    )
+    return run(connection, sql, {"id": workflow_id}).rowcount == 1
+
+
+_w = tables.workflows
+_SHOWN = (
+    _w.c.id,
+    _w.c.name,
+    _w.c.description,
+    _w.c.status,
+    _w.c.tags,
+    _w.c.owner_id,
+    _w.c.is_template,
+    _w.c.version,
+    _w.c.created_at,
+    _w.c.updated_at,
+)
+
+
+def get(connection: Connection, workflow_id: str) -> dict[str, Any]:
+    """The workflow with its newest definition and what its executions add up to. Raises NotFound."""
+    row = connection.execute(sa.select(*_SHOWN).where(_w.c.id == workflow_id)).first()
+    if row is None:
+        raise NotFound("workflow", workflow_id)
+    counted = run(
+        connection,
+        "SELECT count(*) AS execution_count, max(created_at) AS last_executed, "
+        f"avg((status = '{ExecutionStatus.COMPLETED}')::int) FILTER "
+        f"(WHERE status IN ({sql_words(EXECUTION_TERMINAL)}))::float8 AS success_rate "
+        "FROM executions WHERE workflow_id = %(id)s::uuid",
+        {"id": workflow_id},
+    ).one()
+    return {
+        **row._mapping,
+        **counted._mapping,
+        "definition": definition(connection, workflow_id, row.version),
+    }
+
+
+def listing(
+    connection: Connection,
+    *,
+    owner_id: str | None = None,
+    status: str | None = None,
+    tag: str | None = None,
+    name: str | None = None,
+    before: str | None = None,
+    limit: int = 50,
+) -> list[dict[str, Any]]:
+    """Workflows, newest first, without their definitions; `before` is the id that the last page ended with."""
+    query = sa.select(*_SHOWN).order_by(_w.c.id.desc()).limit(limit)
+    for condition in (
+        None if owner_id is None else _w.c.owner_id == owner_id,
+        None if status is None else _w.c.status == status,
+        None if tag is None else _w.c.tags.contains([tag]),
+        None if name is None else _w.c.name == name,
+        None if before is None else _w.c.id < before,
+    ):
+        if condition is not None:
+            query = query.where(condition)
+    return as_dicts(connection.execute(query).all())
+
+
+def counts(connection: Connection) -> tuple[int, int]:
+    """How many workflows there are, and how many of them are active."""
+    row = run(
+        connection,
+        f"SELECT count(*), count(*) FILTER (WHERE status = '{WorkflowStatus.ACTIVE}') FROM workflows",
+    ).one()
+    return row[0], row[1]

@@ -1,0 +1,85 @@
+"""Executions and step executions: what happened, and with which result."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from flask import Response, jsonify
+from flask.views import MethodView
+
+from api.body import Blueprint
+from api.resources.paging import page
+from api.schemas import (
+    ExecutionDetail,
+    ExecutionPage,
+    ExecutionQuery,
+    LogPage,
+    LogQuery,
+    StepExecutionOut,
+    StepOutput,
+)
+from api.service import service
+from orchestrator.store import executions, logs
+
+blueprint = Blueprint("executions", __name__, url_prefix="/api/v1", description="Executions")
+
+
+@blueprint.route("/executions")
+class Executions(MethodView):
+    @blueprint.arguments(ExecutionQuery, location="query")
+    @blueprint.response(200, ExecutionPage)
+    def get(self, query: dict[str, Any]) -> Response:
+        """List executions, newest first, without their steps."""
+        workflow_id = query.get("workflow_id")
+        with service().store.single() as connection:
+            return page(
+                query,
+                lambda cursor, limit: executions.listing(
+                    connection,
+                    workflow_id=None if workflow_id is None else str(workflow_id),
+                    status=query.get("status"),
+                    before=cursor,
+                    limit=limit,
+                ),
+            )
+
+
+@blueprint.route("/executions/<uuid:execution_id>")
+class Execution(MethodView):
+    @blueprint.response(200, ExecutionDetail)
+    def get(self, execution_id: UUID) -> Response:
+        """An execution with all its step executions."""
+        with service().store.single() as connection:
+            return jsonify(executions.get(connection, str(execution_id)))
+
+
+@blueprint.route("/executions/<uuid:execution_id>/logs")
+@blueprint.arguments(LogQuery, location="query")
+@blueprint.response(200, LogPage)
+def execution_logs(query: dict[str, Any], execution_id: UUID) -> Response:
+    """The log lines of an execution's steps, in the order in which they were written."""
+    with service().store.single() as connection:
+        executions.assert_exists(connection, str(execution_id))
+        return page(
+            query,
+            lambda cursor, limit: logs.listing(
+                connection, str(execution_id), step_id=query.get("step_id"), after=cursor, limit=limit
+            ),
+        )
+
+
+@blueprint.route("/step-executions/<uuid:step_execution_id>")
+@blueprint.response(200, StepExecutionOut)
+def step_execution(step_execution_id: UUID) -> Response:
+    """A step in an execution: its attempts, its times, its result."""
+    with service().store.single() as connection:
+        return jsonify(executions.get_step(connection, str(step_execution_id)))
+
+
+@blueprint.route("/step-executions/<uuid:step_execution_id>/output")
+@blueprint.response(200, StepOutput)
+def step_output(step_execution_id: UUID) -> Response:
+    """A step's output alone."""
+    with service().store.single() as connection:
+        return jsonify({"output": executions.get_step(connection, str(step_execution_id))["output"]})

@@ -1,0 +1,189 @@
+"""Workflows: create, list, get, update, delete, their status, and executing them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from flask import Response, jsonify, url_for
+from flask.views import MethodView
+
+from api.body import Blueprint, document
+from api.resources.paging import page
+from api.schemas import (
+    ExecuteHeaders,
+    ExecuteIn,
+    ExecutionDetail,
+    WorkflowDetail,
+    WorkflowIn,
+    WorkflowPage,
+    WorkflowQuery,
+)
+from api.service import service
+from orchestrator.definition import Document, load_definition
+from orchestrator.engine.start import check_payload, start_execution
+from orchestrator.errors import Conflict, DefinitionError, InputError, Problem
+from orchestrator.lifecycle import ACTIVATE, PAUSE_WORKFLOW, RESUME_WORKFLOW, Transition
+from orchestrator.store import executions, workflows
+
+blueprint = Blueprint("workflows", __name__, url_prefix="/api/v1/workflows", description="Workflows")
+
+
+@blueprint.route("")
+class Workflows(MethodView):
+    @blueprint.arguments(WorkflowQuery, location="query")
+    @blueprint.response(200, WorkflowPage)
+    def get(self, query: dict[str, Any]) -> Response:
+        """List workflows, newest first."""
+        with service().store.single() as connection:
+            return page(
+                query,
+                lambda cursor, limit: workflows.listing(
+                    connection,
+                    owner_id=_text(query.get("owner_id")),
+                    status=query.get("status"),
+                    tag=query.get("tags"),
+                    name=query.get("name"),
+                    before=cursor,
+                    limit=limit,
+                ),
+            )
+
+    @blueprint.arguments(WorkflowIn)
+    @blueprint.response(201, WorkflowDetail)
+    def post(self, given: dict[str, Any]) -> Response:
+        """Create a workflow, as a draft with version 1."""
+        if "definition" not in given:
+            raise InputError([Problem("definition", "is missing: a workflow needs a definition with its steps")])
+        definition = _checked(given)
+        name = given.get("name") or definition.get("name")
+        if not name:
+            raise InputError([Problem("name", "is missing: give the workflow a name")])
+        with service().store.transaction() as connection:
+            workflow_id = workflows.insert(
+                connection,
+                name=name,
+                description=given.get("description", definition.get("description") or ""),
+                tags=given.get("tags", definition.get("tags") or []),
+                owner_id=_text(given.get("owner_id")),
+                is_template=given.get("is_template", False),
+                definition=definition,
+            )
+            created = workflows.get(connection, workflow_id)
+        return _created(created, url_for("workflows.Workflow", workflow_id=workflow_id), 201)
+
+
+@blueprint.route("/<uuid:workflow_id>")
+class Workflow(MethodView):
+    @blueprint.response(200, WorkflowDetail)
+    def get(self, workflow_id: UUID) -> Response:
+        """A workflow with its newest definition."""
+        return _shown(workflow_id)
+
+    @blueprint.arguments(WorkflowIn)
+    @blueprint.response(200, WorkflowDetail)
+    def put(self, given: dict[str, Any], workflow_id: UUID) -> Response:
+        """Change what is given; a definition that differs becomes a new version. Running executions keep
+        theirs."""
+        definition = _checked(given) if "definition" in given else None
+        changes = {key: value for key, value in given.items() if key != "definition"}
+        if "owner_id" in changes:
+            changes["owner_id"] = _text(changes["owner_id"])
+        with service().store.transaction() as connection:
+            workflows.update(connection, str(workflow_id), changes, definition)
+        return _shown(workflow_id)
+
+    @blueprint.response(204)
+    def delete(self, workflow_id: UUID) -> None:
+        """Remove a workflow with its versions and executions; 409 while one of these is live."""
+        with service().store.transaction() as connection:
+            workflows.delete(connection, str(workflow_id))
+
+
+@blueprint.route("/<uuid:workflow_id>/activate", methods=["POST"])
+@blueprint.response(200, WorkflowDetail)
+def activate(workflow_id: UUID) -> Response:
+    """Let triggers and users start it."""
+    return _moved(workflow_id, ACTIVATE)
+
+
+@blueprint.route("/<uuid:workflow_id>/pause", methods=["POST"])
+@blueprint.response(200, WorkflowDetail)
+def pause(workflow_id: UUID) -> Response:
+    """Let nothing start it until it is resumed; what runs goes on."""
+    return _moved(workflow_id, PAUSE_WORKFLOW)
+
+
+@blueprint.route("/<uuid:workflow_id>/resume", methods=["POST"])
+@blueprint.response(200, WorkflowDetail)
+def resume(workflow_id: UUID) -> Response:
+    """Undo a pause."""
+    return _moved(workflow_id, RESUME_WORKFLOW)
+
+
+@blueprint.route("/<uuid:workflow_id>/execute", methods=["POST"])
+@blueprint.arguments(ExecuteIn)
+@blueprint.arguments(ExecuteHeaders, location="headers", unknown="exclude")
+@blueprint.response(202, ExecutionDetail)
+def execute(given: dict[str, Any], headers: dict[str, Any], workflow_id: UUID) -> Response:
+    """Start an execution of the newest version. It is stored when this answers, whatever dies afterwards."""
+    here = service()
+    started = start_execution(
+        here.store,
+        here.programs,
+        str(workflow_id),
+        given["input"],
+        priority=given["priority"],
+        idempotency_key=headers.get("idempotency_key"),
+    )
+    here.send(started.plan)
+    with here.store.single() as connection:
+        execution = executions.get(connection, started.execution_id)
+    # A repeated call is answered like the first one; 200 says that it started nothing.
+    status = 202 if started.plan is not None else 200
+    return _created(execution, url_for("executions.Execution", execution_id=started.execution_id), status)
+
+
+def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The definition of this request, once it has been found valid. Raises DefinitionError, PayloadTooLarge."""
+    definition: dict[str, Any] = given["definition"]
+    here = service()
+    check_payload(definition, here.settings.executor.max_payload, "definition")
+    whole = document()
+    inner = Document(definition, lambda path: whole.line_of(f"definition.{path}" if path else "definition"))
+    try:
+        load_definition(inner if whole.data is not definition else whole, here.catalogue)
+    except DefinitionError as error:
+        if whole.data is definition:
+            raise
+        raise DefinitionError(
+            [Problem(f"definition.{found.path}".rstrip("."), found.message, found.line) for found in error.problems]
+        ) from None
+    return definition
+
+
+def _moved(workflow_id: UUID, transition: Transition) -> Response:
+    with service().store.transaction() as connection:
+        if not workflows.move(connection, str(workflow_id), transition):
+            status, _ = workflows.current(connection, str(workflow_id))
+            # Said twice, done once: the second call finds what it asked for.
+            if status != transition.target:
+                raise Conflict(f"a workflow that is {status} cannot be {transition.name}d", status)
+    return _shown(workflow_id)
+
+
+def _shown(workflow_id: UUID) -> Response:
+    with service().store.single() as connection:
+        return jsonify(workflows.get(connection, str(workflow_id)))
+
+
+def _created(body: dict[str, Any], location: str, status: int) -> Response:
+    response = jsonify(body)
+    response.status_code = status
+    response.headers["Location"] = location
+    return response
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,162 @@
+"""The shapes of requests and answers, for checking the first and documenting both."""
+
+from __future__ import annotations
+
+from marshmallow import RAISE, Schema, fields, validate
+
+from orchestrator.lifecycle import ExecutionStatus, StepStatus, WorkflowStatus
+
+_WORKFLOW_STATUS = validate.OneOf([str(status) for status in WorkflowStatus])
+_EXECUTION_STATUS = validate.OneOf([str(status) for status in ExecutionStatus])
+
+
+class _In(Schema):
+    class Meta:
+        unknown = RAISE
+
+
+class WorkflowIn(_In):
+    """A workflow. A definition document by itself (`steps` at the top) is taken too: its name, description
+    and tags are the workflow's."""
+
+    name = fields.String(validate=validate.Length(1, 200))
+    description = fields.String(validate=validate.Length(max=10_000))
+    definition = fields.Dict(keys=fields.String(), metadata={"description": "see the definition language"})
+    tags = fields.List(fields.String(validate=validate.Length(1, 100)), validate=validate.Length(max=50))
+    owner_id = fields.UUID(allow_none=True)
+    is_template = fields.Boolean()
+
+
+class PageQuery(Schema):
+    class Meta:
+        unknown = RAISE
+
+    limit = fields.Integer(load_default=50, validate=validate.Range(1, 200))
+    cursor = fields.UUID(metadata={"description": "`next` of the page before"})
+
+
+class WorkflowQuery(PageQuery):
+    owner_id = fields.UUID()
+    status = fields.String(validate=_WORKFLOW_STATUS)
+    tags = fields.String(metadata={"description": "workflows that have this tag"})
+    name = fields.String(metadata={"description": "workflows of exactly this name"})
+
+
+class ExecutionQuery(PageQuery):
+    workflow_id = fields.UUID()
+    status = fields.String(validate=_EXECUTION_STATUS)
+
+
+class LogQuery(PageQuery):
+    limit = fields.Integer(load_default=1000, validate=validate.Range(1, 10_000))
+    step_id = fields.String()
+
+
+class ExecuteIn(_In):
+    input = fields.Dict(keys=fields.String(), load_default=dict)
+    priority = fields.Integer(
+        load_default=5, strict=True, validate=validate.Range(0, 9), metadata={"description": "9 is the highest"}
+    )
+
+
+class ExecuteHeaders(Schema):
+    idempotency_key = fields.String(
+        data_key="Idempotency-Key",
+        validate=validate.Length(1, 255),
+        metadata={"description": "a repeated call with the same key answers with the first one's execution"},
+    )
+
+
+class WorkflowOut(Schema):
+    id = fields.UUID()
+    name = fields.String()
+    description = fields.String()
+    status = fields.String(validate=_WORKFLOW_STATUS)
+    tags = fields.List(fields.String())
+    owner_id = fields.UUID(allow_none=True)
+    is_template = fields.Boolean()
+    version = fields.Integer(metadata={"description": "the newest; versions never change"})
+    created_at = fields.DateTime()
+    updated_at = fields.DateTime()
+
+
+class WorkflowDetail(WorkflowOut):
+    definition = fields.Dict()
+    execution_count = fields.Integer()
+    last_executed = fields.DateTime(allow_none=True)
+    success_rate = fields.Float(allow_none=True, metadata={"description": "completed share of those ended, 0..1"})
+
+
+class StepExecutionOut(Schema):
+    id = fields.UUID()
+    execution_id = fields.UUID()
+    step_id = fields.String()
+    path = fields.String()
+    type = fields.String()
+    status = fields.String(validate=validate.OneOf([str(status) for status in StepStatus]))
+    attempt = fields.Integer()
+    input = fields.Raw(allow_none=True)
+    output = fields.Raw(allow_none=True)
+    start_time = fields.DateTime(allow_none=True)
+    end_time = fields.DateTime(allow_none=True)
+    duration = fields.Float(allow_none=True, metadata={"description": "seconds, so far if it has not ended"})
+    next_attempt_at = fields.DateTime(allow_none=True)
+    error_kind = fields.String(allow_none=True)
+    error_message = fields.String(allow_none=True)
+
+
+class ExecutionOut(Schema):
+    id = fields.UUID()
+    workflow_id = fields.UUID()
+    version = fields.Integer()
+    status = fields.String(validate=_EXECUTION_STATUS)
+    input = fields.Dict()
+    output = fields.Raw(allow_none=True)
+    start_time = fields.DateTime(allow_none=True)
+    end_time = fields.DateTime(allow_none=True)
+    duration = fields.Float(allow_none=True, metadata={"description": "seconds, so far if it has not ended"})
+    trigger_id = fields.UUID(allow_none=True)
+    priority = fields.Integer()
+    error_message = fields.String(allow_none=True)
+    created_at = fields.DateTime()
+
+
+class ExecutionDetail(ExecutionOut):
+    step_executions = fields.List(fields.Nested(StepExecutionOut))
+
+
+class LogLineOut(Schema):
+    id = fields.UUID()
+    execution_id = fields.UUID()
+    step_execution_id = fields.UUID()
+    step_id = fields.String()
+    attempt = fields.Integer()
+    level = fields.String()
+    message = fields.String()
+    at = fields.DateTime()
+
+
+class _Page(Schema):
+    next = fields.UUID(allow_none=True, metadata={"description": "the cursor of the next page"})
+
+
+class WorkflowPage(_Page):
+    items = fields.List(fields.Nested(WorkflowOut))
+
+
+class ExecutionPage(_Page):
+    items = fields.List(fields.Nested(ExecutionOut))
+
+
+class LogPage(_Page):
+    items = fields.List(fields.Nested(LogLineOut))
+
+
+class StepOutput(Schema):
+    output = fields.Raw(allow_none=True)
+
+
+class HealthOut(Schema):
+    status = fields.String(validate=validate.OneOf(["healthy", "unhealthy"]))
+    checks = fields.Dict(keys=fields.String(), values=fields.String())
+    stats = fields.Dict(keys=fields.String(), values=fields.Integer())

@@ -1,0 +1,39 @@
+"""What the views work with: the store, the programs, the step types. One for each process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from flask import current_app
+
+from orchestrator.config import Settings
+from orchestrator.engine.programs import Programs
+from orchestrator.errors import ConfigurationError
+from orchestrator.plugins import load_catalogue
+from orchestrator.store import Store
+
+if TYPE_CHECKING:
+    from orchestrator.engine.plan import Plan
+
+
+class Service:
+    def __init__(self, settings: Settings) -> None:
+        if not settings.database.url:
+            raise ConfigurationError(
+                "database.url is not set; start everything with `orchestrator up`, or set ORCHESTRATOR_DATABASE_URL "
+                "and ORCHESTRATOR_BROKER_URL"
+            )
+        self.settings = settings
+        self.catalogue = load_catalogue(settings.plugins)
+        self.programs = Programs(self.catalogue, settings)
+        self.store = Store(settings.database)
+
+    def send(self, plan: Plan | None) -> None:
+        """Ring for what has been committed. A broker that is away is no error: reconcile rings later."""
+        from workers.dispatch import send
+
+        send(plan)
+
+
+def service() -> Service:
+    return cast(Service, current_app.extensions["orchestrator"])
