@@ -160,12 +160,11 @@ class Lane:
     def claim_next(self) -> Claim | None:
         """The next start of the pack that is to be had."""
         while (start := self.pack.take()) is not None:
-            with self.store.single() as connection:
-                claimed = steps.claim(connection, self.execution_id, start, self.process.lease.id)
-                if claimed is None:
-                    continue
-                claim, self.facts = claimed
-                self.program = self.process.programs.get(connection, self.facts.workflow_id, self.facts.version)
+            claimed = steps.claim(self.store, self.execution_id, start, self.process.lease.id)
+            if claimed is None:
+                continue
+            claim, self.facts = claimed
+            self.program = self.process.programs.get(self.store, self.facts.workflow_id, self.facts.version)
             self.queue = self.program.graph.queue_for(start)
             left = self.facts.seconds_left
             self.ends_at = None if left is None else time.monotonic() + left
@@ -195,8 +194,7 @@ class Lane:
         if following is not None:
             return self._complete_and_follow(claim, result, following)
         if self._ends_execution(step):
-            with self.store.single() as connection:
-                steps.complete_and_finish(connection, self.execution_id, claim, result)
+            steps.complete_and_finish(self.store, self.execution_id, claim, result)
             return None
         end = End(step.id, lambda connection: steps.complete(connection, claim, result), skip)
         return self._settled(
@@ -219,10 +217,9 @@ class Lane:
         return self.pack.take() if graph.children[last] == graph.children[step_id] else None
 
     def _complete_and_follow(self, claim: Claim, result: Result, following: str) -> Claim | None:
-        with self.store.single() as connection:
-            recorded, follower = steps.complete_and_follow(
-                connection, self.execution_id, claim, result, following, self.process.lease.id
-            )
+        recorded, follower = steps.complete_and_follow(
+            self.store, self.execution_id, claim, result, following, self.process.lease.id
+        )
         if not recorded:
             return None
         if follower is not None:

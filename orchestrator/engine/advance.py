@@ -86,7 +86,7 @@ def replan(store: Store, programs: Programs, execution_id: str) -> Plan | None:
         locked = executions.lock(connection, execution_id)
         if locked is None or locked.status in EXECUTION_TERMINAL:
             return None
-        program = programs.get(connection, locked.workflow_id, locked.version)
+        program = programs.get(store, locked.workflow_id, locked.version)
         decided = whole_frontier(program.graph, steps.states(connection, execution_id))
         if decided.skipped:
             steps.skip(connection, execution_id, dict(decided.skipped))

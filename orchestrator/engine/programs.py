@@ -9,8 +9,6 @@ from functools import cached_property
 from threading import Lock
 from typing import Any
 
-from sqlalchemy.engine import Connection
-
 from orchestrator.config import Settings
 from orchestrator.definition import build_definition
 from orchestrator.definition.graph import Graph
@@ -18,7 +16,7 @@ from orchestrator.definition.model import RetryPolicy, Step
 from orchestrator.definition.templates import Compiled, compile_value
 from orchestrator.lifecycle import StepStatus
 from orchestrator.plugins import Catalogue
-from orchestrator.store import workflows
+from orchestrator.store import Store, workflows
 from orchestrator.store.executions import StepRows
 
 # A process serves a handful of workflows at a time; a definition of 10,000 steps takes some 20 MB here.
@@ -80,14 +78,15 @@ class Programs:
         self._kept: OrderedDict[ProgramKey, Program] = OrderedDict()
         self._lock = Lock()
 
-    def get(self, connection: Connection, workflow_id: str, version: int) -> Program:
+    def get(self, store: Store, workflow_id: str, version: int) -> Program:
         key = ProgramKey(workflow_id, version)
         with self._lock:
             program = self._kept.get(key)
             if program is not None:
                 self._kept.move_to_end(key)
                 return program
-        source = workflows.definition(connection, workflow_id, version)
+        with store.single() as connection:
+            source = workflows.definition(connection, workflow_id, version)
         program = Program(source, self.catalogue, self.settings)
         with self._lock:
             self._kept[key] = program

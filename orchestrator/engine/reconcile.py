@@ -123,7 +123,7 @@ class Reconciler:
             locked = executions.lock(connection, orphan.execution_id)
             if locked is None:
                 return
-            program = self.programs.get(connection, locked.workflow_id, locked.version)
+            program = self.programs.get(self.store, locked.workflow_id, locked.version)
         self._send_of(end_failed_attempt(self.store, program, orphan.execution_id, orphan.claim, failure))
 
     def fire_timers(self) -> None:
@@ -174,7 +174,7 @@ class Reconciler:
             locked = executions.lock(connection, execution_id)
             if locked is None:
                 return
-            program = self.programs.get(connection, locked.workflow_id, locked.version)
+            program = self.programs.get(self.store, locked.workflow_id, locked.version)
         self.send(plan(program.graph, execution_id, locked.priority, [path]))
 
     def _send_of(self, advanced: Advance) -> None:

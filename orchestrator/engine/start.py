@@ -44,22 +44,23 @@ def start_execution(
             raise Conflict(
                 f"workflow {workflow_id} is {status} and cannot be executed; activate or resume it first", status
             )
-        program = programs.get(connection, workflow_id, version)
-        execution_id = executions.insert(
-            connection,
-            workflow_id,
-            version,
-            input,
-            program.step_rows,
-            priority=priority,
-            timeout=program.timeout,
-            idempotency_key=idempotency_key,
-        )
-        if execution_id is None:
-            assert idempotency_key is not None  # nothing else can be there already
+        program = programs.get(store, workflow_id, version)
+    execution_id = executions.insert(
+        store,
+        workflow_id,
+        version,
+        input,
+        program.step_rows,
+        priority=priority,
+        timeout=program.timeout,
+        idempotency_key=idempotency_key,
+    )
+    if execution_id is None:
+        assert idempotency_key is not None  # nothing else can be there already
+        with store.single() as connection:
             existing = executions.id_by_idempotency_key(connection, workflow_id, idempotency_key)
-            assert existing is not None
-            return Started(existing, None)
+        assert existing is not None
+        return Started(existing, None)
     return Started(execution_id, plan(program.graph, execution_id, priority, program.graph.roots))
 
 

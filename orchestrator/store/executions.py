@@ -21,7 +21,8 @@ from orchestrator.lifecycle import (
     sql_words,
 )
 from orchestrator.store import models as tables
-from orchestrator.store.session import as_dicts, new_id, run, to_json
+from orchestrator.store.routines import Routine
+from orchestrator.store.session import Store, as_dicts, new_id, run, to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,31 @@ SELECT EXISTS (SELECT FROM created) AS created
 """
 
 
+_INSERT_ROUTINE = Routine(
+    "start_execution",
+    _INSERT,
+    {
+        "id": "uuid",
+        "workflow": "uuid",
+        "version": "int",
+        "input": "jsonb",
+        "priority": "smallint",
+        "trigger": "uuid",
+        "key": "text",
+        "timeout": "float8",
+        "ids": "uuid[]",
+        "paths": "text[]",
+        "types": "text[]",
+        "queues": "text[]",
+        "statuses": "text[]",
+        "timeouts": "float8[]",
+    },
+    {"created": "bool"},
+)
+
+
 def insert(
-    connection: Connection,
+    store: Store,
     workflow_id: str,
     version: int,
     input: Any,
@@ -68,9 +92,8 @@ def insert(
 ) -> str | None:
     """Insert an execution with all its step rows; its id, or None if one with this key is already there."""
     execution_id = new_id()
-    created: bool = run(
-        connection,
-        _INSERT,
+    ((created,),) = store.call(
+        _INSERT_ROUTINE,
         {
             "id": execution_id,
             "workflow": workflow_id,
@@ -87,7 +110,7 @@ def insert(
             "statuses": list(steps.statuses),
             "timeouts": list(steps.timeouts),
         },
-    ).scalar_one()
+    )
     return execution_id if created else None
 
 

@@ -9,6 +9,7 @@ from alembic.config import Config
 from sqlalchemy.engine import Connection
 
 from orchestrator.config import DatabaseSettings
+from orchestrator.store import executions, routines, steps  # noqa: F401  (they register their routines)
 from orchestrator.store.session import create_engine
 
 # Any constant will do, as long as every release uses the same.
@@ -19,9 +20,11 @@ def migrate(url: str) -> None:
     """Apply what is missing, in order; a second process that does the same at the same time waits for us."""
     engine = create_engine(DatabaseSettings(url=url))
     try:
-        with engine.begin() as connection:
+        # One transaction for all of it: a release is there whole or not at all.
+        with engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
             command.upgrade(alembic_config(connection), "head")
+            routines.install(connection)
     finally:
         engine.dispose()
 

@@ -100,7 +100,7 @@ executions = sa.Table(
     # Reconcile and /health look at what has not ended: few rows, however many have.
     sa.Index(
         "ix_executions_live",
-        "status",
+        "id",
         postgresql_where=sa.text(f"status NOT IN ({sql_words(EXECUTION_TERMINAL)})"),
     ),
 )

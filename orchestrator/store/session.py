@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import sqlalchemy as sa
@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection, Engine, Row
 
 from orchestrator.config import DatabaseSettings
 from orchestrator.errors import ConfigurationError
+from orchestrator.store.routines import Routine
 
 Params = Mapping[str, Any]
 
@@ -30,32 +31,54 @@ def to_json(value: object) -> str:
 class Store:
     """One pool of connections. A process makes its own after a fork: psycopg2 connections do not cross it.
 
-    There is no session state beyond a transaction, so PgBouncer in transaction mode may stand in between.
+    The connections are in autocommit mode, since a transition is one statement and then takes one round trip
+    instead of three. There is no session state beyond a transaction, so PgBouncer in transaction mode may stand
+    in between.
     """
 
     def __init__(self, settings: DatabaseSettings) -> None:
         self.engine = create_engine(settings)
-        # A transition is one statement; on an autocommit connection that is one round trip, not three.
-        self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """A transaction at READ COMMITTED, committed at the end and rolled back by an exception."""
-        with self.engine.begin() as connection:
-            yield connection
+        with self.engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN")
+            try:
+                yield connection
+                connection.exec_driver_sql("COMMIT")
+            except BaseException:
+                _roll_back(connection)
+                raise
 
     @contextmanager
     def single(self) -> Iterator[Connection]:
         """A connection on which every statement is its own transaction."""
-        with self._single.connect() as connection:
+        with self.engine.connect() as connection:
             yield connection
 
-    def forget(self) -> None:
-        """Drop inherited connections without closing them: they are the parent process's to close."""
-        self.engine.dispose(close=False)
+    def call(self, routine: Routine, params: Params) -> list[tuple[Any, ...]]:
+        """The rows of one of the hot statements, past everything that SQLAlchemy would add to it."""
+        connection = self.engine.raw_connection()
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(routine.call, params)
+                return cast("list[tuple[Any, ...]]", cursor.fetchall())
+        except Exception as error:
+            connection.invalidate(error)
+            raise
+        finally:
+            connection.close()
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _roll_back(connection: Connection) -> None:
+    try:
+        connection.exec_driver_sql("ROLLBACK")
+    except sa.exc.DBAPIError:
+        connection.invalidate()  # the connection is gone, and the transaction with it
 
 
 def create_engine(settings: DatabaseSettings) -> Engine:
@@ -72,6 +95,8 @@ def create_engine(settings: DatabaseSettings) -> Engine:
         pool_size=settings.pool_size,
         max_overflow=20,
         pool_pre_ping=False,  # a lost connection surfaces in a statement that is safe to repeat
+        isolation_level="AUTOCOMMIT",
+        pool_reset_on_return=None,  # nothing is ever left open: see Store.transaction
         connect_args={"connect_timeout": 5, "application_name": "orchestrator"},
         json_serializer=to_json,
         json_deserializer=orjson.loads,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy.engine import Connection
 
@@ -26,7 +26,8 @@ from orchestrator.lifecycle import (
     StepStatus,
     sql_words,
 )
-from orchestrator.store.session import new_id, run, to_json
+from orchestrator.store.routines import Routine
+from orchestrator.store.session import Store, new_id, run, to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,26 +99,37 @@ WITH claimed AS (
 SELECT * FROM claimed
 """
 
+_CLAIM_ROUTINE = Routine(
+    "claim_step",
+    _CLAIM,
+    {"execution": "uuid", "path": "text", "worker": "uuid", "token": "uuid"},
+    {
+        "id": "text",
+        "attempt": "int",
+        "losses": "int",
+        "workflow_id": "text",
+        "version": "int",
+        "input": "jsonb",
+        "priority": "smallint",
+        "trigger_id": "text",
+        "seconds_left": "float8",
+    },
+)
 
-def claim(
-    connection: Connection, execution_id: str, path: str, worker_id: str
-) -> tuple[Claim, ExecutionFacts] | None:
+
+def claim(store: Store, execution_id: str, path: str, worker_id: str) -> tuple[Claim, ExecutionFacts] | None:
     """Take on a queued step of an execution that is not paused or ended; None if somebody else has it.
 
     The first claim of an execution begins it.
     """
     token = new_id()
-    row = run(
-        connection,
-        _CLAIM,
-        {"execution": execution_id, "path": path, "worker": worker_id, "token": token},
-    ).first()
-    if row is None:
-        return None
-    facts = ExecutionFacts(
-        execution_id, row.workflow_id, row.version, row.input, row.priority, row.trigger_id, row.seconds_left
+    rows = store.call(
+        _CLAIM_ROUTINE, {"execution": execution_id, "path": path, "worker": worker_id, "token": token}
     )
-    return Claim(row.id, path, row.attempt, row.losses, token), facts
+    if not rows:
+        return None
+    id, attempt, losses, *facts = rows[0]
+    return Claim(id, path, attempt, losses, token), ExecutionFacts(execution_id, *facts)
 
 
 _COMPLETE_AND_FOLLOW = f"""
@@ -135,13 +147,24 @@ SELECT EXISTS (SELECT FROM recorded) AS recorded, claimed.* FROM (SELECT) AS one
 """
 
 
+_WRITTEN = {
+    "id": "uuid",
+    "held_token": "uuid",
+    "input": "jsonb",
+    "output": "jsonb",
+    "error_kind": "text",
+    "error_message": "text",
+}
+_COMPLETE_AND_FOLLOW_ROUTINE = Routine(
+    "complete_and_follow",
+    _COMPLETE_AND_FOLLOW,
+    _WRITTEN | {"execution": "uuid", "path": "text", "worker": "uuid", "token": "uuid"},
+    {"recorded": "bool", "id": "text", "attempt": "int", "losses": "int"},
+)
+
+
 def complete_and_follow(
-    connection: Connection,
-    execution_id: str,
-    held: Claim,
-    result: Result,
-    path: str,
-    worker_id: str,
+    store: Store, execution_id: str, held: Claim, result: Result, path: str, worker_id: str
 ) -> tuple[bool, Claim | None]:
     """Record `held` as completed and take on `path`, in one statement: whether the record counted, and the
     new claim unless it was not to be had (the execution is paused or ended, or somebody has the step).
@@ -149,19 +172,17 @@ def complete_and_follow(
     Only for a `path` that is free once `held` is done; see Graph.next_in_run.
     """
     token = new_id()
-    row = run(
-        connection,
-        _COMPLETE_AND_FOLLOW,
-        _written(held, result)
-        | {"execution": execution_id, "path": path, "worker": worker_id, "token": token},
-    ).one()
-    follower = Claim(row.id, path, row.attempt, row.losses, token) if row.id else None
-    return row.recorded, follower
+    params = _written(held, result) | {
+        "execution": execution_id,
+        "path": path,
+        "worker": worker_id,
+        "token": token,
+    }
+    ((recorded, id, attempt, losses),) = store.call(_COMPLETE_AND_FOLLOW_ROUTINE, params)
+    return recorded, Claim(id, path, attempt, losses, token) if id else None
 
 
-def follow(
-    connection: Connection, execution_id: str, path: str, worker_id: str
-) -> Claim | None:
+def follow(connection: Connection, execution_id: str, path: str, worker_id: str) -> Claim | None:
     """Take on a step that the caller's own transaction has just made ready."""
     token = new_id()
     row = run(
@@ -187,14 +208,22 @@ SELECT EXISTS (SELECT FROM recorded) AS recorded
 """
 
 
-def complete_and_finish(connection: Connection, execution_id: str, held: Claim, result: Result) -> bool:
+_COMPLETE_AND_FINISH_ROUTINE = Routine(
+    "complete_and_finish",
+    _COMPLETE_AND_FINISH,
+    _WRITTEN | {"execution": "uuid", "path": "text"},
+    {"recorded": "bool"},
+)
+
+
+def complete_and_finish(store: Store, execution_id: str, held: Claim, result: Result) -> bool:
     """Record `held` as completed and with it, in one statement, its execution, whose output it becomes.
 
     Only for the last step of an execution that is a single run: nobody else can be ending a step of it.
     """
     params = _written(held, result) | {"execution": execution_id, "path": held.path}
-    recorded: bool = run(connection, _COMPLETE_AND_FINISH, params).scalar_one()
-    return recorded
+    ((recorded,),) = store.call(_COMPLETE_AND_FINISH_ROUTINE, params)
+    return cast(bool, recorded)
 
 
 def complete(connection: Connection, held: Claim, result: Result) -> bool:

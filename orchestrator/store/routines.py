@@ -1,0 +1,41 @@
+"""The hot statements as functions in the database, so that their plans are kept there.
+
+Planning a transition takes PostgreSQL longer than running it. Prepared statements would keep the plan too, but
+they are session state, which PgBouncer in transaction mode does not carry; a function's plans live in the
+server. A routine's name holds a digest of its text: processes of an older release find theirs beside ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+
+from sqlalchemy.engine import Connection
+
+_registered: list[Routine] = []
+_PARAMETER = re.compile(r"%\((\w+)\)s")
+
+
+class Routine:
+    """One SQL statement with %(name)s parameters, each of the type given for it."""
+
+    def __init__(self, name: str, sql: str, parameters: Mapping[str, str], columns: Mapping[str, str]) -> None:
+        body = _PARAMETER.sub(lambda match: f"p_{match[1]}", sql)
+        signature = ", ".join(f"p_{parameter} {kind}" for parameter, kind in parameters.items())
+        returned = ", ".join(f"{column} {kind}" for column, kind in columns.items())
+        definition = (
+            f"({signature}) RETURNS TABLE ({returned}) LANGUAGE plpgsql AS $routine$\n"
+            f"#variable_conflict use_column\nBEGIN RETURN QUERY {body}; END $routine$"
+        )
+        self.name = f"{name}_{hashlib.sha256(definition.encode()).hexdigest()[:10]}"
+        self.definition = f"CREATE OR REPLACE FUNCTION {self.name}{definition}"
+        arguments = ", ".join(f"%({parameter})s::{kind}" for parameter, kind in parameters.items())
+        self.call = f"SELECT * FROM {self.name}({arguments})"
+        _registered.append(self)
+
+
+def install(connection: Connection) -> None:
+    """Create the functions that this release calls."""
+    for routine in _registered:
+        connection.exec_driver_sql(routine.definition.replace("%", "%%"))
