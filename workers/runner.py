@@ -196,7 +196,7 @@ class Lane:
         if self._ends_execution(step):
             steps.complete_and_finish(self.store, self.execution_id, claim, result)
             return None
-        end = End(step.id, lambda connection: steps.complete(connection, claim, result), skip)
+        end = End(step.id, claim, result, skip=skip)
         return self._settled(
             advance(self.store, self.program, self.execution_id, end, worker=self._keeper(), rung=self.rung)
         )
@@ -225,7 +225,7 @@ class Lane:
         if follower is not None:
             return follower
         # The execution is paused or ended, or somebody has that step: look at what this one has made ready.
-        end = End(claim.path, lambda _: True)
+        end = End(claim.path, None)
         return self._settled(
             advance(self.store, self.program, self.execution_id, end, worker=self._keeper(), rung=self.rung)
         )

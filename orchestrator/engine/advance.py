@@ -6,8 +6,8 @@ and for which nobody was told, nor an execution that has ended in all its steps 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -47,11 +47,14 @@ _LOST = Advance(counted=False)
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """A step that has ended, and the steps it decided against (a condition's branches not taken)."""
+    """A step that has ended, and the steps it decided against (a condition's branches not taken). `held` is
+    None if that has been recorded already."""
 
     path: str
-    record: Callable[[Connection], bool]
-    skip: frozenset[str] = field(default_factory=frozenset)
+    held: Claim | None
+    result: Result = Result()
+    status: StepStatus = StepStatus.COMPLETED
+    skip: frozenset[str] = frozenset()
 
 
 def advance(
@@ -68,15 +71,18 @@ def advance(
     `worker`, if given, keeps what it can go on with at once. `rung` names steps for which the canvas itself
     sends the next message (a chord's body, a chain's next link): they are queued, not dispatched.
     """
-    with store.transaction() as connection:
-        locked = executions.lock(connection, execution_id)
-        if locked is None or not end.record(connection):
+    outlook = program.graph.outlook({end.path, *end.skip})
+    with steps.ending(store, execution_id, end.held, end.result, end.status, outlook) as opened:
+        if opened is None:
             return _LOST
+        connection, locked, states = opened
         if locked.status in EXECUTION_TERMINAL:
             return Advance(counted=True)
+        states[end.path] = end.status
         if end.skip:
             steps.skip(connection, execution_id, dict.fromkeys(end.skip, f"{end.path} took another branch"))
-        ready = _follow_up(connection, program, execution_id, {end.path, *end.skip})
+            states |= dict.fromkeys(end.skip, StepStatus.SKIPPED)
+        ready = _follow_up(connection, program, execution_id, {end.path, *end.skip}, states)
         return _go_on(connection, program, locked, ready, worker, rung)
 
 
@@ -104,10 +110,12 @@ def end_early(store: Store, execution_id: str, message: str) -> bool:
         return ended
 
 
-def _follow_up(connection: Connection, program: Program, execution_id: str, ended: set[str]) -> list[str]:
-    """The steps made ready by `ended`; those that are not to run are skipped on the way."""
+def _follow_up(
+    connection: Connection, program: Program, execution_id: str, ended: set[str], states: dict[str, StepStatus]
+) -> list[str]:
+    """The steps made ready by `ended`; those that are not to run are skipped on the way. `states` is what has
+    been read so far."""
     graph = program.graph
-    states: dict[str, StepStatus] = {}
     ready: list[str] = []
     while ended:
         unknown = graph.outlook(ended) - states.keys()
@@ -138,17 +146,15 @@ def _go_on(
     announced = [step_id for step_id in ready if step_id in rung]
     left = [step_id for step_id in ready if step_id not in rung]
     planned = plan(program.graph, locked.id, locked.priority, left) if left else None
-    inline = None
     if planned is not None and worker is not None:
         inline, planned = _keep_one(planned, worker.queue)
-    if inline is None or len(ready) > 1:
-        kept = set() if inline is None else {inline.starts[0]}
-        steps.queue(connection, locked.id, [step_id for step_id in (*announced, *left) if step_id not in kept])
-    if inline is None or worker is None:
-        return Advance(counted=True, plan=planned)
-    first = inline.starts[0]
-    claim = steps.follow(connection, locked.id, first, worker.id)
-    return Advance(counted=True, inline=inline, claim=claim, plan=planned)
+        if inline is not None:
+            first = inline.starts[0]
+            others = [step_id for step_id in (*announced, *left) if step_id != first]
+            claim = steps.queue_and_follow(connection, locked.id, others, first, worker.id)
+            return Advance(counted=True, inline=inline, claim=claim, plan=planned)
+    steps.queue(connection, locked.id, [*announced, *left])
+    return Advance(counted=True, plan=planned)
 
 
 def _keep_one(planned: Plan, queue: str) -> tuple[Message | None, Plan | None]:
@@ -168,11 +174,11 @@ def _keep_one(planned: Plan, queue: str) -> tuple[Message | None, Plan | None]:
 
 
 def _finish_if_done(connection: Connection, program: Program, locked: Locked) -> None:
-    ending = steps.ending(connection, locked.id)
-    if ending.unfinished:
+    remains = steps.remains(connection, locked.id)
+    if remains.unfinished:
         return
     counting = [
-        (path, message) for path, message in ending.failures if program.graph.steps[path].on_error == "fail"
+        (path, message) for path, message in remains.failures if program.graph.steps[path].on_error == "fail"
     ]
     if counting:
         path, message = counting[0]
@@ -239,7 +245,7 @@ def end_failed_attempt(
         with store.single() as connection:
             delay = policy.delay_after(attempt)
             return Advance(steps.rest(connection, held, failure.result, delay=delay, resumes=False))
-    end = End(held.path, lambda connection: steps.fail(connection, held, failure.result))
+    end = End(held.path, held, failure.result, StepStatus.FAILED)
     return advance(store, program, execution_id, end, worker=worker, rung=rung)
 
 

@@ -155,14 +155,25 @@ def finish(connection: Connection, execution_id: str, output: Any) -> bool:
     return _end(connection, FINISH, execution_id, "output = %(output)s::jsonb", output=to_json(output))
 
 
+_FINISH_ROUTINE = Routine(
+    "finish_execution",
+    f"""
+    UPDATE executions SET {FINISH.assignment}, finished_at = clock_timestamp(),
+        started_at = coalesce(started_at, clock_timestamp()),
+        output = (SELECT coalesce(jsonb_object_agg(path, step_executions.output), '{{}}') FROM step_executions
+                  WHERE execution_id = %(execution)s AND path = ANY(%(paths)s)
+                  AND step_executions.status = '{StepStatus.COMPLETED}')
+    WHERE id = %(execution)s AND {FINISH.guard} RETURNING true
+    """,
+    {"execution": "uuid", "paths": "text[]"},
+    {"finished": "bool"},
+)
+
+
 def finish_with_outputs_of(connection: Connection, execution_id: str, paths: Sequence[str]) -> bool:
     """Finish with `{path: output}` of those of `paths` that completed."""
-    gathered = (
-        "output = (SELECT coalesce(jsonb_object_agg(path, output), '{}') FROM step_executions "
-        "WHERE execution_id = %(id)s::uuid AND path = ANY(%(paths)s) "
-        f"AND status = '{StepStatus.COMPLETED}')"
-    )
-    return _end(connection, FINISH, execution_id, gathered, paths=list(paths))
+    params = {"execution": execution_id, "paths": list(paths)}
+    return run(connection, _FINISH_ROUTINE.call, params).first() is not None
 
 
 def fail(connection: Connection, execution_id: str, message: str) -> bool:

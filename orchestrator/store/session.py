@@ -42,10 +42,16 @@ class Store:
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """A transaction at READ COMMITTED, committed at the end and rolled back by an exception."""
+        with self.transaction_from("SELECT", {}) as (connection, _):
+            yield connection
+
+    @contextmanager
+    def transaction_from(self, first: str, params: Params) -> Iterator[tuple[Connection, Row[Any] | None]]:
+        """A transaction whose first statements, `first`, travel with its BEGIN; the first row of their last."""
         with self.engine.connect() as connection:
-            connection.exec_driver_sql("BEGIN")
             try:
-                yield connection
+                row = run(connection, f"BEGIN; {first}", params).first()
+                yield connection, row
                 connection.exec_driver_sql("COMMIT")
             except BaseException:
                 _roll_back(connection)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from orchestrator.lifecycle import (
     StepStatus,
     sql_words,
 )
+from orchestrator.store.executions import Locked
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Store, new_id, run, to_json
 
@@ -182,19 +184,6 @@ def complete_and_follow(
     return recorded, Claim(id, path, attempt, losses, token) if id else None
 
 
-def follow(connection: Connection, execution_id: str, path: str, worker_id: str) -> Claim | None:
-    """Take on a step that the caller's own transaction has just made ready."""
-    token = new_id()
-    row = run(
-        connection,
-        f"UPDATE step_executions s SET {FOLLOW.assignment}, {_TAKE} "
-        f"WHERE s.execution_id = %(execution)s::uuid AND s.path = %(path)s AND s.{FOLLOW.guard} "
-        "RETURNING s.id::text AS id, s.attempt, s.losses",
-        {"execution": execution_id, "path": path, "worker": worker_id, "token": token},
-    ).first()
-    return Claim(row.id, path, row.attempt, row.losses, token) if row else None
-
-
 _COMPLETE_AND_FINISH = f"""
 WITH recorded AS (
     UPDATE step_executions SET {COMPLETE.assignment}, {_RECORD}, finished_at = clock_timestamp()
@@ -226,20 +215,66 @@ def complete_and_finish(store: Store, execution_id: str, held: Claim, result: Re
     return cast(bool, recorded)
 
 
-def complete(connection: Connection, held: Claim, result: Result) -> bool:
-    return _finish(connection, COMPLETE.assignment, COMPLETE.guard, held, result)
+_END = f"""
+WITH recorded AS (
+    UPDATE step_executions SET status = %(status)s, {_RECORD}, finished_at = clock_timestamp()
+    WHERE {_HELD} AND {COMPLETE.guard} RETURNING id
+)
+SELECT %(id)s IS NULL OR EXISTS (SELECT FROM recorded), e.workflow_id::text, e.version, e.status, e.input, e.priority,
+       e.trigger_id::text,
+       (SELECT jsonb_object_agg(path, status) FROM step_executions
+        WHERE execution_id = e.id AND path = ANY(%(outlook)s))
+FROM executions e WHERE e.id = %(execution)s
+"""
+assert COMPLETE.sources == FAIL.sources
+_END_ROUTINE = Routine(
+    "end_step",
+    _END,
+    _WRITTEN | {"status": "text", "execution": "uuid", "outlook": "text[]"},
+    {
+        "recorded": "bool",
+        "workflow_id": "text",
+        "version": "int",
+        "status": "text",
+        "input": "jsonb",
+        "priority": "smallint",
+        "trigger_id": "text",
+        "states": "jsonb",
+    },
+)
+# A statement of its own before the one that reads: what it waited for must be visible to that one.
+_LOCK = "SELECT FROM executions WHERE id = %(execution)s::uuid FOR NO KEY UPDATE;"
 
 
-def fail(connection: Connection, held: Claim, result: Result) -> bool:
-    return _finish(connection, FAIL.assignment, FAIL.guard, held, result)
-
-
-def _finish(connection: Connection, assignment: str, guard: str, held: Claim, result: Result) -> bool:
-    sql = (
-        f"UPDATE step_executions SET {assignment}, {_RECORD}, finished_at = clock_timestamp() "
-        f"WHERE {_HELD} AND {guard}"
-    )
-    return run(connection, sql, _written(held, result)).rowcount == 1
+@contextmanager
+def ending(
+    store: Store,
+    execution_id: str,
+    held: Claim | None,
+    result: Result,
+    status: StepStatus,
+    outlook: Collection[str],
+) -> Iterator[tuple[Connection, Locked, dict[str, StepStatus]] | None]:
+    """A transaction that holds the execution's row, in which `held` has been recorded as `status` (completed
+    or failed) and the states of `outlook` were read. None if the claim was no longer held; a `held` of None
+    has been recorded before.
+    """
+    written = _written(held, result) if held is not None else dict.fromkeys(_WRITTEN)
+    params = written | {"status": status, "execution": execution_id, "outlook": list(outlook)}
+    with store.transaction_from(_LOCK + _END_ROUTINE.call, params) as (connection, row):
+        if row is None or not row.recorded:
+            yield None
+            return
+        locked = Locked(
+            execution_id,
+            row.workflow_id,
+            row.version,
+            ExecutionStatus(row.status),
+            row.input,
+            row.priority,
+            row.trigger_id,
+        )
+        yield connection, locked, {path: StepStatus(state) for path, state in (row.states or {}).items()}
 
 
 def rest(connection: Connection, held: Claim, result: Result, *, delay: float, resumes: bool) -> bool:
@@ -257,6 +292,38 @@ def rest(connection: Connection, held: Claim, result: Result, *, delay: float, r
 def queue(connection: Connection, execution_id: str, paths: Iterable[str]) -> None:
     """These have become ready and are about to be rung for."""
     _move(connection, f"{QUEUE.assignment}, rung_at = clock_timestamp()", QUEUE.guard, execution_id, paths)
+
+
+_QUEUE_AND_FOLLOW = f"""
+WITH queued AS (
+    UPDATE step_executions SET {QUEUE.assignment}, rung_at = clock_timestamp()
+    WHERE execution_id = %(execution)s AND path = ANY(%(paths)s) AND {QUEUE.guard}
+), claimed AS (
+    UPDATE step_executions s SET {FOLLOW.assignment}, {_TAKE}
+    WHERE s.execution_id = %(execution)s AND s.path = %(path)s AND s.{FOLLOW.guard}
+    RETURNING s.id::text AS id, s.attempt, s.losses
+)
+SELECT * FROM claimed
+"""
+_QUEUE_AND_FOLLOW_ROUTINE = Routine(
+    "queue_and_follow",
+    _QUEUE_AND_FOLLOW,
+    {"execution": "uuid", "paths": "text[]", "path": "text", "worker": "uuid", "token": "uuid"},
+    {"id": "text", "attempt": "int", "losses": "int"},
+)
+
+
+def queue_and_follow(
+    connection: Connection, execution_id: str, paths: Iterable[str], path: str, worker_id: str
+) -> Claim | None:
+    """`paths` have become ready and are about to be rung for; so has `path`, which this worker takes on."""
+    token = new_id()
+    row = run(
+        connection,
+        _QUEUE_AND_FOLLOW_ROUTINE.call,
+        {"execution": execution_id, "paths": list(paths), "path": path, "worker": worker_id, "token": token},
+    ).first()
+    return Claim(row.id, path, row.attempt, row.losses, token) if row else None
 
 
 def skip(connection: Connection, execution_id: str, reasons: dict[str, str]) -> None:
@@ -340,7 +407,7 @@ def as_seen_by_templates(
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class Remains:
     """Whether anything of an execution is left to do, and what of it failed."""
 
     unfinished: bool
@@ -348,7 +415,7 @@ class Ending:
     """(path, message) in the order in which they failed."""
 
 
-def ending(connection: Connection, execution_id: str) -> Ending:
+def remains(connection: Connection, execution_id: str) -> Remains:
     row = run(
         connection,
         f"""
@@ -360,7 +427,7 @@ def ending(connection: Connection, execution_id: str) -> Ending:
         """,
         {"execution": execution_id},
     ).one()
-    return Ending(row.unfinished, tuple((path, message) for path, message in row.failures or ()))
+    return Remains(row.unfinished, tuple((path, message) for path, message in row.failures or ()))
 
 
 # --- what reconcile finds ------------------------------------------------------------------------------------
