@@ -47,6 +47,8 @@ def _task(plan: Plan, message: Message, rung: tuple[str, ...]) -> Signature:
         "run_steps",
         args=[*arguments, list(rung)] if rung else arguments,
         immutable=True,
+        # Nobody reads a result but a chord, which counts without it; else each send would subscribe to one.
+        ignore_result=True,
         queue=message.queue,
         priority=broker_priority(plan.priority),
     )
