@@ -12,6 +12,7 @@ from webargs import missing
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import UnsupportedMediaType
 
+from api.schemas import WorkflowIn
 from orchestrator.definition import Document, read_definition
 
 _MEDIA = {
@@ -25,7 +26,7 @@ _MEDIA = {
 class BodyParser(FlaskParser):
     """Reads either, and keeps the document, which knows the line of each of its parts."""
 
-    def load_json(self, req: flask.Request, schema: marshmallow.Schema) -> Any:  # noqa: ARG002
+    def load_json(self, req: flask.Request, schema: marshmallow.Schema) -> Any:
         text = req.get_data(cache=True)
         if not text.strip():
             return missing
@@ -33,14 +34,19 @@ class BodyParser(FlaskParser):
         if media is None:
             raise UnsupportedMediaType(f"send {' or '.join(_MEDIA)}, not {req.mimetype or 'a body without a type'}")
         g.document = read_definition(text, media)  # type: ignore[arg-type]
-        return g.document.data
+        data = g.document.data
+        # A definition document by itself stands for a workflow that has nothing else to say.
+        g.bare = isinstance(schema, WorkflowIn) and isinstance(data, dict) and "steps" in data
+        return {"definition": data} if g.bare else data
 
 
 class Blueprint(SmorestBlueprint):  # type: ignore[misc]
     ARGUMENTS_PARSER = BodyParser()
 
 
-def document() -> Document:
-    """The document of this request's body."""
-    given: Document = g.document
-    return given
+def given_definition() -> tuple[Document, str]:
+    """The definition in this request's body, and what its paths begin with there."""
+    whole: Document = g.document
+    if g.bare:
+        return whole, ""
+    return whole.part("definition"), "definition"

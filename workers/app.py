@@ -20,8 +20,8 @@ def broker_priority(priority: int) -> int:
     return 9 - priority
 
 
-def create_app(settings: Settings) -> Celery:
-    app = Celery("orchestrator", broker=settings.broker.url, backend=settings.broker.url)
+def configure(app: Celery, settings: Settings) -> Celery:
+    """Point `app` at the broker that `settings` name; before it has made its first connection."""
     transport = {
         # Long tasks are delivered again after this; a second delivery finds its claims taken and ends at once.
         "visibility_timeout": 3600,
@@ -34,6 +34,8 @@ def create_app(settings: Settings) -> Celery:
         "health_check_interval": 30,
     }
     app.conf.update(
+        broker_url=settings.broker.url,
+        result_backend=settings.broker.url,
         include=["workers.tasks"],
         # No exchange of their own: a message goes straight to its queue, so that a broker which lost its
         # bindings along with everything else still takes it.
@@ -69,4 +71,4 @@ def create_app(settings: Settings) -> Celery:
     return app
 
 
-app = create_app(load_settings())
+app = configure(Celery("orchestrator"), load_settings())

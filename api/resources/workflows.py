@@ -9,7 +9,7 @@ from uuid import UUID
 from flask import Response, jsonify, url_for
 from flask.views import MethodView
 
-from api.body import Blueprint, document
+from api.body import Blueprint, given_definition
 from api.resources.paging import page
 from api.schemas import (
     ExecuteHeaders,
@@ -21,7 +21,7 @@ from api.schemas import (
     WorkflowQuery,
 )
 from api.service import service
-from orchestrator.definition import Document, load_definition
+from orchestrator.definition import load_definition
 from orchestrator.engine.start import check_payload, start_execution
 from orchestrator.errors import Conflict, DefinitionError, InputError, Problem
 from orchestrator.lifecycle import ACTIVATE, PAUSE_WORKFLOW, RESUME_WORKFLOW, Transition
@@ -151,16 +151,18 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     here = service()
     check_payload(definition, here.settings.executor.max_payload, "definition")
     whole = document()
-    inner = Document(definition, lambda path: whole.line_of(f"definition.{path}" if path else "definition"))
+    document, prefix = given_definition()
     try:
-        load_definition(inner if whole.data is not definition else whole, here.catalogue)
+        load_definition(document, here.catalogue)
     except DefinitionError as error:
-        if whole.data is definition:
-            raise
         raise DefinitionError(
-            [Problem(f"definition.{found.path}".rstrip("."), found.message, found.line) for found in error.problems]
+            [Problem(_below(prefix, found.path), found.message, found.line) for found in error.problems]
         ) from None
     return definition
+
+
+def _below(prefix: str, path: str) -> str:
+    return ".".join(part for part in (prefix, path) if part)
 
 
 def _moved(workflow_id: UUID, transition: Transition) -> Response:

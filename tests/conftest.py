@@ -1,0 +1,24 @@
+"""Fixtures: one deployment for all tests of a pytest process that leave it as they found it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from deployment import Deployment, deployed
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """PostgreSQL and Valkey, the API, and no worker: what is started stays queued."""
+    with deployed(tmp_path_factory.mktemp("servers")) as deployment:
+        yield deployment
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """The same with workers for every queue. Tests that kill or flush something make one of their own."""
+    with deployed(tmp_path_factory.mktemp("deployment")) as deployment:
+        deployment.start_worker("control,cpu")
+        deployment.start_worker("io", pool="threads", concurrency=10)
+        yield deployment

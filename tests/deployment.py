@@ -1,0 +1,181 @@
+"""A real deployment for tests: PostgreSQL and Valkey from their wheels, worker processes, the API in process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+from flask.testing import FlaskClient
+
+from orchestrator.config import BrokerSettings, DatabaseSettings, Settings, environment_of
+from orchestrator.embedded import Embedded, embedded_servers
+from orchestrator.store import Store, executions
+from orchestrator.store.migrate import migrate
+
+T = TypeVar("T")
+KEY = "the-tests-own-key"
+_TESTS = Path(__file__).parent
+TERMINAL = ("completed", "failed", "cancelled")
+
+
+def wait_until(condition: Callable[[], T], seconds: float = 30.0, what: str = "") -> T:
+    """The first truthy answer of `condition`; AssertionError after `seconds`."""
+    end = time.monotonic() + seconds
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds} s: {what or condition}")
+        time.sleep(0.02)
+
+
+class Deployment:
+    def __init__(self, folder: Path, servers: Embedded, settings: Settings) -> None:
+        self.folder = folder
+        self.servers = servers
+        self.settings = settings
+        self.store = Store(settings.database)
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self._client: FlaskClient | None = None
+
+    @property
+    def client(self) -> FlaskClient:
+        """The API over this deployment's servers, with the key already in its headers."""
+        if self._client is None:
+            os.environ.update(environment_of(self.settings))  # what workers.app reads when it is imported
+            from api import create_app
+            from workers.app import app, configure
+
+            configure(app, self.settings)
+            self._client = create_app(self.settings).test_client()
+            self._client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {KEY}"
+        return self._client
+
+    # --- worker processes ------------------------------------------------------------------------------------
+
+    def start_worker(
+        self, queues: str = "control,cpu,io", *, pool: str = "prefork", concurrency: int = 2
+    ) -> subprocess.Popen[bytes]:
+        """A Celery worker as an operator would start it; returns when it has taken its lease."""
+        before = self._leases()
+        name = f"w{len(self.workers)}"
+        log = (self.folder / f"{name}.log").open("ab")
+        command = [
+            sys.executable, "-m", "celery", "-A", "workers", "worker", "-n", f"{name}@%h", "-Q", queues,
+            "-P", pool, "-c", str(concurrency), "--without-gossip", "--without-mingle", "-l", "INFO",
+        ]  # fmt: skip
+        environment = os.environ | environment_of(self.settings)
+        environment["PYTHONPATH"] = str(_TESTS)
+        worker = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=self.folder
+        )
+        log.close()
+        self.workers.append(worker)
+        expected = before + (concurrency if pool == "prefork" else 1)
+        wait_until(lambda: self._leases() >= expected or worker.poll() is not None, what="the worker's leases")
+        assert worker.poll() is None, (self.folder / f"{name}.log").read_text()
+        return worker
+
+    def kill_worker(self, worker: subprocess.Popen[bytes]) -> None:
+        """SIGKILL to the worker and its children: nobody says goodbye."""
+        for process in self._family(worker):
+            process.kill()
+        worker.wait()
+        self.workers.remove(worker)
+
+    def children_of(self, worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
+        return psutil.Process(worker.pid).children(recursive=True)
+
+    def stop(self) -> None:
+        for worker in list(self.workers):
+            worker.send_signal(signal.SIGTERM)
+        for worker in list(self.workers):
+            family = self._family(worker)
+            try:
+                worker.wait(10)
+            except subprocess.TimeoutExpired:
+                pass
+            for process in family:
+                if process.is_running():
+                    process.kill()
+            worker.wait()
+        self.workers.clear()
+        self.store.close()
+
+    def _family(self, worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
+        try:
+            return [*self.children_of(worker), psutil.Process(worker.pid)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def _leases(self) -> int:
+        return int(self.sql("SELECT count(*) FROM worker_processes")[0][0])
+
+    # --- workflows and executions ----------------------------------------------------------------------------
+
+    def create(self, definition: dict[str, Any], name: str = "a workflow") -> str:
+        """A workflow made through the API; its id."""
+        answer = self.client.post("/api/v1/workflows", json={"name": name, "definition": definition})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json["id"])
+
+    def execute(self, workflow_id: str, input: dict[str, Any] | None = None, **more: Any) -> str:
+        """An execution started through the API; its id."""
+        answer = self.client.post(f"/api/v1/workflows/{workflow_id}/execute", json={"input": input or {}, **more})
+        assert answer.status_code == 202, answer.text
+        return str(answer.json["id"])
+
+    def run(self, definition: dict[str, Any], input: dict[str, Any] | None = None, seconds: float = 30) -> Any:
+        """Execute a definition to its end; the execution as the API shows it."""
+        return self.ended(self.execute(self.create(definition), input), seconds)
+
+    def ended(self, execution_id: str, seconds: float = 30) -> Any:
+        def look() -> Any:
+            execution = self.execution(execution_id)
+            return execution if execution["status"] in TERMINAL else None
+
+        return wait_until(look, seconds, f"the end of execution {execution_id}")
+
+    def execution(self, execution_id: str) -> dict[str, Any]:
+        with self.store.single() as connection:
+            return executions.get(connection, execution_id)
+
+    def statuses(self, execution_id: str) -> dict[str, str]:
+        return {step["path"]: step["status"] for step in self.execution(execution_id)["step_executions"]}
+
+    def sql(self, statement: str, **params: Any) -> list[Any]:
+        with self.store.single() as connection:
+            result = connection.exec_driver_sql(statement, params or None)
+            return list(result.all()) if result.returns_rows else []
+
+
+@contextmanager
+def deployed(folder: Path, **scheduler: Any) -> Iterator[Deployment]:
+    """Fresh servers, migrated, and no worker yet."""
+    with embedded_servers(folder / "data") as servers:
+        settings = Settings(
+            admin_key=KEY,
+            data_dir=str(folder / "data"),
+            plugins="sample_steps",
+            database=DatabaseSettings(url=servers.database_url),
+            broker=BrokerSettings(url=servers.broker_url),
+        )
+        scheduling = replace(settings.scheduler, **({"poll_interval": 0.2} | scheduler))
+        executing = replace(settings.executor, scripts_dir=str(folder / "scripts"))
+        settings = replace(settings, scheduler=scheduling, executor=executing)
+        migrate(servers.database_url)
+        deployment = Deployment(folder, servers, settings)
+        try:
+            yield deployment
+        finally:
+            deployment.stop()
