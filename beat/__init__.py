@@ -1,0 +1,9 @@
+"""The clock: `celery -A beat beat -S redbeat.RedBeatScheduler`.
+
+RedBeat only rings; what is due, and that it is done once, is decided in PostgreSQL. Timers of executions
+(retries, waits) are rows that reconcile fires, and need no entry here.
+"""
+
+from workers.app import app
+
+__all__ = ["app"]
