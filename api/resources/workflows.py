@@ -150,7 +150,6 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
     definition: dict[str, Any] = given["definition"]
     here = service()
     check_payload(definition, here.settings.executor.max_payload, "definition")
-    whole = document()
     document, prefix = given_definition()
     try:
         load_definition(document, here.catalogue)
