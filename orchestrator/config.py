@@ -56,6 +56,24 @@ def _flag(value: object) -> bool:
     raise ValueError(f"expected true or false, not {value!r}")
 
 
+def _duration(value: object) -> float:
+    return parse_duration(_plain(value))
+
+
+def _size(value: object) -> int:
+    return parse_size(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    """A number written as text is one: the environment has nothing but texts (seconds, bytes)."""
+    for number in (int, float) if isinstance(value, str) else ():
+        try:
+            return number(value)
+        except ValueError:
+            continue
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class DatabaseSettings:
     url: str = _setting("", _text, "PostgreSQL URL; empty starts the embedded server")
@@ -72,8 +90,8 @@ class RetrySettings:
     """What a step without a `retry_policy` of its own gets."""
 
     max_attempts: int = _setting(1, _whole, "attempts in all", minimum=1)
-    initial_delay: float = _setting(30.0, parse_duration, "seconds before the second attempt", minimum=0)
-    max_delay: float = _setting(300.0, parse_duration, "seconds between attempts at most", minimum=0)
+    initial_delay: float = _setting(30.0, _duration, "seconds before the second attempt", minimum=0)
+    max_delay: float = _setting(300.0, _duration, "seconds between attempts at most", minimum=0)
     backoff_factor: float = _setting(2.0, _number, "each delay is this many times the one before", minimum=1)
 
 
@@ -82,22 +100,22 @@ class SchedulerSettings:
     enabled: bool = _setting(True, _flag, "whether this deployment's workers reconcile and fire timers")
     workers: int = _setting(10, _whole, "threads of the io worker that `orchestrator up` starts", minimum=1)
     max_concurrent: int = _setting(100, _whole, "executions running at a time", minimum=1)
-    poll_interval: float = _setting(1.0, parse_duration, "seconds between reconciliations", minimum=0.05)
+    poll_interval: float = _setting(1.0, _duration, "seconds between reconciliations", minimum=0.05)
     priority_queue: bool = _setting(True, _flag, "whether priority orders queued work")
-    lease: float = _setting(10.0, parse_duration, "seconds without a beat after which a worker is gone", minimum=1)
+    lease: float = _setting(10.0, _duration, "seconds without a beat after which a worker is gone", minimum=1)
     max_losses: int = _setting(3, _whole, "a step that lost its worker this often fails", minimum=1)
     retry: RetrySettings = field(default_factory=RetrySettings)
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutorSettings:
-    timeout: float = _setting(1800.0, parse_duration, "seconds an execution may take", minimum=0.001)
-    max_memory: int = _setting(1024**3, parse_size, "bytes of memory a script may use", minimum=1)
-    log_retention: float = _setting(7 * 86400.0, parse_duration, "seconds that logs are kept", minimum=0)
+    timeout: float = _setting(1800.0, _duration, "seconds an execution may take", minimum=0.001)
+    max_memory: int = _setting(1024**3, _size, "bytes of memory a script may use", minimum=1)
+    log_retention: float = _setting(7 * 86400.0, _duration, "seconds that logs are kept", minimum=0)
     scripts_dir: str = _setting("scripts", _text, "folder that `script:` names files in")
-    max_payload: int = _setting(1024**2, parse_size, "bytes of an input or a step's output at most", minimum=1024)
-    max_log: int = _setting(1024**2, parse_size, "bytes of log lines kept per attempt", minimum=0)
-    max_response: int = _setting(10 * 1024**2, parse_size, "bytes of an HTTP response read at most", minimum=0)
+    max_payload: int = _setting(1024**2, _size, "bytes of an input or a step's output at most", minimum=1024)
+    max_log: int = _setting(1024**2, _size, "bytes of log lines kept per attempt", minimum=0)
+    max_response: int = _setting(10 * 1024**2, _size, "bytes of an HTTP response read at most", minimum=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +184,9 @@ def _from_file(file: Path) -> dict[str, tuple[object, str]]:
         sections.append(services.get("orchestrator") or {} if isinstance(services, dict) else services)
         sections.append({key: value for key, value in document.items() if key in ("scheduler", "executor")})
     if not sections or not all(isinstance(section, dict) for section in sections):
-        raise ConfigurationError(f"the settings file {file} must have the shape services: {{orchestrator: {{...}}}}")
+        raise ConfigurationError(
+            f"the settings file {file} must have the shape services: {{orchestrator: {{...}}}}"
+        )
     written: dict[str, tuple[object, str]] = {}
     for section in sections:
         for path, value in _flatten(section, ""):
@@ -176,9 +196,7 @@ def _from_file(file: Path) -> dict[str, tuple[object, str]]:
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[object, str]]:
     return {
-        path: (environ[name], name)
-        for path, _ in _leaves(Settings())
-        if (name := _variable(path)) in environ
+        path: (environ[name], name) for path, _ in _leaves(Settings()) if (name := _variable(path)) in environ
     }
 
 

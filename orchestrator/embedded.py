@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -257,13 +257,13 @@ class Embedded:
         if self.postgres:
             self.postgres.start()
 
-    def wait(self) -> None:
+    def wait(self, pause: Callable[[float], None] = time.sleep) -> None:
         """Wait until both are ready and the database exists. Raises as start() does."""
         if self.postgres:
-            wait_ready(self.postgres)
+            wait_ready(self.postgres, pause)
             self.postgres.create_database()
         if self.valkey:
-            wait_ready(self.valkey)
+            wait_ready(self.valkey, pause)
 
     def stop(self, seconds: float = 5.0) -> None:
         """End both: first the broker, so that no more work arrives, then the database."""
@@ -313,7 +313,11 @@ def discard_socket_folder(postgres: EmbeddedPostgres) -> None:
         record.unlink()
 
 
-def wait_ready(server: EmbeddedPostgres | EmbeddedValkey, seconds: float = _READY_WITHIN) -> None:
+def wait_ready(
+    server: EmbeddedPostgres | EmbeddedValkey,
+    pause: Callable[[float], None] = time.sleep,
+    seconds: float = _READY_WITHIN,
+) -> None:
     """Wait until a started server answers. Raises ConfigurationError as Embedded.start() does."""
     deadline = time.monotonic() + seconds
     while not server.ready():
@@ -327,7 +331,7 @@ def wait_ready(server: EmbeddedPostgres | EmbeddedValkey, seconds: float = _READ
                 f"the embedded {server.name} server was not ready after {seconds:g} s. The end of "
                 f"{server.log}:\n{server.last_lines()}"
             )
-        time.sleep(0.01)
+        pause(0.01)
 
 
 def _postgres_binaries() -> Path:

@@ -20,7 +20,7 @@ class Child:
     """One foreground program, in a process group of its own, whose output goes to a file.
 
     The output goes straight to the file rather than through a pipe: a child never blocks on, or dies of, a
-    parent that does not read.
+    parent that does not read. Without a `log` it goes where this process's own goes.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Child:
         name: str,
         command: Sequence[str],
         *,
-        log: Path,
+        log: Path | None,
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
         stdin: bytes = b"",
@@ -64,12 +64,12 @@ class Child:
 
     def start(self) -> None:
         assert not self.alive, f"{self.name} runs already"
-        with self.log.open("ab") as output:
+        with self.log.open("ab") if self.log else contextlib.nullcontext() as output:
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE if self._stdin else subprocess.DEVNULL,
                 stdout=output,
-                stderr=subprocess.STDOUT,
+                stderr=subprocess.STDOUT if output else None,
                 env=self._environment,
                 cwd=self._folder,
                 process_group=0,
@@ -116,17 +116,12 @@ class Child:
 
     def last_lines(self, count: int = 15) -> str:
         """The end of its log, to show beside an error."""
-        return last_lines(self.log, count)
-
-
-def last_lines(log: Path, count: int) -> str:
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 8192))
+        if self.log is None or not self.log.exists():
+            return ""
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 8192))
             text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-    return "\n".join(f"  {line}" for line in text.splitlines()[-count:])
+        return "\n".join(f"  {line}" for line in text.splitlines()[-count:])
 
 
 def rotate(log: Path) -> None:
@@ -180,19 +175,20 @@ def end_orphans(known: Collection[int] = ()) -> bool:
     return bool(orphans)
 
 
-def guarded(run: Callable[[], int]) -> int:
-    """The exit code of `run`, called in a forked child that this process stands guard over.
+def guarded(run: Callable[[int], int]) -> int:
+    """The exit code of `run(our process id)`, called in a forked child that this process stands guard over.
 
-    Whichever of the two is killed, the other cleans up: the child sees that its parent is not
-    `guardian()` any more and stops; this process ends everything the child left. Signals are passed on; the
-    child has a process group of its own so that a terminal's Ctrl-C does not reach it twice.
+    Whichever of the two is killed, the other cleans up: the child stops when its parent is not that process
+    any more; this process ends everything the child left. Signals are passed on; the child has a process
+    group of its own so that a terminal's Ctrl-C does not reach it twice.
     """
     adopt_orphans()
     sys.stdout.flush()
+    guardian = os.getpid()
     pid = os.fork()
     if pid == 0:
         os.setpgid(0, 0)
-        return run()
+        return run(guardian)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _: _pass_on(pid, received))
     _, status = os.waitpid(pid, 0)

@@ -1,0 +1,54 @@
+"""What `orchestrator up --demo` does once the service is ready."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+@click.command(hidden=True)
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--server", required=True)
+def demo(path: Path, server: str) -> None:
+    """Load every workflow of a folder, execute one, and say how to go on.
+
+    PATH is the folder, whose first file is executed, or the file to execute.
+    """
+    from orchestrator.cli.progress import print_problems, print_result, step_line
+    from orchestrator.cli.shared import load
+    from orchestrator.client import Client, DefinitionFile
+    from orchestrator.datafolder import DataFolder
+    from orchestrator.errors import DefinitionError, InputError
+
+    settings = load()
+    client = Client(server, settings.admin_key)
+    files = sorted(
+        file for file in (path if path.is_dir() else path.parent).iterdir() if file.suffix in _SUFFIXES
+    )
+    chosen = path if path.is_file() else next(iter(files), None)
+    workflows = {}
+    for file in files:
+        try:
+            definition = DefinitionFile.read(file)
+            workflows[file] = client.save(definition.body)
+        except DefinitionError as error:
+            print_problems(file, error.problems)
+        except InputError as error:
+            for line in definition.problems(error.problems):
+                click.echo(line, err=True)
+        else:
+            click.echo(f"loaded {file.name} as workflow {workflows[file]['name']!r}")
+    if chosen in workflows:
+        click.echo(f"executing {chosen.name}:")
+        execution = client.execute(workflows[chosen]["id"], {})
+        print_result(client.follow(execution["id"], lambda step: click.echo(f"  {step_line(step)}")), False)
+    key_file = DataFolder(settings.data_path).key_file
+    key = f'$(cat "{key_file}")' if key_file.exists() else "$ORCHESTRATOR_ADMIN_KEY"
+    click.echo(
+        f"\nThe service is at {server}, its API described at {server}/docs. Every call needs the key:\n"
+        f'  curl -H "Authorization: Bearer {key}" {server}/api/v1/workflows\n'
+        "Ctrl-C ends it; the data stays."
+    )

@@ -1,0 +1,46 @@
+"""`orchestrator validate FILE...`: check definition files without a service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument(
+    "files",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE...",
+)
+def validate(files: tuple[Path, ...]) -> None:
+    """Check workflow definitions; every problem is printed as FILE:LINE: path: message.
+
+    The exit code is 1 if any is not valid.
+    """
+    import sys
+
+    from orchestrator.cli.progress import print_problems
+    from orchestrator.client import DefinitionFile
+    from orchestrator.config import load_settings
+    from orchestrator.definition import load_definition
+    from orchestrator.errors import DefinitionError
+    from orchestrator.plugins import load_catalogue
+
+    settings = load_settings()
+    if settings.plugins:
+        sys.path.append(str(Path.cwd()))  # as for the processes of `up`: a plugin may be a file here
+    catalogue = load_catalogue(settings.plugins)
+    valid = True
+    for file in files:
+        try:
+            definition = load_definition(DefinitionFile.read(file).document, catalogue)
+        except DefinitionError as error:
+            valid = False
+            print_problems(file, error.problems)
+        else:
+            count = len(definition.steps)
+            click.echo(f"{file}: valid ({count} step{'' if count == 1 else 's'})")
+    click.get_current_context().exit(0 if valid else 1)
