@@ -29,7 +29,7 @@ COMPLETED, FAILED, SKIPPED = StepStatus.COMPLETED, StepStatus.FAILED, StepStatus
 
 
 def graph(*lines: str, **options: str) -> Graph:
-    """A graph of lines such as `c:io < a b` (the queue is cpu if none is given); `options` are on_error by id."""
+    """A graph of lines such as `c:io < a b` (without a queue, cpu); `options` are on_error by id."""
     steps = []
     for line in lines:
         head, _, needed = line.partition("<")
