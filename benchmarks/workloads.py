@@ -17,9 +17,7 @@ def single() -> list[Step]:
 
 
 def chain(length: int, type: str = "noop", **config: Any) -> list[Step]:
-    return [
-        step(f"s{n}", *([f"s{n - 1}"] if n else []), type=type, **config) for n in range(length)
-    ]
+    return [step(f"s{n}", *([f"s{n - 1}"] if n else []), type=type, **config) for n in range(length)]
 
 
 def diamond() -> list[Step]:

@@ -58,9 +58,7 @@ class StepStatus(StrEnum):
 
 
 EXECUTION_TERMINAL = frozenset({ExecutionStatus.COMPLETED, ExecutionStatus.FAILED, ExecutionStatus.CANCELLED})
-STEP_TERMINAL = frozenset(
-    {StepStatus.COMPLETED, StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED}
-)
+STEP_TERMINAL = frozenset({StepStatus.COMPLETED, StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +112,7 @@ CANCEL_STEP = _step("cancel", _STEP_LIVE, StepStatus.CANCELLED)
 # --- executions --------------------------------------------------------------------------------------------
 BEGIN = Transition("begin", frozenset({ExecutionStatus.QUEUED}), ExecutionStatus.RUNNING)
 """Its first step is claimed."""
-FINISH = Transition(
-    "finish", frozenset({ExecutionStatus.QUEUED, ExecutionStatus.RUNNING}), ExecutionStatus.COMPLETED
-)
+FINISH = Transition("finish", frozenset({ExecutionStatus.QUEUED, ExecutionStatus.RUNNING}), ExecutionStatus.COMPLETED)
 """Every step has ended and none failed that counts."""
 FAIL_EXECUTION = Transition(
     "fail",

@@ -51,12 +51,10 @@ class Deployment:
     @property
     def client(self) -> FlaskClient:
         """The API over this deployment's servers, with the key already in its headers."""
+        _point_celery_at(self.settings)
         if self._client is None:
-            os.environ.update(environment_of(self.settings))  # what workers.app reads when it is imported
             from api import create_app
-            from workers.app import app, configure
 
-            configure(app, self.settings)
             self._client = create_app(self.settings).test_client()
             self._client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {KEY}"
         return self._client
@@ -157,6 +155,17 @@ class Deployment:
         with self.store.single() as connection:
             result = connection.exec_driver_sql(statement, params or None)
             return list(result.all()) if result.returns_rows else []
+
+
+def _point_celery_at(settings: Settings) -> None:
+    """There is one Celery app in a process; several deployments take turns with it."""
+    os.environ.update(environment_of(settings))  # what workers.app reads when it is imported
+    from workers.app import app, configure
+
+    if app.conf.broker_url != settings.broker.url:
+        configure(app, settings)
+        app._after_fork()  # drops the connections of the deployment before
+        app._backend = None
 
 
 @contextmanager

@@ -188,9 +188,7 @@ class Attempt:
             "steps": self.seen,
             "secrets": self.secrets,
             "trigger": {"id": execution.trigger_id},
-            "execution": execution_facts(
-                execution.id, execution.workflow_id, execution.version, execution.priority
-            ),
+            "execution": execution_facts(execution.id, execution.workflow_id, execution.version, execution.priority),
         }
 
     def _deadline(self) -> float | None:

@@ -38,7 +38,7 @@ def canvas(plan: Plan) -> Signature:
 def _branch(plan: Plan, branch: tuple[Message, ...], joined: tuple[str, ...]) -> Signature:
     rung = [message.starts for message in branch[1:]] + [joined]
     links = [_task(plan, message, follow) for message, follow in zip(branch, rung, strict=True)]
-    return links[0] if len(links) == 1 else chain(links)
+    return links[0] if len(links) == 1 else chain(*links)
 
 
 def _task(plan: Plan, message: Message, rung: tuple[str, ...]) -> Signature:

@@ -27,8 +27,9 @@ _TOKEN = "orchestrator:remembers"
 class RedisBroker:
     """Asks the server itself, over a connection of its own."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._client: Any = app.backend.client
+    def __init__(self) -> None:
+        backend: Any = app.backend
+        self._client = backend.client
 
     def remembers(self) -> bool:
         return bool(self._asked(lambda: self._client.exists(_TOKEN)))
@@ -70,7 +71,7 @@ class Housekeeper:
             self._store,
             Programs(load_catalogue(settings.plugins), settings),
             settings,
-            RedisBroker(settings),
+            RedisBroker(),
             send,
             holder=new_id(),
             host=host_identity(),

@@ -124,9 +124,7 @@ class Lane:
     queue: str
     ends_at: float | None
 
-    def __init__(
-        self, process: WorkerProcess, execution_id: str, starts: Iterable[str], rung: frozenset[str]
-    ) -> None:
+    def __init__(self, process: WorkerProcess, execution_id: str, starts: Iterable[str], rung: frozenset[str]) -> None:
         self.process = process
         self.store = process.store
         self.execution_id = execution_id

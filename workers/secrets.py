@@ -18,9 +18,7 @@ class Secrets(Mapping[str, str]):
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         environ = os.environ if environ is None else environ
         self._values = {
-            name.removeprefix(_PREFIX).lower(): value
-            for name, value in environ.items()
-            if name.startswith(_PREFIX)
+            name.removeprefix(_PREFIX).lower(): value for name, value in environ.items() if name.startswith(_PREFIX)
         }
         # The longest first: a secret that is a part of another one must not leave the rest of it standing.
         self._masked = sorted(

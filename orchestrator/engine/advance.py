@@ -18,7 +18,7 @@ from orchestrator.errors import TemplateError
 from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus, StepStatus
 from orchestrator.store import Store, executions, steps
 from orchestrator.store.executions import Locked
-from orchestrator.store.steps import Claim, Result
+from orchestrator.store.steps import EMPTY, Claim, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class End:
 
     path: str
     held: Claim | None
-    result: Result = Result()
+    result: Result = EMPTY
     status: StepStatus = StepStatus.COMPLETED
     skip: frozenset[str] = frozenset()
 
@@ -177,9 +177,7 @@ def _finish_if_done(connection: Connection, program: Program, locked: Locked) ->
     remains = steps.remains(connection, locked.id)
     if remains.unfinished:
         return
-    counting = [
-        (path, message) for path, message in remains.failures if program.graph.steps[path].on_error == "fail"
-    ]
+    counting = [(path, message) for path, message in remains.failures if program.graph.steps[path].on_error == "fail"]
     if counting:
         path, message = counting[0]
         executions.fail(connection, locked.id, f"step {path} failed: {message}")
@@ -247,5 +245,3 @@ def end_failed_attempt(
             return Advance(steps.rest(connection, held, failure.result, delay=delay, resumes=False))
     end = End(held.path, held, failure.result, StepStatus.FAILED)
     return advance(store, program, execution_id, end, worker=worker, rung=rung)
-
-

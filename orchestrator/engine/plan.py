@@ -117,9 +117,7 @@ def _end(graph: Graph, branch: tuple[Message, ...]) -> str:
     return last
 
 
-def _pack(
-    graph: Graph, branches: Sequence[tuple[Message, ...]], ends: Mapping[str, str]
-) -> list[tuple[Message, ...]]:
+def _pack(graph: Graph, branches: Sequence[tuple[Message, ...]], ends: Mapping[str, str]) -> list[tuple[Message, ...]]:
     """Put runs into one message whose ends have the same dependents: those wait for all of them anyway, so
     nothing starts later for it. (A worker hands back what it cannot do at once; see workers/runner.py.)"""
     packed: list[tuple[Message, ...]] = []
@@ -132,9 +130,7 @@ def _pack(
             alike.setdefault((branch[0].queue, graph.children[ends[start]]), []).append(start)
     for (queue, _), starts in alike.items():
         size = min(PACK_SIZE, ceil(len(starts) / PACKS))
-        packed += [
-            (Message(queue, tuple(starts[at : at + size])),) for at in range(0, len(starts), size)
-        ]
+        packed += [(Message(queue, tuple(starts[at : at + size])),) for at in range(0, len(starts), size)]
     return packed
 
 

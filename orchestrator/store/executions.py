@@ -244,9 +244,7 @@ def get(connection: Connection, execution_id: str) -> dict[str, Any]:
     if row is None:
         raise NotFound("execution", execution_id)
     # The ids were given in the definition's order.
-    step_rows = connection.execute(
-        sa.select(*_STEP_SHOWN).where(_s.c.execution_id == execution_id).order_by(_s.c.id)
-    )
+    step_rows = connection.execute(sa.select(*_STEP_SHOWN).where(_s.c.execution_id == execution_id).order_by(_s.c.id))
     return {**row._mapping, "step_executions": as_dicts(step_rows.all())}
 
 
@@ -287,11 +285,11 @@ def live_counts(connection: Connection) -> tuple[int, int]:
     """How many executions are running, and how many are queued."""
     row = run(
         connection,
-        f"SELECT count(*) FILTER (WHERE status = '{ExecutionStatus.RUNNING}'), "
-        f"count(*) FILTER (WHERE status = '{ExecutionStatus.QUEUED}') FROM executions "
+        f"SELECT count(*) FILTER (WHERE status = '{ExecutionStatus.RUNNING}') AS running, "
+        f"count(*) FILTER (WHERE status = '{ExecutionStatus.QUEUED}') AS queued FROM executions "
         f"WHERE status NOT IN ({sql_words(EXECUTION_TERMINAL)})",
     ).one()
-    return row[0], row[1]
+    return row.running, row.queued
 
 
 # --- what reconcile finds ------------------------------------------------------------------------------------

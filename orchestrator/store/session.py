@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -67,9 +67,9 @@ class Store:
         """The rows of one of the hot statements, past everything that SQLAlchemy would add to it."""
         connection = self.engine.raw_connection()
         try:
-            with connection.cursor() as cursor:
-                cursor.execute(routine.call, params)
-                return cast("list[tuple[Any, ...]]", cursor.fetchall())
+            cursor = connection.cursor()
+            cursor.execute(routine.call, cast(Any, params))
+            return cast("list[tuple[Any, ...]]", cursor.fetchall())
         except Exception as error:
             connection.invalidate(error)
             raise
@@ -114,5 +114,5 @@ def run(connection: Connection, sql: str, params: Params | Sequence[Params] = ()
     return connection.exec_driver_sql(sql, params or None)
 
 
-def as_dicts(rows: Sequence[Row[Any]]) -> list[dict[str, Any]]:
+def as_dicts(rows: Iterable[Any]) -> list[dict[str, Any]]:
     return [dict(row._mapping) for row in rows]

@@ -67,6 +67,8 @@ class Result:
     error_message: str | None = None
 
 
+EMPTY = Result()
+
 GRACE = 5.0
 """Seconds past a step's timeout after which reconcile takes the attempt for dead: the worker, which enforces
 the timeout itself, is given the first chance to say so."""
@@ -125,9 +127,7 @@ def claim(store: Store, execution_id: str, path: str, worker_id: str) -> tuple[C
     The first claim of an execution begins it.
     """
     token = new_id()
-    rows = store.call(
-        _CLAIM_ROUTINE, {"execution": execution_id, "path": path, "worker": worker_id, "token": token}
-    )
+    rows = store.call(_CLAIM_ROUTINE, {"execution": execution_id, "path": path, "worker": worker_id, "token": token})
     if not rows:
         return None
     id, attempt, losses, *facts = rows[0]
@@ -348,9 +348,7 @@ def cancel_all(connection: Connection, execution_id: str) -> None:
     )
 
 
-def _move(
-    connection: Connection, assignment: str, guard: str, execution_id: str, paths: Iterable[str]
-) -> None:
+def _move(connection: Connection, assignment: str, guard: str, execution_id: str, paths: Iterable[str]) -> None:
     sql = (
         f"UPDATE step_executions SET {assignment} "
         f"WHERE execution_id = %(execution)s::uuid AND path = ANY(%(paths)s) AND {guard}"
@@ -381,7 +379,7 @@ def states(connection: Connection, execution_id: str, paths: Iterable[str] | Non
         + ("" if wanted is None else " AND path = ANY(%(paths)s)"),
         {"execution": execution_id, "paths": wanted},
     )
-    return {path: StepStatus(status) for path, status in rows}
+    return {row.path: StepStatus(row.status) for row in rows}
 
 
 def outputs(connection: Connection, execution_id: str, paths: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -392,9 +390,7 @@ def outputs(connection: Connection, execution_id: str, paths: Iterable[str]) -> 
         "WHERE execution_id = %(execution)s::uuid AND path = ANY(%(paths)s)",
         {"execution": execution_id, "paths": list(paths)},
     )
-    return {
-        row.path: as_seen_by_templates(row.status, row.output, row.error_kind, row.error_message) for row in rows
-    }
+    return {row.path: as_seen_by_templates(row.status, row.output, row.error_kind, row.error_message) for row in rows}
 
 
 def as_seen_by_templates(
@@ -456,8 +452,7 @@ def orphans(connection: Connection, limit: int) -> list[Orphan]:
         {"limit": limit},
     )
     return [
-        Orphan(row.execution_id, Claim(row.id, row.path, row.attempt, row.losses, row.token), row.lost)
-        for row in rows
+        Orphan(row.execution_id, Claim(row.id, row.path, row.attempt, row.losses, row.token), row.lost) for row in rows
     ]
 
 
@@ -501,9 +496,7 @@ def wake_due(connection: Connection, limit: int) -> list[Ring]:
     )
 
 
-def ring_again(
-    connection: Connection, *, older_than: float, queues: Sequence[str] | None, limit: int
-) -> list[Ring]:
+def ring_again(connection: Connection, *, older_than: float, queues: Sequence[str] | None, limit: int) -> list[Ring]:
     """The queued steps whose message was lost, marked as rung for now.
 
     That is certain for the steps of `queues` (None: of every queue), which the caller has seen empty at the
@@ -549,4 +542,3 @@ def seconds_to_next_timer(connection: Connection) -> float | None:
         f"FROM step_executions WHERE status = '{StepStatus.WAITING}' AND next_attempt_at IS NOT NULL",
     ).one()
     return None if row.seconds is None else float(row.seconds)
-

@@ -39,18 +39,15 @@ def remove(connection: Connection, ids: Iterable[str]) -> None:
 
 def remove_expired(connection: Connection, lease: float) -> int:
     """Take away the leases not kept for `lease` seconds; how many those were."""
-    sql = (
-        "DELETE FROM worker_processes "
-        "WHERE seen_at < clock_timestamp() - %(lease)s * interval '1 second'"
-    )
+    sql = "DELETE FROM worker_processes WHERE seen_at < clock_timestamp() - %(lease)s * interval '1 second'"
     return run(connection, sql, {"lease": lease}).rowcount
 
 
 def on_host(connection: Connection, host: str) -> list[ProcessRow]:
     rows = run(
-        connection, "SELECT id::text, pid, born FROM worker_processes WHERE host = %(host)s", {"host": host}
+        connection, "SELECT id::text AS id, pid, born FROM worker_processes WHERE host = %(host)s", {"host": host}
     )
-    return [ProcessRow(id, pid, born) for id, pid, born in rows]
+    return [ProcessRow(row.id, row.pid, row.born) for row in rows]
 
 
 def seconds_since_newest_beat(connection: Connection) -> float | None:

@@ -16,9 +16,7 @@ from orchestrator.store.session import as_dicts, new_id, run
 
 def current(connection: Connection, workflow_id: str) -> tuple[WorkflowStatus, int]:
     """Status and newest version. Raises NotFound."""
-    row = run(
-        connection, "SELECT status, version FROM workflows WHERE id = %(id)s::uuid", {"id": workflow_id}
-    ).first()
+    row = run(connection, "SELECT status, version FROM workflows WHERE id = %(id)s::uuid", {"id": workflow_id}).first()
     if row is None:
         raise NotFound("workflow", workflow_id)
     return WorkflowStatus(row.status), row.version
@@ -182,6 +180,7 @@ def counts(connection: Connection) -> tuple[int, int]:
     """How many workflows there are, and how many of them are active."""
     row = run(
         connection,
-        f"SELECT count(*), count(*) FILTER (WHERE status = '{WorkflowStatus.ACTIVE}') FROM workflows",
+        f"SELECT count(*) AS total, count(*) FILTER (WHERE status = '{WorkflowStatus.ACTIVE}') AS active "
+        "FROM workflows",
     ).one()
-    return row[0], row[1]
+    return row.total, row.active
