@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,10 +99,8 @@ class Deployment:
             worker.send_signal(signal.SIGTERM)
         for worker in list(self.workers):
             family = self._family(worker)
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 worker.wait(10)
-            except subprocess.TimeoutExpired:
-                pass
             for process in family:
                 if process.is_running():
                     process.kill()

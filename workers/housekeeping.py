@@ -21,7 +21,7 @@ from workers.process import host_identity
 
 logger = logging.getLogger(__name__)
 
-_TOKEN = "orchestrator:remembers"
+_REMEMBERS = "orchestrator:remembers"
 
 
 class RedisBroker:
@@ -32,10 +32,10 @@ class RedisBroker:
         self._client = backend.client
 
     def remembers(self) -> bool:
-        return bool(self._asked(lambda: self._client.exists(_TOKEN)))
+        return bool(self._asked(lambda: self._client.exists(_REMEMBERS)))
 
     def remember(self) -> None:
-        self._asked(lambda: self._client.set(_TOKEN, "1"))
+        self._asked(lambda: self._client.set(_REMEMBERS, "1"))
 
     def empty_queues(self) -> Sequence[str]:
         """A queue is a list for each priority; a message that was taken and not acknowledged is in none."""
