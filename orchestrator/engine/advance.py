@@ -93,9 +93,10 @@ def replan(store: Store, programs: Programs, execution_id: str) -> Plan | None:
         if locked is None or locked.status in EXECUTION_TERMINAL:
             return None
         program = programs.get(store, locked.workflow_id, locked.version)
-        decided = whole_frontier(program.graph, steps.states(connection, execution_id))
+        states = steps.states(connection, execution_id)
+        decided = whole_frontier(program.graph, states, _blocked(connection, execution_id, states))
         if decided.skipped:
-            steps.skip(connection, execution_id, dict(decided.skipped))
+            steps.skip(connection, execution_id, decided.skipped, decided.blocked)
         return _go_on(connection, program, locked, list(decided.ready), None, frozenset()).plan
 
 
@@ -121,13 +122,20 @@ def _follow_up(
         unknown = graph.outlook(ended) - states.keys()
         if unknown:
             states |= steps.states(connection, execution_id, unknown)
-        decided = frontier(graph, states, ended)
+        outlook = {step_id: states[step_id] for step_id in graph.outlook(ended)}
+        decided = frontier(graph, states, ended, _blocked(connection, execution_id, outlook))
         if decided.skipped:
-            steps.skip(connection, execution_id, dict(decided.skipped))
+            steps.skip(connection, execution_id, decided.skipped, decided.blocked)
             states |= dict.fromkeys(decided.skipped, StepStatus.SKIPPED)
         ready += [step_id for step_id in decided.ready if step_id not in ready]
         ended = set(decided.skipped)
     return ready
+
+
+def _blocked(connection: Connection, execution_id: str, states: Mapping[str, StepStatus]) -> frozenset[str]:
+    """Which of the skipped ones have a failure upstream, rather than a branch not taken."""
+    skipped = [step_id for step_id, status in states.items() if status is StepStatus.SKIPPED]
+    return steps.blocked(connection, execution_id, skipped) if skipped else frozenset()
 
 
 def _go_on(

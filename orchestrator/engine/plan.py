@@ -6,7 +6,7 @@ which messages does that take (`plan`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -47,50 +47,67 @@ class Frontier:
     ready: tuple[str, ...]
     skipped: Mapping[str, str]
     """Path -> reason."""
+    blocked: frozenset[str] = frozenset()
+    """Those of `skipped` for which a failure upstream is the cause, however far upstream."""
 
 
-def frontier(graph: Graph, states: Mapping[str, StepStatus], ended: Iterable[str]) -> Frontier:
-    """The pending dependents of `ended` whose fate is decided; `states` must cover graph.outlook(ended)."""
+def frontier(
+    graph: Graph,
+    states: Mapping[str, StepStatus],
+    ended: Iterable[str],
+    blocked: Collection[str] = frozenset(),
+) -> Frontier:
+    """The pending dependents of `ended` whose fate is decided; `states` must cover graph.outlook(ended), and
+    `blocked` name the skipped ones in it that have a failure upstream."""
     ready: list[str] = []
     skipped: dict[str, str] = {}
+    newly_blocked: set[str] = set()
     for child in dict.fromkeys(child for step_id in ended for child in graph.children[step_id]):
         if states[child] is not StepStatus.PENDING:
             continue
         needed = graph.steps[child].depends_on
         if not all(states[dependency] in STEP_TERMINAL for dependency in needed):
             continue
-        reason = _reason_to_skip(graph, states, needed)
-        if reason is None:
-            ready.append(child)
+        obstacle = _obstacle(graph, states, needed, blocked)
+        if obstacle is not None:
+            skipped[child] = f"{obstacle} {states[obstacle]}"
+            newly_blocked.add(child)
+        elif all(states[dependency] is StepStatus.SKIPPED for dependency in needed):
+            # A join after a condition runs when any of its branches did; here none did.
+            skipped[child] = f"{', '.join(needed[:3])}{', ...' if len(needed) > 3 else ''} skipped"
         else:
-            skipped[child] = reason
-    return Frontier(tuple(ready), skipped)
+            ready.append(child)
+    return Frontier(tuple(ready), skipped, frozenset(newly_blocked))
 
 
-def _reason_to_skip(graph: Graph, states: Mapping[str, StepStatus], needed: Sequence[str]) -> str | None:
+def _obstacle(
+    graph: Graph, states: Mapping[str, StepStatus], needed: Sequence[str], blocked: Collection[str]
+) -> str | None:
+    """The dependency whose failure keeps a step from running, or which a failure has kept from it."""
     for dependency in needed:
         failed = states[dependency] is StepStatus.FAILED and graph.steps[dependency].on_error == "fail"
-        if failed or states[dependency] is StepStatus.CANCELLED:
-            return f"{dependency} {states[dependency]}"
-    # A join after a condition runs when any of its branches did; only if none did is there nothing to join.
-    if all(states[dependency] is StepStatus.SKIPPED for dependency in needed):
-        return f"{', '.join(needed[:3])}{', ...' if len(needed) > 3 else ''} skipped"
+        if failed or states[dependency] is StepStatus.CANCELLED or dependency in blocked:
+            return dependency
     return None
 
 
-def whole_frontier(graph: Graph, states: Mapping[str, StepStatus]) -> Frontier:
+def whole_frontier(
+    graph: Graph, states: Mapping[str, StepStatus], blocked: Collection[str] = frozenset()
+) -> Frontier:
     """Everything that is decided in an execution, skips followed to their end: what a recovery starts from."""
     known = dict(states)
+    known_blocked = set(blocked)
     ready = [root for root in graph.roots if known[root] is StepStatus.PENDING]
     skipped: dict[str, str] = {}
     ended: list[str] = [step_id for step_id, status in known.items() if status in STEP_TERMINAL]
     while ended:
-        decided = frontier(graph, known, ended)
+        decided = frontier(graph, known, ended, known_blocked)
         ready += [step_id for step_id in decided.ready if step_id not in ready]
         skipped |= decided.skipped
         known |= dict.fromkeys(decided.skipped, StepStatus.SKIPPED)
+        known_blocked |= decided.blocked
         ended = list(decided.skipped)
-    return Frontier(tuple(ready), skipped)
+    return Frontier(tuple(ready), skipped, frozenset(known_blocked.intersection(skipped)))
 
 
 def plan(graph: Graph, execution_id: str, priority: int, ready: Sequence[str]) -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -72,6 +72,10 @@ EMPTY = Result()
 GRACE = 5.0
 """Seconds past a step's timeout after which reconcile takes the attempt for dead: the worker, which enforces
 the timeout itself, is given the first chance to say so."""
+
+UPSTREAM = "upstream"
+"""The error_kind of a skipped step that a failure kept from running: what joins it with other branches is not
+to run either, whereas a join after a branch not taken is."""
 
 # Taking on a step writes the same columns whichever statement does it.
 _TAKE = f"""
@@ -326,15 +330,38 @@ def queue_and_follow(
     return Claim(row.id, path, row.attempt, row.losses, token) if row else None
 
 
-def skip(connection: Connection, execution_id: str, reasons: dict[str, str]) -> None:
-    """These are not to run; `reasons` says why of each path."""
+def skip(
+    connection: Connection,
+    execution_id: str,
+    reasons: Mapping[str, str],
+    blocked: Collection[str] = frozenset(),
+) -> None:
+    """These are not to run; `reasons` says why of each path. `blocked` are those that have a failure upstream."""
     run(
         connection,
-        f"UPDATE step_executions s SET {SKIP.assignment}, finished_at = clock_timestamp(), error_message = u.why "
+        f"UPDATE step_executions s SET {SKIP.assignment}, finished_at = clock_timestamp(), error_message = u.why, "
+        "error_kind = CASE WHEN s.path = ANY(%(blocked)s) THEN %(upstream)s END "
         "FROM unnest(%(paths)s::text[], %(whys)s::text[]) AS u(path, why) "
         f"WHERE s.execution_id = %(execution)s::uuid AND s.path = u.path AND s.{SKIP.guard}",
-        {"execution": execution_id, "paths": list(reasons), "whys": list(reasons.values())},
+        {
+            "execution": execution_id,
+            "paths": list(reasons),
+            "whys": list(reasons.values()),
+            "blocked": list(blocked),
+            "upstream": UPSTREAM,
+        },
     )
+
+
+def blocked(connection: Connection, execution_id: str, paths: Iterable[str]) -> frozenset[str]:
+    """Those of the skipped `paths` that have a failure upstream."""
+    rows = run(
+        connection,
+        "SELECT path FROM step_executions WHERE execution_id = %(execution)s::uuid AND path = ANY(%(paths)s) "
+        "AND error_kind = %(upstream)s",
+        {"execution": execution_id, "paths": list(paths), "upstream": UPSTREAM},
+    )
+    return frozenset(path for (path,) in rows)
 
 
 def cancel_all(connection: Connection, execution_id: str) -> None:

@@ -153,6 +153,15 @@ def test_recovery_follows_skips_to_their_end():
     assert decided.skipped == {"b": "a failed", "c": "b skipped"}
 
 
+def test_a_join_of_a_branch_that_a_failure_has_skipped_is_skipped_too():
+    branches = graph("a", "b < a", "c", "d < b c")
+    decided = whole_frontier(branches, states(branches, a=FAILED, c=COMPLETED))
+    assert decided.skipped == {"b": "a failed", "d": "b skipped"}
+    assert decided.blocked == {"b", "d"}
+    remembered = states(branches, a=FAILED, b=SKIPPED, c=COMPLETED)
+    assert frontier(branches, remembered, ["c"], blocked={"b"}).skipped == {"d": "b skipped"}
+
+
 def test_recovery_begins_with_the_roots_when_nothing_has_begun():
     assert whole_frontier(N_SHAPE, states(N_SHAPE)).ready == ("a", "b")
 
@@ -171,9 +180,7 @@ def test_a_run_is_one_message():
 
 def test_runs_on_different_queues_are_a_chain_of_messages():
     mixed = graph("a", "b:io < a", "c < b")
-    assert planned(mixed, "a").branches == (
-        (Message("cpu", ("a",)), Message("io", ("b",)), Message("cpu", ("c",))),
-    )
+    assert planned(mixed, "a").branches == ((Message("cpu", ("a",)), Message("io", ("b",)), Message("cpu", ("c",))),)
 
 
 def test_a_chain_ends_at_a_join():
