@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import flask_swagger_ui
+import flask_swagger_ui  # type: ignore[import-untyped]
 import orjson
 from flask import Flask, Response, send_from_directory
 from flask.json.provider import JSONProvider
@@ -27,16 +28,26 @@ class _Json(JSONProvider):
     """orjson, several times faster than the default on an execution with many steps; times are RFC 3339."""
 
     def dumps(self, obj: Any, **_: Any) -> str:
-        return orjson.dumps(obj, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS).decode()
+        return _encoded(obj).decode()
 
     def loads(self, s: str | bytes, **_: Any) -> Any:
         return orjson.loads(s)
 
     def response(self, *args: Any, **kwargs: Any) -> Response:
-        body = orjson.dumps(
-            self._prepare_response_obj(args, kwargs), option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
-        )
-        return self._app.response_class(body, mimetype="application/json")
+        body = _encoded(self._prepare_response_obj(args, kwargs))
+        return Response(body, mimetype="application/json")
+
+
+def _encoded(value: object) -> bytes:
+    option = orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATETIME
+    return orjson.dumps(value, _in_utc, option)
+
+
+def _in_utc(value: object) -> object:
+    """Times come from the database in the zone that its server happens to be set to."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 def create_app(settings: Settings | None = None) -> Flask:

@@ -1,18 +1,23 @@
-"""One shape for every error: RFC 9457 problem+json. The error tree is translated to HTTP here and nowhere else."""
+"""One shape for every error: RFC 9457 problem+json. The error tree becomes HTTP here and nowhere else."""
 
 from __future__ import annotations
 
+import http
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import orjson
-from flask import Response
+import psycopg2
+import sqlalchemy.exc
+from flask import Response, request
 from flask_smorest import Api
+from flask_smorest.utils import prepare_response
 from marshmallow import Schema, fields
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadRequest, HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
 
+from orchestrator.definition.paths import join
 from orchestrator.errors import (
     Conflict,
     DefinitionError,
@@ -24,6 +29,9 @@ from orchestrator.errors import (
 )
 
 logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+_LOCATIONS = frozenset(("json", "query", "headers", "path"))
 
 
 class ProblemItem(Schema):
@@ -41,25 +49,33 @@ class ProblemSchema(Schema):
     errors = fields.List(fields.Nested(ProblemItem))
 
 
-def problem(
-    status: int, detail: str, *, errors: Iterable[Problem] = (), headers: Any = None, **more: Any
-) -> Response:
+def problem(status: int, detail: str, *, errors: Iterable[Problem] = (), headers: Any = None, **more: Any) -> Response:
     body: dict[str, Any] = {
         "type": "about:blank",
         "title": HTTP_STATUS_CODES.get(status, "Error"),
         "status": status,
-        "detail": detail,
+        "detail": _encodable(detail),
         **more,
     }
     listed = [
-        {"path": item.path, "message": item.message} | ({"line": item.line} if item.line else {}) for item in errors
+        {"path": _encodable(item.path), "message": _encodable(item.message)}
+        | ({"line": item.line} if item.line else {})
+        for item in errors
     ]
     if listed:
         body["errors"] = listed
-    return Response(orjson.dumps(body), status, headers, mimetype="application/problem+json")
+    return Response(orjson.dumps(body), status, headers, mimetype=MEDIA_TYPE)
 
 
-class ProblemApi(Api):  # type: ignore[misc]
+class Unreadable(BadRequest):
+    """The body is no document at all."""
+
+    def __init__(self, media: str, problems: Sequence[Problem]) -> None:
+        super().__init__(f"the body cannot be read as {media.upper()}")
+        self.problems = problems
+
+
+class ProblemApi(Api):
     """flask-smorest's Api with its errors, and ours, in that shape."""
 
     ERROR_SCHEMA = ProblemSchema
@@ -67,17 +83,40 @@ class ProblemApi(Api):  # type: ignore[misc]
     def _register_error_handlers(self) -> None:
         self._app.register_error_handler(HTTPException, self.handle_http_exception)
         self._app.register_error_handler(OrchestratorError, _translate)
+        for unreachable in (
+            sqlalchemy.exc.OperationalError,
+            sqlalchemy.exc.TimeoutError,
+            psycopg2.OperationalError,
+        ):
+            self._app.register_error_handler(unreachable, _no_database)
 
     def handle_http_exception(self, error: HTTPException) -> Response:
-        data = getattr(error, "data", None) or {}
-        found = list(flatten(data.get("messages") or data.get("errors") or {}))
         status = error.code or 500
-        headers = {"WWW-Authenticate": "Bearer"} if status == 401 else data.get("headers")
         if status >= 500:
-            logger.error("request failed", exc_info=getattr(error, "original_exception", None) or error)
+            # Flask has logged what raised it.
             return problem(status, "the service failed on this request; its log says why")
-        detail = f"{len(found)} fields are not valid" if found else str(error.description)
+        messages = (getattr(error, "data", None) or {}).get("messages") or {}
+        found = list(error.problems if isinstance(error, Unreadable) else flatten(messages))
+        headers = [(name, value) for name, value in error.get_headers() if name.lower() != "content-type"]
+        if status == 401:
+            headers.append(("WWW-Authenticate", "Bearer"))
+        detail = str(error.description)
+        if status == 413:
+            detail = (
+                f"the body is larger than {request.max_content_length:,} bytes, "
+                "a limit that follows from the setting executor.max_payload"
+            )
+        elif messages:
+            detail = "a field is not valid" if len(found) == 1 else f"{len(found)} fields are not valid"
         return problem(status, detail, errors=found, headers=headers)
+
+    def _register_responses(self) -> None:
+        """As flask-smorest does, with the media type that our errors have."""
+        described = {status.name: status.phrase for status in http.HTTPStatus if status >= 400}
+        for name, phrase in {**described, self.DEFAULT_ERROR_RESPONSE_NAME: "Any other error"}.items():
+            response = {"description": phrase, "schema": ProblemSchema}
+            prepare_response(response, self.spec, MEDIA_TYPE)
+            self.spec.components.response(name, response, lazy=True)
 
 
 def _translate(error: OrchestratorError) -> Response:
@@ -95,18 +134,35 @@ def _translate(error: OrchestratorError) -> Response:
     return problem(500, "the service failed on this request; its log says why")
 
 
+def _no_database(error: Exception) -> Response:
+    logger.warning("the database does not answer: %s", error)
+    return problem(
+        503,
+        "the database does not answer; try again (an execution with the same Idempotency-Key)",
+        headers={"Retry-After": "5"},
+    )
+
+
 def flatten(messages: Any, path: str = "") -> Iterable[Problem]:
     """marshmallow's nested messages as a list; webargs' outermost key, the location, is left out."""
+    if isinstance(messages, dict) and path == "" and messages.keys() <= _LOCATIONS:
+        for inner in messages.values():
+            yield from _flatten(inner, "")
+    else:
+        yield from _flatten(messages, path)
+
+
+def _flatten(messages: Any, path: str) -> Iterable[Problem]:
     if isinstance(messages, dict):
         for key, inner in messages.items():
-            if path == "" and key in ("json", "query", "headers", "path", "json_or_form"):
-                yield from flatten(inner, "")
-            elif isinstance(key, int):
-                yield from flatten(inner, f"{path}[{key}]")
-            else:
-                yield from flatten(inner, f"{path}.{key}" if path and key != "_schema" else path or str(key))
+            yield from _flatten(inner, path if key == "_schema" else join(path, key))
     elif isinstance(messages, (list, tuple)):
         for message in messages:
-            yield from flatten(message, path)
+            yield from _flatten(message, path)
     else:
-        yield Problem("" if path == "_schema" else path, str(messages))
+        yield Problem(path, str(messages))
+
+
+def _encodable(text: str) -> str:
+    """`text` without halves of surrogate pairs, which a body may bring in as a field's name."""
+    return text.encode("utf-8", "replace").decode()

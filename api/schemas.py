@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from marshmallow import RAISE, Schema, fields, validate
+from marshmallow import RAISE, Schema, ValidationError, fields, validate
 
 from orchestrator.lifecycle import ExecutionStatus, StepStatus, WorkflowStatus
 
 _WORKFLOW_STATUS = validate.OneOf([str(status) for status in WorkflowStatus])
 _EXECUTION_STATUS = validate.OneOf([str(status) for status in ExecutionStatus])
+
+
+def _is_stored_as_text(value: str) -> None:
+    if "\0" in value:
+        raise ValidationError("holds a NUL character, which nothing stored has")
 
 
 class _In(Schema):
@@ -24,7 +29,7 @@ class WorkflowIn(_In):
     definition = fields.Dict(keys=fields.String(), metadata={"description": "see the definition language"})
     tags = fields.List(fields.String(validate=validate.Length(1, 100)), validate=validate.Length(max=50))
     owner_id = fields.UUID(allow_none=True)
-    is_template = fields.Boolean()
+    is_template = fields.Boolean(truthy={True}, falsy={False})
 
 
 class PageQuery(Schema):
@@ -38,8 +43,8 @@ class PageQuery(Schema):
 class WorkflowQuery(PageQuery):
     owner_id = fields.UUID()
     status = fields.String(validate=_WORKFLOW_STATUS)
-    tags = fields.String(metadata={"description": "workflows that have this tag"})
-    name = fields.String(metadata={"description": "workflows of exactly this name"})
+    tags = fields.String(validate=_is_stored_as_text, metadata={"description": "workflows that have this tag"})
+    name = fields.String(validate=_is_stored_as_text, metadata={"description": "workflows of exactly this name"})
 
 
 class ExecutionQuery(PageQuery):
@@ -49,20 +54,23 @@ class ExecutionQuery(PageQuery):
 
 class LogQuery(PageQuery):
     limit = fields.Integer(load_default=1000, validate=validate.Range(1, 10_000))
-    step_id = fields.String()
+    step_id = fields.String(validate=_is_stored_as_text)
 
 
 class ExecuteIn(_In):
     input = fields.Dict(keys=fields.String(), load_default=dict)
     priority = fields.Integer(
-        load_default=5, strict=True, validate=validate.Range(0, 9), metadata={"description": "9 is the highest"}
+        load_default=5,
+        strict=True,
+        validate=validate.Range(0, 9),
+        metadata={"description": "9 is the highest"},
     )
 
 
 class ExecuteHeaders(Schema):
     idempotency_key = fields.String(
         data_key="Idempotency-Key",
-        validate=validate.Length(1, 255),
+        validate=[validate.Length(1, 255), _is_stored_as_text],
         metadata={"description": "a repeated call with the same key answers with the first one's execution"},
     )
 

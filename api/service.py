@@ -20,8 +20,8 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         if not settings.database.url:
             raise ConfigurationError(
-                "database.url is not set; start everything with `orchestrator up`, or set ORCHESTRATOR_DATABASE_URL "
-                "and ORCHESTRATOR_BROKER_URL"
+                "database.url is not set; start everything with `orchestrator up`, or set "
+                "ORCHESTRATOR_DATABASE_URL and ORCHESTRATOR_BROKER_URL"
             )
         self.settings = settings
         self.catalogue = load_catalogue(settings.plugins)

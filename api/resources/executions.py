@@ -27,7 +27,7 @@ blueprint = Blueprint("executions", __name__, url_prefix="/api/v1", description=
 
 @blueprint.route("/executions")
 class Executions(MethodView):
-    @blueprint.arguments(ExecutionQuery, location="query")
+    @blueprint.arguments(ExecutionQuery(), location="query")
     @blueprint.response(200, ExecutionPage)
     def get(self, query: dict[str, Any]) -> Response:
         """List executions, newest first, without their steps."""
@@ -55,7 +55,7 @@ class Execution(MethodView):
 
 
 @blueprint.route("/executions/<uuid:execution_id>/logs")
-@blueprint.arguments(LogQuery, location="query")
+@blueprint.arguments(LogQuery(), location="query")
 @blueprint.response(200, LogPage)
 def execution_logs(query: dict[str, Any], execution_id: UUID) -> Response:
     """The log lines of an execution's steps, in the order in which they were written."""

@@ -9,7 +9,7 @@ from flask import Response, jsonify
 
 
 def page(query: dict[str, Any], fetch: Callable[[str | None, int], list[dict[str, Any]]]) -> Response:
-    """`fetch(cursor, limit)` is asked for one row more than the page has, to know whether there is another."""
+    """`fetch(cursor, limit)` is asked for one row more than the page has: is there another?"""
     limit: int = query["limit"]
     cursor = query.get("cursor")
     rows = fetch(None if cursor is None else str(cursor), limit + 1)

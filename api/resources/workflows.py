@@ -9,7 +9,8 @@ from uuid import UUID
 from flask import Response, jsonify, url_for
 from flask.views import MethodView
 
-from api.body import Blueprint, given_definition
+from api.body import Blueprint, given_definition, is_bare
+from api.errors import flatten
 from api.resources.paging import page
 from api.schemas import (
     ExecuteHeaders,
@@ -27,12 +28,14 @@ from orchestrator.errors import Conflict, DefinitionError, InputError, Problem
 from orchestrator.lifecycle import ACTIVATE, PAUSE_WORKFLOW, RESUME_WORKFLOW, Transition
 from orchestrator.store import executions, workflows
 
+_WORKFLOW = WorkflowIn()
+
 blueprint = Blueprint("workflows", __name__, url_prefix="/api/v1/workflows", description="Workflows")
 
 
 @blueprint.route("")
 class Workflows(MethodView):
-    @blueprint.arguments(WorkflowQuery, location="query")
+    @blueprint.arguments(WorkflowQuery(), location="query")
     @blueprint.response(200, WorkflowPage)
     def get(self, query: dict[str, Any]) -> Response:
         """List workflows, newest first."""
@@ -50,22 +53,23 @@ class Workflows(MethodView):
                 ),
             )
 
-    @blueprint.arguments(WorkflowIn)
+    @blueprint.arguments(_WORKFLOW)
     @blueprint.response(201, WorkflowDetail)
     def post(self, given: dict[str, Any]) -> Response:
         """Create a workflow, as a draft with version 1."""
         if "definition" not in given:
             raise InputError([Problem("definition", "is missing: a workflow needs a definition with its steps")])
         definition = _checked(given)
-        name = given.get("name") or definition.get("name")
+        given = {**_own_words(definition), **given}
+        name = given.get("name")
         if not name:
             raise InputError([Problem("name", "is missing: give the workflow a name")])
         with service().store.transaction() as connection:
             workflow_id = workflows.insert(
                 connection,
                 name=name,
-                description=given.get("description", definition.get("description") or ""),
-                tags=given.get("tags", definition.get("tags") or []),
+                description=given.get("description", ""),
+                tags=given.get("tags", []),
                 owner_id=_text(given.get("owner_id")),
                 is_template=given.get("is_template", False),
                 definition=definition,
@@ -81,12 +85,14 @@ class Workflow(MethodView):
         """A workflow with its newest definition."""
         return _shown(workflow_id)
 
-    @blueprint.arguments(WorkflowIn)
+    @blueprint.arguments(_WORKFLOW)
     @blueprint.response(200, WorkflowDetail)
     def put(self, given: dict[str, Any], workflow_id: UUID) -> Response:
         """Change what is given; a definition that differs becomes a new version. Running executions keep
         theirs."""
         definition = _checked(given) if "definition" in given else None
+        if definition is not None and is_bare():
+            given = {**_own_words(definition), **given}
         changes = {key: value for key, value in given.items() if key != "definition"}
         if "owner_id" in changes:
             changes["owner_id"] = _text(changes["owner_id"])
@@ -123,8 +129,8 @@ def resume(workflow_id: UUID) -> Response:
 
 
 @blueprint.route("/<uuid:workflow_id>/execute", methods=["POST"])
-@blueprint.arguments(ExecuteIn)
-@blueprint.arguments(ExecuteHeaders, location="headers", unknown="exclude")
+@blueprint.arguments(ExecuteIn())
+@blueprint.arguments(ExecuteHeaders(), location="headers", unknown="exclude")
 @blueprint.response(202, ExecutionDetail)
 def execute(given: dict[str, Any], headers: dict[str, Any], workflow_id: UUID) -> Response:
     """Start an execution of the newest version. It is stored when this answers, whatever dies afterwards."""
@@ -146,7 +152,7 @@ def execute(given: dict[str, Any], headers: dict[str, Any], workflow_id: UUID) -
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The definition of this request, once it has been found valid. Raises DefinitionError, PayloadTooLarge."""
+    """This request's definition, once it has been found valid. Raises DefinitionError, PayloadTooLarge."""
     definition: dict[str, Any] = given["definition"]
     here = service()
     check_payload(definition, here.settings.executor.max_payload, "definition")
@@ -158,6 +164,16 @@ def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
             [Problem(_below(prefix, found.path), found.message, found.line) for found in error.problems]
         ) from None
     return definition
+
+
+def _own_words(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """What a definition says of its workflow. Raises InputError where a workflow could not be so."""
+    said = {key: definition[key] for key in ("name", "description", "tags") if definition.get(key)}
+    wrong = _WORKFLOW.validate(said)
+    if wrong:
+        _, prefix = given_definition()
+        raise InputError(list(flatten(wrong, prefix)))
+    return said
 
 
 def _below(prefix: str, path: str) -> str:
