@@ -163,7 +163,7 @@ def _point_celery_at(settings: Settings) -> None:
     if app.conf.broker_url != settings.broker.url:
         configure(app, settings)
         app._after_fork()  # drops the connections of the deployment before
-        app._backend = None
+        app._backend = app._get_backend()
 
 
 @contextmanager
