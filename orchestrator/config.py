@@ -7,6 +7,7 @@ it. Every setting has an environment variable made from its path: `executor.max_
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -41,9 +42,19 @@ def _whole(value: object) -> int:
 
 def _number(value: object) -> float:
     try:
-        return float(str(value))
+        number = float(str(value))
     except ValueError:
-        raise ValueError(f"expected a number, not {value!r}") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"expected a number, not {value!r}")
+    return number
+
+
+def _port(value: object) -> int:
+    number = _whole(value)
+    if number > 65535:
+        raise ValueError(f"a port is at most 65535, not {number}")
+    return number
 
 
 def _flag(value: object) -> bool:
@@ -121,7 +132,7 @@ class ExecutorSettings:
 @dataclass(frozen=True, slots=True)
 class Settings:
     host: str = _setting("127.0.0.1", _text, "address the API listens on")
-    port: int = _setting(8084, _whole, "port the API listens on", minimum=0)
+    port: int = _setting(8084, _port, "port the API listens on", minimum=0)
     data_dir: str = _setting("~/.orchestrator", _text, "folder of the embedded servers and the generated key")
     admin_key: str = _setting("", _text, "bearer key of the API; generated into the data folder when empty")
     plugins: str = _setting("", _text, "comma-separated modules that register step types")
