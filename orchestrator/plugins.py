@@ -1,16 +1,16 @@
 """The doors through which step types and hooks come in, ours and a third party's alike.
 
 A plugin is a module (or object) with any of the hooks below. It is found through the entry-point group
-`orchestrator`, or by its name in `ORCHESTRATOR_PLUGINS=module[,module]`. See workers/steps/contract.py for what
-a step type is.
+`orchestrator`, or by its name in `ORCHESTRATOR_PLUGINS=module[,module]`. Functions of such a module that are
+decorated as steps need no hook. See workers/steps/contract.py for what a step type is.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, cast
 
 import marshmallow
 import pluggy
@@ -21,15 +21,30 @@ hookspec = pluggy.HookspecMarker("orchestrator")
 hookimpl = pluggy.HookimplMarker("orchestrator")
 
 
+SchemaClass = type[marshmallow.Schema]
+
+
 class StepTypeInfo(Protocol):
     """What the core needs to know of a step type: enough to validate and route, nothing to run."""
 
-    type: str
-    queue: str
-    """Queue class: `control` (decided by the engine, no outside world), `io` or `cpu`."""
-    Config: type[marshmallow.Schema]
-    raw_fields: frozenset[str]
-    """Fields of the config that are taken as written: templates in them are not rendered."""
+    @property
+    def type(self) -> str: ...
+
+    @property
+    def queue(self) -> str:
+        """Queue class: `control` (decided by the engine, no outside world), `io` or `cpu`."""
+
+    @property
+    def Config(self) -> SchemaClass: ...
+
+    @property
+    def raw_fields(self) -> frozenset[str]:
+        """Fields of the config that are taken as written: templates in them are not rendered."""
+
+    @property
+    def expression_fields(self) -> frozenset[str]:
+        """Fields of the config whose text is an expression even without braces; a dotted path (`cases.when`)
+        passes through the items of lists."""
 
     def references(self, config: Mapping[str, object]) -> Iterable[tuple[str, str]]:
         """(path within config, step id) of each step that `config` names; those must depend on this one."""
@@ -71,12 +86,23 @@ def load_catalogue(modules: str) -> Catalogue:
     """Every registered step type by its name. Raises ConfigurationError when two plugins claim one name."""
     manager = load_plugins(modules)
     catalogue: dict[str, StepTypeInfo] = {}
-    for implementation in manager.hook.orchestrator_step_types.get_hookimpls():
-        for step_type in implementation.function():
-            known = catalogue.setdefault(step_type.type, step_type)
-            if known is not step_type:
-                raise ConfigurationError(
-                    f"the step type {step_type.type!r} is registered twice, the second time by the plugin "
-                    f"{implementation.plugin_name}; remove one of the two from the plugins"
-                )
+    for plugin, step_type in _registrations(manager):
+        known = catalogue.setdefault(step_type.type, step_type)
+        if known is not step_type:
+            raise ConfigurationError(
+                f"the step type {step_type.type!r} is registered twice, the second time by the plugin "
+                f"{plugin}; remove one of the two from the plugins"
+            )
     return catalogue
+
+
+def _registrations(manager: pluggy.PluginManager) -> Iterator[tuple[str, StepTypeInfo]]:
+    """(name of the plugin, step type) of all that the plugins bring, by hook or by decorated functions."""
+    for implementation in manager.hook.orchestrator_step_types.get_hookimpls():
+        for step_type in cast("Iterable[StepTypeInfo]", implementation.function()):
+            yield implementation.plugin_name, step_type
+    for name, plugin in manager.list_name_plugin():
+        for value in list(getattr(plugin, "__dict__", {}).values()):
+            # Asked of the class: a module may hold lazy proxies that answer, or raise, for any attribute.
+            if getattr(type(value), "is_orchestrator_step", False) is True:
+                yield name, value

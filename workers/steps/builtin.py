@@ -1,17 +1,14 @@
-# STANDIN
-import marshmallow as ma
-from orchestrator.plugins import hookimpl
-from workers.steps.contract import StepType, Done
-class Any_(ma.Schema):
-    class Meta: unknown=ma.INCLUDE
-class Set(StepType):
-    type="set"; queue="control"; Config=Any_
-    expression_fields=frozenset()
-    def perform(self,c): return Done(c.config.get("values",{}))
-class Noop(StepType):
-    type="noop"; queue="cpu"; Config=Any_
-    expression_fields=frozenset()
-    def perform(self,c): return Done({"result":1})
-A,B=Set(),Noop()
+"""The step types that come with the orchestrator, registered the way a third party registers its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from orchestrator.plugins import StepTypeInfo, hookimpl
+from workers.steps.condition import Condition
+from workers.steps.set import Set
+
+
 @hookimpl
-def orchestrator_step_types(): return [A,B]
+def orchestrator_step_types() -> Iterable[StepTypeInfo]:
+    return [Condition(), Set()]

@@ -17,6 +17,7 @@ from orchestrator.errors import StepTimeout
 Json = Any
 QueueClass = Literal["control", "io", "cpu"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+SchemaClass = type[marshmallow.Schema]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +75,15 @@ class StepType(ABC):
 
     type: ClassVar[str]
     queue: ClassVar[QueueClass] = "io"
-    Config: type[marshmallow.Schema]
+    Config: SchemaClass
     """Checks `config`: at save time as far as it holds no templates, and whole after rendering."""
 
     raw_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields of the config that are handed over as written, not rendered (a program's source, say)."""
+
+    expression_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields of the config whose text is an expression even without braces around it; `perform` finds the
+    value. A dotted path passes through the items of lists: `cases.when` is `when` of each of `cases`."""
 
     @abstractmethod
     def perform(self, context: StepContext) -> Done | Wait:
