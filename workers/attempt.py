@@ -120,6 +120,10 @@ def _load(step_type: StepType, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return loaded
 
 
+class StoreFailed(Exception):
+    """What the step reads could not be had from our own store: no failure of the step."""
+
+
 @dataclass(slots=True)
 class Attempt:
     """A claimed step about to be performed; `seen` is `steps.<id>` as far as the worker knows it already."""
@@ -143,6 +147,8 @@ class Attempt:
         try:
             outcome = self._perform(log)
             return self._storable(outcome) if isinstance(outcome, Done) else outcome
+        except StoreFailed:
+            raise
         except StepFailed as failure:
             return self._masked_failure(failure)
         except TemplateError as error:
@@ -179,8 +185,11 @@ class Attempt:
     def _template_context(self, prepared: Prepared) -> Mapping[str, Any]:
         unread = prepared.references - self.seen.keys()
         if unread:
-            with self.store.single() as connection:
-                self.seen |= steps.outputs(connection, self.execution.id, unread)
+            try:
+                with self.store.single() as connection:
+                    self.seen |= steps.outputs(connection, self.execution.id, unread)
+            except Exception as error:
+                raise StoreFailed from error
         execution = self.execution
         return {
             "variables": self.program.variables,

@@ -19,7 +19,8 @@ from celery import signals
 from orchestrator.config import Settings, load_settings
 from orchestrator.engine.programs import Programs
 from orchestrator.plugins import load_catalogue
-from orchestrator.store import Store, new_id, workers
+from orchestrator.store import Store, new_id, steps, workers
+from workers.dispatch import Doorbell
 from workers.runner import run_steps
 from workers.secrets import Secrets
 
@@ -44,12 +45,14 @@ class WorkerProcess:
         self.store = Store(settings.database)
         self.programs = Programs(load_catalogue(settings.plugins), settings)
         self.secrets = Secrets()
+        self.doorbell = Doorbell()
         self.lease = Lease(self.store, node, settings.scheduler.lease / 4)
 
     def run_steps(self, execution_id: str, starts: Sequence[str], rung: Sequence[str]) -> None:
         run_steps(self, execution_id, starts, rung)
 
     def close(self) -> None:
+        self.doorbell.close()
         self.lease.give_up()
         self.store.close()
 
@@ -66,6 +69,7 @@ class Lease:
         self._node = node
         self._stop = threading.Event()
         self._interval = interval
+        self._disowned: set[str] = set()
         self.id = self._register()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
@@ -91,8 +95,26 @@ class Lease:
                 if not kept:
                     logger.warning("the lease of %s lapsed; its steps were given to others", self.id)
                     self.id = self._register()
+                self._disown()
             except Exception:  # the database is away: the next beat tries again
                 logger.warning("the lease of %s could not be kept", self.id, exc_info=True)
+
+    def disown(self, execution_id: str) -> None:
+        """Leave to reconcile whatever this process holds of an execution, as soon as the database is there.
+
+        For a lane that was thrown off its way: the statement that failed may have claimed a step or not.
+        """
+        self._disowned.add(execution_id)
+        try:
+            self._disown()
+        except Exception:
+            logger.warning("execution %s is given up with the next beat", execution_id, exc_info=True)
+
+    def _disown(self) -> None:
+        for execution_id in tuple(self._disowned):
+            with self._store.single() as connection:
+                steps.disown(connection, execution_id, self.id)
+            self._disowned.discard(execution_id)
 
     def give_up(self) -> None:
         self._stop.set()

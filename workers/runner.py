@@ -1,7 +1,8 @@
 """One `run_steps` task: claim > render > perform > record, step after step, for as long as it can go on.
 
 A claim that loses means that somebody else has the step: the lane ends quietly. Whatever a step raises is a
-failed attempt, never a failed task.
+failed attempt, never a failed task. When the store itself fails, the lane gives up what it may hold: reconcile
+takes those steps for orphans.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from orchestrator.errors import StepFailed
 from orchestrator.store import steps
 from orchestrator.store.steps import Claim, ExecutionFacts, Result
 from workers.attempt import Attempt
-from workers.dispatch import send
 from workers.steps.contract import Done, Wait
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ def run_steps(process: WorkerProcess, execution_id: str, starts: Sequence[str], 
             _side_by_side(lane, claim)
         else:
             lane.go(claim)
+    except Exception:  # the database went away, most likely; what was under way there is not known
+        logger.exception("a task of execution %s was thrown off its way; its steps will run again", execution_id)
+        process.lease.disown(execution_id)
     finally:
         lane.pack.close()
 
@@ -110,7 +113,7 @@ class Pack:
         left = self.take_all()
         if left:
             branches = split(Message(lane.queue, tuple(left)))
-            send(Plan(lane.execution_id, lane.facts.priority, branches))
+            lane.process.doorbell.ring(Plan(lane.execution_id, lane.facts.priority, branches))
 
 
 class Lane:
@@ -233,7 +236,7 @@ class Lane:
         return graph.is_one_run and not graph.children[step.id] and self.program.outputs is None
 
     def _settled(self, advanced: Advance) -> Claim | None:
-        send(advanced.plan)
+        self.process.doorbell.ring(advanced.plan)
         if advanced.inline is not None and advanced.claim is not None:
             self.pack.add(advanced.inline.starts[1:])
             return advanced.claim

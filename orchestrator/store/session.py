@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import orjson
+import psycopg2
 import sqlalchemy as sa
 import uuid_utils
 from sqlalchemy.engine import Connection, Engine, Row
@@ -72,6 +73,9 @@ class Store:
             return cast("list[tuple[Any, ...]]", cursor.fetchall())
         except Exception as error:
             connection.invalidate(error)
+            if isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
+                # The server went away, and with it every other connection: one failed step is enough.
+                self.engine.dispose()
             raise
         finally:
             connection.close()
@@ -83,7 +87,7 @@ class Store:
 def _roll_back(connection: Connection) -> None:
     try:
         connection.exec_driver_sql("ROLLBACK")
-    except sa.exc.DBAPIError:
+    except sa.exc.SQLAlchemyError:
         connection.invalidate()  # the connection is gone, and the transaction with it
 
 

@@ -496,6 +496,16 @@ def lose(connection: Connection, held: Claim) -> bool:
     )
 
 
+def disown(connection: Connection, execution_id: str, worker_id: str) -> None:
+    """Make orphans of the steps of an execution that this worker holds: it lost track of which they are."""
+    run(
+        connection,
+        "UPDATE step_executions SET worker_id = NULL WHERE execution_id = %(execution)s::uuid "
+        f"AND worker_id = %(worker)s::uuid AND status = '{StepStatus.RUNNING}'",
+        {"execution": execution_id, "worker": worker_id},
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Ring:
     """A queued step for which a message is to be sent."""
