@@ -47,9 +47,7 @@ def _migrate(url: str, wait: float) -> None:
     try:
         engine = create_engine(url, poolclass=NullPool)
     except (ArgumentError, ImportError) as error:
-        raise ConfigurationError(
-            f"the database URL (ORCHESTRATOR_DATABASE_URL) is not usable: {error}"
-        ) from error
+        raise ConfigurationError(f"the database URL (ORCHESTRATOR_DATABASE_URL) is not usable: {error}") from error
     deadline = time.monotonic() + wait
     while True:
         try:

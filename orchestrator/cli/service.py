@@ -59,17 +59,13 @@ def _own(folder: DataFolder) -> Iterator[str]:
     with tempfile.TemporaryFile() as said:
         # In a group of its own: Ctrl-C is for us, and we tell it when we are done. If we are killed, its
         # stdin ends and so does it.
-        up = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT, process_group=0
-        )
+        up = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT, process_group=0)
         try:
             while (running := folder.running()) is None:
                 if up.poll() is not None:
                     said.seek(0)
                     words = said.read().decode("utf-8", "replace").strip().removeprefix("Error: ")
-                    raise ConfigurationError(
-                        words or f"`orchestrator up` ended with exit code {up.returncode}"
-                    )
+                    raise ConfigurationError(words or f"`orchestrator up` ended with exit code {up.returncode}")
                 time.sleep(0.05)
             yield running.url
         finally:

