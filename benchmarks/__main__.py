@@ -1,6 +1,7 @@
 """`make bench`: the orchestrator beside plain Celery, in one run, on one machine, with the same broker.
 
-Each workload runs on the one and then on the other, in turns, round by round; the figures are medians over
+Throughput workloads are started in this process on both sides: apply_async there, here what the API does for a
+POST; latency, and one burst, go over HTTP. Each workload runs on the one and then on the other, in turns, round by round; the figures are medians over
 the rounds. Only one of the two has anything to do at a time, and both have a prefork pool of the same size.
 The orchestrator commits every step to PostgreSQL; plain Celery keeps its results in the broker.
 """
@@ -27,8 +28,11 @@ import psutil
 import requests
 
 from benchmarks import workloads
-from orchestrator.config import DatabaseSettings
-from orchestrator.datafolder import DataFolder
+from orchestrator.config import load_settings
+from orchestrator.datafolder import DataFolder, Running
+from orchestrator.engine.programs import Programs
+from orchestrator.engine.start import start_execution
+from orchestrator.plugins import load_catalogue
 from orchestrator.store import Store
 
 SLOTS = 2
@@ -49,14 +53,16 @@ class Figure:
 
 
 class Orchestrator:
-    """A whole `orchestrator up` on a data folder of its own, used over HTTP as any client would."""
+    """A whole `orchestrator up` on a data folder of its own."""
 
-    def __init__(self, url: str, key: str, store: Store, pid: int) -> None:
-        self.url = url
-        self.store = store
-        self.pid = pid
+    def __init__(self, running: Running, key: str) -> None:
+        self.url = running.url
+        self.pid = running.pid
         self.session = requests.Session()
         self.session.headers["Authorization"] = f"Bearer {key}"
+        settings = load_settings()
+        self.store = Store(settings.database)
+        self.programs = Programs(load_catalogue(settings.plugins), settings)
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         answer = self.session.post(self.url + path, json=body, timeout=60)
@@ -68,8 +74,16 @@ class Orchestrator:
         body = {"name": name, "definition": {"version": "1.0", "steps": steps}}
         return str(self.post("/api/v1/workflows", body)["id"])
 
-    def start(self, workflow_id: str) -> str:
+    def post_execution(self, workflow_id: str) -> str:
         return str(self.post(f"/api/v1/workflows/{workflow_id}/execute", {})["id"])
+
+    def start(self, workflow_id: str) -> str:
+        """Start in this process, as plain Celery's apply_async does; what the API does for each POST."""
+        from workers.dispatch import send
+
+        started = start_execution(self.store, self.programs, workflow_id, {})
+        send(started.plan)
+        return started.execution_id
 
     def wait(self, execution_ids: list[str], seconds: float = 120) -> None:
         end = time.monotonic() + seconds
@@ -93,10 +107,11 @@ class Orchestrator:
         if (completed, rows, once) != (len(execution_ids), expected, expected):
             raise SystemExit(f"not every step ran once: {completed} completed, {once} of {expected} steps")
 
-    def timed(self, workflow_id: str, count: int, steps: int) -> float:
-        """Seconds from the first POST to the last execution's end."""
+    def timed(self, workflow_id: str, count: int, steps: int, *, over_http: bool = False) -> float:
+        """Seconds from the first start to the last execution's end."""
+        start = self.post_execution if over_http else self.start
         began = time.perf_counter()
-        ids = [self.start(workflow_id) for _ in range(count)]
+        ids = [start(workflow_id) for _ in range(count)]
         self.wait(ids)
         elapsed = time.perf_counter() - began
         self.check(ids, steps)
@@ -105,7 +120,7 @@ class Orchestrator:
     def latency(self, workflow_id: str) -> float:
         """Seconds from before the POST to the end that the execution records."""
         began = time.time()
-        execution_id = self.start(workflow_id)
+        execution_id = self.post_execution(workflow_id)
         self.wait([execution_id])
         execution = self.session.get(f"{self.url}/api/v1/executions/{execution_id}", timeout=60).json()
         return datetime.fromisoformat(execution["end_time"]).timestamp() - began
@@ -119,7 +134,8 @@ class Orchestrator:
 
 @contextmanager
 def orchestrator_up(folder: Path) -> Iterator[Orchestrator]:
-    environment = os.environ | {"ORCHESTRATOR_PLUGINS": "benchmarks.bench_steps", "WORKER_CONCURRENCY": str(SLOTS)}
+    os.environ |= {"ORCHESTRATOR_PLUGINS": "benchmarks.bench_steps", "WORKER_CONCURRENCY": str(SLOTS)}
+    environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     command = [str(Path(sys.executable).with_name("orchestrator")), "up", "--port", "0", "--data-dir", str(folder)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -133,9 +149,11 @@ def orchestrator_up(folder: Path) -> Iterator[Orchestrator]:
             data = DataFolder(folder)
             running = data.running()
             assert running is not None
-            store = Store(DatabaseSettings(url=running.database_url))
+            # What this process imports from here on finds the servers, as the worker of plain Celery does.
+            os.environ["ORCHESTRATOR_DATABASE_URL"] = running.database_url
+            os.environ["ORCHESTRATOR_BROKER_URL"] = running.broker_url
             os.environ["PLAIN_BROKER_URL"] = running.broker_url.removesuffix("/0") + "/1"
-            yield Orchestrator(running.url, data.admin_key(), store, process.pid)
+            yield Orchestrator(running, data.admin_key())
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(20)
@@ -164,14 +182,21 @@ def plain_timed(build: Callable[[], Any], count: int) -> float:
 
 
 def throughput(
-    here: Orchestrator, name: str, steps: list[workloads.Step], build: Callable[[], Any], count: int, rounds: int
+    here: Orchestrator,
+    name: str,
+    steps: list[workloads.Step],
+    build: Callable[[], Any],
+    count: int,
+    rounds: int,
+    *,
+    over_http: bool = False,
 ) -> Figure:
     workflow_id = here.create(name, steps)
-    here.timed(workflow_id, 2, len(steps))
+    here.timed(workflow_id, 2, len(steps), over_http=over_http)
     plain_timed(build, 2)
     ours, theirs = [], []
     for _ in range(rounds):
-        ours.append(here.timed(workflow_id, count, len(steps)))
+        ours.append(here.timed(workflow_id, count, len(steps), over_http=over_http))
         theirs.append(plain_timed(build, count))
     total = count * len(steps)
     mine, plain = total / statistics.median(ours), total / statistics.median(theirs)
@@ -285,6 +310,9 @@ def measure(here: Orchestrator, rounds: int, only: str | None) -> list[Figure]:
     measurements: dict[str, Callable[[], Figure]] = {
         "single latency": lambda: latencies(here, rounds),
         "single": lambda: throughput(here, "single burst", workloads.single(), noop.si, 1000, rounds),
+        "HTTP": lambda: throughput(
+            here, "single burst over HTTP", workloads.single(), noop.si, 1000, rounds, over_http=True
+        ),
         "chain10": lambda: throughput(
             here, "chain10", workloads.chain(10), lambda: chain(noop.si() for _ in range(10)), 200, rounds
         ),
