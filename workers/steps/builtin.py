@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from orchestrator.plugins import StepTypeInfo, hookimpl
 from workers.steps.condition import Condition
+from workers.steps.http import Http
 from workers.steps.set import Set
 
 
 @hookimpl
 def orchestrator_step_types() -> Iterable[StepTypeInfo]:
-    return [Condition(), Set()]
+    return [Condition(), Http(), Set()]
