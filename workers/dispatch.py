@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from queue import SimpleQueue
+import time
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
 
 from kombu.exceptions import OperationalError
 
@@ -25,28 +28,49 @@ def send(plan: Plan | None) -> None:
 
 
 class Doorbell:
-    """Sends from a thread of its own, so that a worker goes on with its next step meanwhile.
+    """Sends from a thread of its own, now or a little later, so that a worker goes on with its next step.
 
     What a dying process had not yet sent is found by reconcile, like any lost message.
     """
 
     def __init__(self) -> None:
-        self._plans: SimpleQueue[Plan | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._send_all, name="doorbell", daemon=True)
+        self._due: list[tuple[float, int, Callable[[], Plan | None]]] = []
+        self._order = count()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._ring_all, name="doorbell", daemon=True)
         self._thread.start()
 
     def ring(self, plan: Plan | None) -> None:
         if plan is not None:
-            self._plans.put(plan)
+            self.ring_later(0.0, lambda: plan)
+
+    def ring_later(self, seconds: float, plan: Callable[[], Plan | None]) -> None:
+        """Ask for the plan, and send it, after `seconds`."""
+        with self._changed:
+            heappush(self._due, (time.monotonic() + seconds, next(self._order), plan))
+            self._changed.notify()
 
     def close(self) -> None:
-        """Send what is left, for a second at most."""
-        self._plans.put(None)
+        """Send what is left without waiting for its time; for a second at most."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
         self._thread.join(timeout=1)
 
-    def _send_all(self) -> None:
-        while (plan := self._plans.get()) is not None:
+    def _ring_all(self) -> None:
+        while (plan := self._next()) is not None:
             try:
-                send(plan)
+                send(plan())
             except Exception:  # a plan that cannot be sent must not silence the bell for the others
-                logger.exception("execution %s could not be rung for", plan.execution_id)
+                logger.exception("a message could not be sent; reconcile will ring")
+
+    def _next(self) -> Callable[[], Plan | None] | None:
+        with self._changed:
+            while True:
+                wait = self._due[0][0] - time.monotonic() if self._due else None
+                if self._due and (self._closed or (wait is not None and wait <= 0)):
+                    return heappop(self._due)[2]
+                if self._closed:
+                    return None
+                self._changed.wait(wait)

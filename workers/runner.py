@@ -36,8 +36,12 @@ INLINE_BUDGET = 5.0
 priority and a worker that wants to stop need not wait longer than this and one step."""
 
 PACK_PATIENCE = 0.05
-"""Seconds after which the runs of a pack that have not begun are handed back, one message each: the pack was
-made for steps that take less than their message."""
+"""Seconds after which the runs of a message that have not begun are handed back, one message each: they were
+packed for steps that take less than their message."""
+
+FORK_PATIENCE = 0.003
+"""The same for the branches of a narrow fork, which the worker that came to it kept: about what a message
+takes on its way."""
 
 _THREADS = 32
 
@@ -52,12 +56,11 @@ def run_steps(process: WorkerProcess, execution_id: str, starts: Sequence[str], 
         if lane.queue == "io" and len(starts) > 1:
             _side_by_side(lane, claim)
         else:
+            lane.hand_back_after(PACK_PATIENCE)
             lane.go(claim)
     except Exception:  # the database went away, most likely; what was under way there is not known
         logger.exception("a task of execution %s was thrown off its way; its steps will run again", execution_id)
         process.lease.disown(execution_id)
-    finally:
-        lane.pack.close()
 
 
 def _side_by_side(lane: Lane, claim: Claim) -> None:
@@ -70,16 +73,12 @@ def _side_by_side(lane: Lane, claim: Claim) -> None:
 
 
 class Pack:
-    """The starts of a message that have not begun. The lane takes one after the other; what it has not taken
-    when its patience is over is handed back."""
+    """The starts that a lane has taken on but not begun. What it has not begun when the patience with it is
+    over is handed back, one message each."""
 
-    def __init__(self, starts: Iterable[str]) -> None:
-        self._starts = deque(starts)
+    def __init__(self) -> None:
+        self._starts: deque[str] = deque()
         self._lock = threading.Lock()
-        self._timer: threading.Timer | None = None
-
-    def __len__(self) -> int:
-        return len(self._starts)
 
     def first(self) -> str | None:
         return self._starts[0] if self._starts else None
@@ -98,23 +97,6 @@ class Pack:
         with self._lock:
             self._starts.extend(starts)
 
-    def watch(self, lane: Lane) -> None:
-        if self._starts and self._timer is None:
-            self._timer = threading.Timer(PACK_PATIENCE, self._hand_back, (lane,))
-            self._timer.daemon = True
-            self._timer.start()
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _hand_back(self, lane: Lane) -> None:
-        self._timer = None
-        left = self.take_all()
-        if left:
-            branches = split(Message(lane.queue, tuple(left)))
-            lane.process.doorbell.ring(Plan(lane.execution_id, lane.facts.priority, branches))
-
 
 class Lane:
     """Steps that one thread performs one after the other.
@@ -132,7 +114,8 @@ class Lane:
         self.store = process.store
         self.execution_id = execution_id
         self.rung = rung
-        self.pack = Pack(starts)
+        self.pack = Pack()
+        self.pack.add(starts)
         self.seen: dict[str, dict[str, Any]] = {}
         self.began = time.monotonic()
 
@@ -141,7 +124,6 @@ class Lane:
 
     def go(self, claim: Claim | None) -> None:
         while claim is not None:
-            self.pack.watch(self)
             step = self.program.graph.steps[claim.path]
             attempt = Attempt(
                 store=self.store,
@@ -157,6 +139,16 @@ class Lane:
             )
             outcome = attempt.perform()
             claim = self._record(step, claim, attempt.recorded_input, outcome)
+
+    def hand_back_after(self, seconds: float) -> None:
+        if self.pack.first() is not None:
+            self.process.doorbell.ring_later(seconds, self._hand_back)
+
+    def _hand_back(self) -> Plan | None:
+        left = self.pack.take_all()
+        if not left:
+            return None
+        return Plan(self.execution_id, self.facts.priority, split(Message(self.queue, tuple(left))))
 
     def claim_next(self) -> Claim | None:
         """The next start of the pack that is to be had."""
@@ -239,6 +231,7 @@ class Lane:
         self.process.doorbell.ring(advanced.plan)
         if advanced.inline is not None and advanced.claim is not None:
             self.pack.add(advanced.inline.starts[1:])
+            self.hand_back_after(FORK_PATIENCE)
             return advanced.claim
         return self.claim_next()
 

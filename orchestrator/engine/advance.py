@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
+from orchestrator.definition.graph import CONTROL
 from orchestrator.engine.plan import Message, Plan, frontier, plan, whole_frontier
 from orchestrator.engine.programs import Program, Programs
 from orchestrator.errors import TemplateError
@@ -19,6 +20,9 @@ from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus, StepStat
 from orchestrator.store import Store, executions, steps
 from orchestrator.store.executions import Locked
 from orchestrator.store.steps import EMPTY, Claim, Result
+
+KEPT = 8
+"""Branches of a fork that one worker keeps for a moment, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +159,7 @@ def _go_on(
     left = [step_id for step_id in ready if step_id not in rung]
     planned = plan(program.graph, locked.id, locked.priority, left) if left else None
     if planned is not None and worker is not None:
-        inline, planned = _keep_one(planned, worker.queue)
+        inline, planned = _keep(planned, worker.queue)
         if inline is not None:
             first = inline.starts[0]
             others = [step_id for step_id in (*announced, *left) if step_id != first]
@@ -165,20 +169,22 @@ def _go_on(
     return Advance(counted=True, plan=planned)
 
 
-def _keep_one(planned: Plan, queue: str) -> tuple[Message | None, Plan | None]:
-    """One branch that a worker of `queue` can go on with without a message, and the plan without it.
+def _keep(planned: Plan, queue: str) -> tuple[Message | None, Plan | None]:
+    """What a worker of `queue` goes on with without a message, and what is left of the plan.
 
-    The branches of a chord are counted by the broker, and those of a chain follow one another there: these go
-    out whole.
+    Of a narrow fork it takes all that it can serve: often that is done before a message would have arrived, and
+    what has not begun soon is handed back (workers/runner.py). Of a wide one it takes a branch. The branches of
+    a chord are counted by the broker: these go out whole.
     """
     if planned.join is not None:
         return None, planned
-    for at, branch in enumerate(planned.branches):
-        if branch[0].queue in (queue, "control"):
-            others = planned.branches[:at] + planned.branches[at + 1 :]
-            rest = Plan(planned.execution_id, planned.priority, others) if others else None
-            return branch[0], rest
-    return None, planned
+    mine = [branch for branch in planned.branches if branch[0].queue in (queue, CONTROL)]
+    if not mine:
+        return None, planned
+    kept = mine if len(mine) <= KEPT else mine[:1]
+    others = tuple(branch for branch in planned.branches if branch not in kept)
+    inline = Message(queue, tuple(start for branch in kept for start in branch[0].starts))
+    return inline, Plan(planned.execution_id, planned.priority, others) if others else None
 
 
 def _finish_if_done(connection: Connection, program: Program, locked: Locked) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
+from math import inf
 from typing import Protocol
 
 import psutil
@@ -66,14 +67,18 @@ class Reconciler:
         self.holder = holder
         self.host = host
         self._slow_at = 0.0
+        self._ticked_at = -inf
+        self._leases_count_from = inf
 
     def tick(self, now: float) -> float:
         """Do what is due at `now` (a monotonic clock's seconds); the seconds until the next tick."""
         interval = self.settings.scheduler.poll_interval
         with self.store.single() as connection:
-            if not workers.hold_duty(connection, DUTY, self.holder, lapse=3 * interval + 2):
-                return interval
-        self.find_lost_workers()
+            holds = workers.hold_duty(connection, DUTY, self.holder, lapse=3 * interval + 2)
+        self._notice_gap(now)
+        if not holds:
+            return interval
+        self.find_lost_workers(now)
         self.recover_orphans()
         self.fire_timers()
         self.end_overdue()
@@ -83,7 +88,15 @@ class Reconciler:
             self.restart_stalled()
         return self._until_next(interval)
 
-    def find_lost_workers(self) -> None:
+    def _notice_gap(self, now: float) -> None:
+        """While the database was away nobody could keep a lease: after such a gap, and at the start, every
+        process has the time of a whole lease to say that it is there."""
+        scheduler = self.settings.scheduler
+        if now - self._ticked_at > scheduler.lease / 4 + 2 * scheduler.poll_interval:
+            self._leases_count_from = now + scheduler.lease
+        self._ticked_at = now
+
+    def find_lost_workers(self, now: float) -> None:
         """Take the lease of processes that are gone: known at once on this host, after the lease elsewhere."""
         with self.store.single() as connection:
             here = workers.on_host(connection, self.host)
@@ -91,9 +104,10 @@ class Reconciler:
             if gone:
                 logger.warning("%d worker processes on this host are gone", len(gone))
                 workers.remove(connection, gone)
-            expired = workers.remove_expired(connection, self.settings.scheduler.lease)
-            if expired:
-                logger.warning("the leases of %d worker processes lapsed", expired)
+            if now >= self._leases_count_from:
+                expired = workers.remove_expired(connection, self.settings.scheduler.lease)
+                if expired:
+                    logger.warning("the leases of %d worker processes lapsed", expired)
 
     def recover_orphans(self) -> None:
         """Steps that nobody will finish: queued again, or failed if that has happened too often."""
