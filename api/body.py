@@ -71,8 +71,7 @@ def given_definition() -> tuple[Document, str]:
     whole: Document = g.document
     if g.bare:
         return whole, ""
-    root = getattr(whole, "root", None)
-    lines = None if root is None else root.children.get("definition")
+    lines = None if whole.root is None else whole.root.children.get("definition")
     return Document(whole.data["definition"], lines), "definition"
 
 
