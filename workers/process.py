@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ from workers.runner import run_steps
 from workers.secrets import Secrets
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 30.0
+"""Seconds for which a lane whose store failed waits for it."""
 
 
 def host_identity() -> str:
@@ -102,13 +106,18 @@ class Lease:
     def disown(self, execution_id: str) -> None:
         """Leave to reconcile whatever this process holds of an execution, as soon as the database is there.
 
-        For a lane that was thrown off its way: the statement that failed may have claimed a step or not.
+        For a lane that was thrown off its way: the statement that failed may have claimed a step or not. It
+        waits a while for the database, since taking the next message meanwhile would only lose that one, too.
         """
         self._disowned.add(execution_id)
-        try:
-            self._disown()
-        except Exception:
-            logger.warning("execution %s is given up with the next beat", execution_id, exc_info=True)
+        patient_until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._disown()
+            except Exception:  # still away
+                if time.monotonic() > patient_until or self._stop.wait(0.2):
+                    logger.warning("execution %s is given up with a later beat", execution_id, exc_info=True)
+                    return None
 
     def _disown(self) -> None:
         for execution_id in tuple(self._disowned):
