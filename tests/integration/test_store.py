@@ -1,0 +1,520 @@
+"""The guarded transitions, the constraints behind them, and what reconcile finds, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import psycopg2.errors
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from deployment import Deployment
+
+from orchestrator.engine.plan import Message, Plan
+from orchestrator.engine.programs import Programs
+from orchestrator.engine.reconcile import Reconciler
+from orchestrator.lifecycle import StepStatus
+from orchestrator.plugins import load_catalogue
+from orchestrator.store import executions, new_id, steps, workers
+from orchestrator.store.migrate import migrate
+from orchestrator.store.models import metadata
+from orchestrator.store.steps import Claim, Ring
+
+
+@pytest.fixture
+def at_rest(servers: Deployment) -> Iterator[Deployment]:
+    """The servers, with nothing live in them before or after."""
+    end_everything(servers)
+    yield servers
+    end_everything(servers)
+
+
+def end_everything(servers: Deployment) -> None:
+    for (id,) in servers.sql("SELECT id::text FROM executions WHERE finished_at IS NULL"):
+        with servers.store.transaction() as connection:
+            assert executions.cancel(connection, id, "the test is over")
+            steps.cancel_all(connection, id)
+    servers.sql("DELETE FROM worker_processes")
+
+
+CHAIN = {
+    "steps": [
+        {"id": "a", "type": "noop"},
+        {"id": "b", "type": "io_noop", "depends_on": ["a"]},
+        {"id": "c", "type": "noop", "depends_on": ["b"]},
+    ]
+}
+
+
+def started(servers: Deployment, definition: dict[str, Any] = CHAIN) -> str:
+    return servers.execute(servers.create(definition))
+
+
+def leased(servers: Deployment, *, host: str = "elsewhere", pid: int = 1, born: float = 0) -> str:
+    """A worker process that has just kept its lease."""
+    id = new_id()
+    with servers.store.single() as connection:
+        workers.register(connection, id, node="w@test", host=host, pid=pid, born=born)
+    return id
+
+
+def claimed(servers: Deployment, execution_id: str, path: str = "a", worker: str | None = None) -> Claim:
+    found = steps.claim(servers.store, execution_id, path, worker or leased(servers))
+    assert found is not None
+    return found[0]
+
+
+def row(servers: Deployment, execution_id: str, path: str = "a") -> Any:
+    (found,) = servers.sql(
+        "SELECT * FROM step_executions WHERE execution_id = %(id)s::uuid AND path = %(path)s",
+        id=execution_id,
+        path=path,
+    )
+    return found
+
+
+# --- claims ------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_claimed_by_one_worker_only(at_rest: Deployment):
+    execution_id = started(at_rest)
+    claim = claimed(at_rest, execution_id)
+    assert (claim.path, claim.attempt, claim.losses) == ("a", 1, 0)
+    assert steps.claim(at_rest.store, execution_id, "a", leased(at_rest)) is None
+
+
+def test_a_step_that_waits_for_another_is_not_claimed(at_rest: Deployment):
+    assert steps.claim(at_rest.store, started(at_rest), "b", leased(at_rest)) is None
+
+
+def test_the_first_claim_begins_the_execution(at_rest: Deployment):
+    execution_id = started(at_rest)
+    assert at_rest.execution(execution_id)["status"] == "queued"
+    claimed(at_rest, execution_id)
+    execution = at_rest.execution(execution_id)
+    assert execution["status"] == "running"
+    assert execution["start_time"] is not None
+
+
+@pytest.mark.parametrize("status", ["paused", "cancelled", "completed", "failed"])
+def test_nothing_of_an_execution_that_is_paused_or_ended_is_claimed(at_rest: Deployment, status: str):
+    execution_id = started(at_rest)
+    at_rest.sql(
+        "UPDATE executions SET status = %(status)s, "
+        "finished_at = CASE WHEN %(status)s = 'paused' THEN NULL ELSE now() END WHERE id = %(id)s::uuid",
+        status=status,
+        id=execution_id,
+    )
+    assert steps.claim(at_rest.store, execution_id, "a", leased(at_rest)) is None
+    assert row(at_rest, execution_id).status == "queued"
+
+
+# --- records -----------------------------------------------------------------------------------------------
+
+
+def stranger(claim: Claim) -> Claim:
+    """The claim as somebody would show it who does not hold it any more."""
+    return Claim(claim.id, claim.path, claim.attempt, claim.losses, str(uuid.uuid4()))
+
+
+def test_a_record_without_the_token_writes_nothing(at_rest: Deployment):
+    execution_id = started(at_rest)
+    claim = claimed(at_rest, execution_id)
+    before = row(at_rest, execution_id)
+    forged, result = stranger(claim), steps.Result(output={"forged": True})
+    store = at_rest.store
+
+    assert steps.complete_and_follow(store, execution_id, forged, result, "b", leased(at_rest)) == (False, None)
+    assert steps.complete_and_finish(store, execution_id, forged, result) is False
+    with steps.ending(store, execution_id, forged, result, StepStatus.FAILED, ["b"]) as opened:
+        assert opened is None
+    with store.single() as connection:
+        assert not steps.rest(connection, forged, result, delay=1, resumes=False)
+        assert not steps.lose(connection, forged)
+
+    assert row(at_rest, execution_id) == before
+    assert row(at_rest, execution_id, "b").status == "pending"
+    assert at_rest.execution(execution_id)["status"] == "running"
+
+
+def test_a_result_is_recorded_once(at_rest: Deployment):
+    execution_id = started(at_rest)
+    claim, worker = claimed(at_rest, execution_id), leased(at_rest)
+    first, second = steps.Result(output={"n": 1}), steps.Result(output={"n": 2})
+    recorded, follower = steps.complete_and_follow(at_rest.store, execution_id, claim, first, "b", worker)
+    assert recorded
+    assert follower is not None
+    assert steps.complete_and_follow(at_rest.store, execution_id, claim, second, "b", worker) == (False, None)
+    assert row(at_rest, execution_id).output == {"n": 1}
+    assert str(row(at_rest, execution_id, "b").claim_token) == follower.token
+
+
+def test_a_record_counts_even_if_the_execution_was_paused_meanwhile_but_nothing_follows(at_rest: Deployment):
+    execution_id = started(at_rest)
+    claim = claimed(at_rest, execution_id)
+    at_rest.sql("UPDATE executions SET status = 'paused' WHERE id = %(id)s::uuid", id=execution_id)
+    recorded, follower = steps.complete_and_follow(
+        at_rest.store, execution_id, claim, steps.Result(), "b", leased(at_rest)
+    )
+    assert (recorded, follower) == (True, None)
+    assert at_rest.statuses(execution_id) == {"a": "completed", "b": "pending", "c": "pending"}
+
+
+def test_a_cancelled_step_takes_no_result(at_rest: Deployment):
+    execution_id = started(at_rest)
+    claim = claimed(at_rest, execution_id)
+    with at_rest.store.transaction() as connection:
+        executions.cancel(connection, execution_id, "enough")
+        steps.cancel_all(connection, execution_id)
+    assert steps.complete_and_finish(at_rest.store, execution_id, claim, steps.Result(output=1)) is False
+    assert set(at_rest.statuses(execution_id).values()) == {"cancelled"}
+
+
+def test_an_execution_that_has_ended_does_not_end_again(at_rest: Deployment):
+    execution_id = started(at_rest)
+    with at_rest.store.transaction() as connection:
+        assert executions.fail(connection, execution_id, "first")
+        assert not executions.fail(connection, execution_id, "second")
+        assert not executions.finish(connection, execution_id, {})
+        assert not executions.cancel(connection, execution_id, "third")
+        steps.cancel_all(connection, execution_id)
+    assert at_rest.execution(execution_id)["error_message"] == "first"
+
+
+# --- constraints -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("nonsense", "constraint"),
+    [
+        ("UPDATE executions SET status = 'dancing'", "ck_executions_status_known"),
+        ("UPDATE executions SET status = 'completed'", "ck_executions_terminal_is_finished"),
+        ("UPDATE executions SET finished_at = now()", "ck_executions_terminal_is_finished"),
+        ("UPDATE executions SET priority = 10", "ck_executions_priority_range"),
+        ("UPDATE step_executions SET status = 'dancing'", "ck_step_executions_status_known"),
+        ("UPDATE step_executions SET status = 'running'", "ck_step_executions_running_is_claimed"),
+        ("UPDATE step_executions SET status = 'failed'", "ck_step_executions_terminal_is_finished"),
+        ("UPDATE step_executions SET next_attempt_at = now()", "ck_step_executions_timer_is_waiting"),
+        (
+            "UPDATE step_executions SET claim_token = gen_random_uuid()",
+            "ck_step_executions_running_is_claimed",
+        ),
+        ("UPDATE workflows SET status = 'dancing'", "ck_workflows_status_known"),
+    ],
+)
+def test_the_database_refuses_nonsense(at_rest: Deployment, nonsense: str, constraint: str):
+    execution_id = started(at_rest)
+    (workflow_id,) = {at_rest.execution(execution_id)["workflow_id"]}
+    column, id = {
+        "executions": ("id", execution_id),
+        "step_executions": ("execution_id", execution_id),
+        "workflows": ("id", workflow_id),
+    }[nonsense.split()[1]]
+    with pytest.raises(sa.exc.IntegrityError) as refused:
+        at_rest.sql(f"{nonsense} WHERE {column} = %(id)s::uuid", id=id)
+    assert isinstance(refused.value.orig, psycopg2.errors.CheckViolation)
+    assert refused.value.orig.diag.constraint_name == constraint
+
+
+def test_a_path_is_there_once_in_an_execution(at_rest: Deployment):
+    execution_id = started(at_rest)
+    with pytest.raises(sa.exc.IntegrityError, match="uq_step_executions_path"):
+        at_rest.sql(
+            "UPDATE step_executions SET path = 'a' WHERE execution_id = %(id)s::uuid AND path = 'b'",
+            id=execution_id,
+        )
+
+
+def test_a_workflow_version_cannot_be_changed(at_rest: Deployment):
+    workflow_id = at_rest.create(CHAIN)
+    with pytest.raises(sa.exc.DBAPIError, match="immutable"):
+        at_rest.sql("UPDATE workflow_versions SET definition = '{}' WHERE workflow_id = %(id)s::uuid", id=workflow_id)
+
+
+# --- migrations --------------------------------------------------------------------------------------------
+
+
+def test_models_and_migrations_agree(servers: Deployment):
+    with servers.store.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_migrating_twice_changes_nothing(servers: Deployment):
+    workflow_id = servers.create(CHAIN)
+    migrate(servers.settings.database.url)
+    assert servers.client.get(f"/api/v1/workflows/{workflow_id}").status_code == 200
+
+
+# --- what reconcile finds ----------------------------------------------------------------------------------
+
+
+class FakeBroker:
+    """A broker as reconcile sees it."""
+
+    def __init__(self) -> None:
+        self.token = True
+        self.empty = ["control", "cpu", "io"]
+
+    def remembers(self) -> bool:
+        return self.token
+
+    def remember(self) -> None:
+        self.token = True
+
+    def empty_queues(self) -> list[str]:
+        return self.empty
+
+
+class Bench:
+    """A reconciler whose messages are kept instead of sent."""
+
+    def __init__(self, servers: Deployment, host: str = "here") -> None:
+        self.sent: list[Plan] = []
+        self.broker = FakeBroker()
+        self.reconciler = Reconciler(
+            servers.store,
+            Programs(load_catalogue("sample_steps"), servers.settings),
+            servers.settings,
+            self.broker,
+            self.sent.append,
+            holder=new_id(),
+            host=host,
+        )
+
+    @property
+    def rung(self) -> list[tuple[str, str, tuple[str, ...]]]:
+        """(execution, queue, starts) of every message's branch."""
+        return [
+            (plan.execution_id, message.queue, message.starts) for plan in self.sent for message, *_ in plan.branches
+        ]
+
+
+@pytest.fixture
+def bench(at_rest: Deployment) -> Iterator[Bench]:
+    at_rest.sql("DELETE FROM duties")
+    yield Bench(at_rest)
+    at_rest.sql("DELETE FROM duties")
+
+
+def test_the_step_of_a_worker_without_a_lease_is_queued_again(at_rest: Deployment, bench: Bench):
+    execution_id, worker = started(at_rest), leased(at_rest)
+    lost = claimed(at_rest, execution_id, worker=worker)
+    bench.reconciler.recover_orphans()
+    assert row(at_rest, execution_id).status == "running", "its worker lives"
+
+    with at_rest.store.single() as connection:
+        workers.remove(connection, [worker])
+    bench.reconciler.recover_orphans()
+    assert bench.rung == [(execution_id, "cpu", ("a",))]
+    again = claimed(at_rest, execution_id)
+    assert (again.attempt, again.losses) == (2, 1)
+    assert not steps.complete_and_finish(at_rest.store, execution_id, lost, steps.Result(output="late"))
+
+
+def test_a_step_that_lost_its_worker_too_often_fails(at_rest: Deployment, bench: Bench):
+    execution_id = started(at_rest)
+    for _ in range(3):
+        claimed(at_rest, execution_id, worker=new_id())  # a worker that nobody knows
+        bench.reconciler.recover_orphans()
+    execution = at_rest.execution(execution_id)
+    assert execution["status"] == "failed"
+    assert at_rest.statuses(execution_id) == {"a": "failed", "b": "skipped", "c": "skipped"}
+    assert row(at_rest, execution_id).error_kind == "lost"
+
+
+def test_a_disowned_step_is_an_orphan_while_its_worker_goes_on(at_rest: Deployment, bench: Bench):
+    worker = leased(at_rest)
+    kept, given_up = started(at_rest), started(at_rest)
+    for execution_id in (kept, given_up):
+        claimed(at_rest, execution_id, worker=worker)
+    with at_rest.store.single() as connection:
+        steps.disown(connection, given_up, worker)
+    bench.reconciler.recover_orphans()
+    assert bench.rung == [(given_up, "cpu", ("a",))]
+    assert row(at_rest, kept).status == "running"
+
+
+def test_a_step_past_its_deadline_fails_even_if_its_worker_lives(at_rest: Deployment, bench: Bench):
+    execution_id = started(at_rest, {"steps": [{"id": "a", "type": "noop", "timeout": 10}]})
+    claimed(at_rest, execution_id)
+    at_rest.sql(
+        "UPDATE step_executions SET deadline = now() - interval '1 second' WHERE execution_id = %(id)s::uuid",
+        id=execution_id,
+    )
+    bench.reconciler.recover_orphans()
+    assert (row(at_rest, execution_id).status, row(at_rest, execution_id).error_kind) == ("failed", "timeout")
+    assert at_rest.execution(execution_id)["status"] == "failed"
+
+
+def test_a_process_that_is_gone_from_this_host_loses_its_lease_at_once(at_rest: Deployment, bench: Bench):
+    me = psutil.Process()
+    alive = leased(at_rest, host="here", pid=os.getpid(), born=me.create_time())
+    same_pid_born_before = leased(at_rest, host="here", pid=os.getpid(), born=me.create_time() - 1000)
+    on_another_host = leased(at_rest, host="there", pid=os.getpid(), born=0)
+    bench.reconciler.find_lost_workers(0.0)
+    left = {id for (id,) in at_rest.sql("SELECT id::text FROM worker_processes")}
+    assert left == {alive, on_another_host}
+    assert same_pid_born_before not in left
+
+
+def silent_for(servers: Deployment, worker: str, seconds: float) -> None:
+    servers.sql(
+        "UPDATE worker_processes SET seen_at = now() - %(seconds)s * interval '1 second' WHERE id = %(id)s::uuid",
+        seconds=seconds,
+        id=worker,
+    )
+
+
+def test_a_lease_that_was_not_kept_lapses(at_rest: Deployment, bench: Bench):
+    kept, silent = leased(at_rest), leased(at_rest)
+    silent_for(at_rest, silent, 11)
+    for now in range(11):
+        bench.reconciler.tick(float(now))
+    assert at_rest.sql("SELECT id::text FROM worker_processes") == [(kept,)]
+
+
+def test_no_lease_lapses_while_the_database_was_away(at_rest: Deployment, bench: Bench):
+    worker = leased(at_rest)
+    for now in range(11):
+        bench.reconciler.tick(float(now))
+    silent_for(at_rest, worker, 60)
+    bench.reconciler.tick(70.0)  # the first for a minute: nobody could beat
+    assert at_rest.sql("SELECT id::text FROM worker_processes") == [(worker,)]
+
+
+def test_one_reconciler_at_a_time_is_active(at_rest: Deployment, bench: Bench):
+    bench.reconciler.tick(0.0)
+    second = Bench(at_rest)
+    execution_id = started(at_rest)
+    claimed(at_rest, execution_id, worker=new_id())
+    second.reconciler.tick(0.0)
+    assert second.sent == []
+    at_rest.sql("UPDATE duties SET at = now() - interval '1 minute'")
+    second.reconciler.tick(1.0)
+    assert second.rung == [(execution_id, "cpu", ("a",))]
+
+
+# --- lost messages -----------------------------------------------------------------------------------------
+
+
+def rung_ago(servers: Deployment, execution_id: str, seconds: float, path: str = "a") -> None:
+    servers.sql(
+        "UPDATE step_executions SET rung_at = now() - %(seconds)s * interval '1 second' "
+        "WHERE execution_id = %(id)s::uuid AND path = %(path)s",
+        seconds=seconds,
+        id=execution_id,
+        path=path,
+    )
+
+
+def ring_again(servers: Deployment, queues: list[str] | None, older_than: float = 5) -> list[Ring]:
+    with servers.store.single() as connection:
+        return steps.ring_again(connection, older_than=older_than, queues=queues, limit=100)
+
+
+def test_a_step_whose_queue_is_empty_is_rung_for_again_and_then_has_time(at_rest: Deployment):
+    execution_id = started(at_rest)
+    rung_ago(at_rest, execution_id, 6)
+    assert ring_again(at_rest, ["cpu"]) == [Ring(execution_id, "a", "cpu", 5)]
+    assert ring_again(at_rest, ["cpu"]) == []
+
+
+def test_a_message_that_was_just_sent_is_not_taken_for_lost(at_rest: Deployment):
+    rung_ago(at_rest, started(at_rest), 1)
+    assert ring_again(at_rest, ["cpu", "io", "control"]) == []
+
+
+def test_a_long_backlog_is_not_taken_for_lost_messages(at_rest: Deployment):
+    for _ in range(3):
+        rung_ago(at_rest, started(at_rest), 600)
+    assert ring_again(at_rest, ["io"]) == []
+
+
+def test_a_step_that_was_overtaken_has_lost_its_message(at_rest: Deployment):
+    overtaken, running = started(at_rest), started(at_rest)
+    rung_ago(at_rest, overtaken, 600)
+    rung_ago(at_rest, running, 10)
+    claimed(at_rest, running)
+    assert ring_again(at_rest, []) == [Ring(overtaken, "a", "cpu", 5)]
+
+
+def test_a_step_of_a_lower_priority_is_not_overtaken_by_a_higher_one(at_rest: Deployment):
+    workflow_id = at_rest.create(CHAIN)
+    low, high = at_rest.execute(workflow_id, priority=1), at_rest.execute(workflow_id, priority=9)
+    rung_ago(at_rest, low, 600)
+    rung_ago(at_rest, high, 10)
+    claimed(at_rest, high)
+    assert ring_again(at_rest, []) == []
+
+
+def test_nothing_of_a_paused_execution_is_rung_for(at_rest: Deployment):
+    execution_id = started(at_rest)
+    rung_ago(at_rest, execution_id, 600)
+    at_rest.sql("UPDATE executions SET status = 'paused' WHERE id = %(id)s::uuid", id=execution_id)
+    assert ring_again(at_rest, None) == []
+
+
+def test_a_broker_that_lost_its_data_is_told_everything_again(at_rest: Deployment, bench: Bench):
+    ids = [started(at_rest) for _ in range(3)]
+    bench.broker.token, bench.broker.empty = False, []
+    bench.reconciler.ring_lost_messages()
+    assert sorted(bench.rung) == sorted((id, "cpu", ("a",)) for id in ids)
+    assert bench.broker.token
+    bench.reconciler.ring_lost_messages()
+    assert len(bench.rung) == 3
+
+
+def test_a_due_timer_is_fired_once(at_rest: Deployment, bench: Bench):
+    execution_id = started(at_rest)
+    claim = claimed(at_rest, execution_id)
+    with at_rest.store.single() as connection:
+        assert steps.rest(connection, claim, steps.Result(), delay=1000, resumes=False)
+    bench.reconciler.fire_timers()
+    assert bench.sent == []
+    at_rest.sql(
+        "UPDATE step_executions SET next_attempt_at = now() WHERE execution_id = %(id)s::uuid AND path = 'a'",
+        id=execution_id,
+    )
+    bench.reconciler.fire_timers()
+    bench.reconciler.fire_timers()
+    assert bench.sent == [Plan(execution_id, 5, ((Message("cpu", ("a",)),),))]
+    assert claimed(at_rest, execution_id).attempt == 2
+
+
+def test_a_step_that_asked_to_wait_goes_on_with_the_same_attempt(at_rest: Deployment, bench: Bench):
+    execution_id = started(at_rest)
+    claim = claimed(at_rest, execution_id)
+    with at_rest.store.single() as connection:
+        assert steps.rest(connection, claim, steps.Result(), delay=0, resumes=True)
+    bench.reconciler.fire_timers()
+    assert claimed(at_rest, execution_id).attempt == 1
+
+
+def test_an_execution_that_nobody_advances_is_planned_anew(at_rest: Deployment, bench: Bench):
+    execution_id = started(at_rest)
+    claim = claimed(at_rest, execution_id)
+    # As if the worker had died between the record and what follows from it.
+    at_rest.sql(
+        "UPDATE step_executions SET status = 'completed', claim_token = NULL, finished_at = now() "
+        "WHERE id = %(id)s::uuid",
+        id=claim.id,
+    )
+    bench.reconciler.restart_stalled()
+    assert bench.rung == [(execution_id, "io", ("b",))]
+    assert at_rest.statuses(execution_id) == {"a": "completed", "b": "queued", "c": "pending"}
+
+
+def test_an_execution_past_its_deadline_is_ended(at_rest: Deployment, bench: Bench):
+    execution_id = started(at_rest)
+    claimed(at_rest, execution_id)
+    at_rest.sql("UPDATE executions SET deadline = now() WHERE id = %(id)s::uuid", id=execution_id)
+    bench.reconciler.end_overdue()
+    execution = at_rest.execution(execution_id)
+    assert (execution["status"], execution["error_message"]) == ("failed", "the execution's time was up")
+    assert set(at_rest.statuses(execution_id).values()) == {"cancelled"}
