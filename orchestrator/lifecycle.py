@@ -57,6 +57,9 @@ class StepStatus(StrEnum):
     """Its execution was ended before it was done."""
 
 
+STARTABLE = frozenset({WorkflowStatus.DRAFT, WorkflowStatus.ACTIVE})
+"""Workflows of which an execution can be started by hand."""
+
 EXECUTION_TERMINAL = frozenset({ExecutionStatus.COMPLETED, ExecutionStatus.FAILED, ExecutionStatus.CANCELLED})
 STEP_TERMINAL = frozenset({StepStatus.COMPLETED, StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED})
 

@@ -91,9 +91,7 @@ def _obstacle(
     return None
 
 
-def whole_frontier(
-    graph: Graph, states: Mapping[str, StepStatus], blocked: Collection[str] = frozenset()
-) -> Frontier:
+def whole_frontier(graph: Graph, states: Mapping[str, StepStatus], blocked: Collection[str] = frozenset()) -> Frontier:
     """Everything that is decided in an execution, skips followed to their end: what a recovery starts from."""
     known = dict(states)
     known_blocked = set(blocked)

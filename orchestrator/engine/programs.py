@@ -75,6 +75,8 @@ class Programs:
     def __init__(self, catalogue: Catalogue, settings: Settings) -> None:
         self.catalogue = catalogue
         self.settings = settings
+        self.newest: dict[str, int] = {}
+        """The newest version of each workflow that this process has seen: a guess, never the truth."""
         self._kept: OrderedDict[ProgramKey, Program] = OrderedDict()
         self._lock = Lock()
 

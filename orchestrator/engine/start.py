@@ -10,10 +10,8 @@ import orjson
 from orchestrator.engine.plan import Plan, plan
 from orchestrator.engine.programs import Programs
 from orchestrator.errors import Conflict, InputError, PayloadTooLarge, Problem
-from orchestrator.lifecycle import WorkflowStatus
+from orchestrator.lifecycle import STARTABLE
 from orchestrator.store import Store, executions, workflows
-
-_STARTABLE = frozenset({WorkflowStatus.DRAFT, WorkflowStatus.ACTIVE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,30 +36,43 @@ def start_execution(
     Raises NotFound; Conflict if the workflow's status does not allow it; PayloadTooLarge.
     """
     check_payload(input, programs.settings.executor.max_payload)
-    with store.single() as connection:
-        status, version = workflows.current(connection, workflow_id)
-        if status not in _STARTABLE:
+    version = programs.newest.get(workflow_id, 0)
+    while True:
+        # With the version that this process saw last: a newer one is told by the insert itself, which then
+        # inserts nothing.
+        if version:
+            program = programs.get(store, workflow_id, version)
+            inserted = executions.insert(
+                store,
+                workflow_id,
+                version,
+                input,
+                program.step_rows,
+                priority=priority,
+                timeout=program.timeout,
+                idempotency_key=idempotency_key,
+            )
+            status, newest = inserted.status, inserted.version
+            if inserted.id is not None:
+                return Started(inserted.id, plan(program.graph, inserted.id, priority, program.graph.roots))
+        else:
+            with store.single() as connection:
+                status, newest = workflows.current(connection, workflow_id)
+        existing = _existing(store, workflow_id, idempotency_key)
+        if existing is not None:
+            return Started(existing, None)
+        if status not in STARTABLE:
             raise Conflict(
                 f"workflow {workflow_id} is {status} and cannot be executed; activate or resume it first", status
             )
-        program = programs.get(store, workflow_id, version)
-    execution_id = executions.insert(
-        store,
-        workflow_id,
-        version,
-        input,
-        program.step_rows,
-        priority=priority,
-        timeout=program.timeout,
-        idempotency_key=idempotency_key,
-    )
-    if execution_id is None:
-        assert idempotency_key is not None  # nothing else can be there already
-        with store.single() as connection:
-            existing = executions.id_by_idempotency_key(connection, workflow_id, idempotency_key)
-        assert existing is not None
-        return Started(existing, None)
-    return Started(execution_id, plan(program.graph, execution_id, priority, program.graph.roots))
+        version = programs.newest[workflow_id] = newest
+
+
+def _existing(store: Store, workflow_id: str, idempotency_key: str | None) -> str | None:
+    if idempotency_key is None:
+        return None
+    with store.single() as connection:
+        return executions.id_by_idempotency_key(connection, workflow_id, idempotency_key)
 
 
 def check_payload(value: Any, limit: int, path: str = "input") -> None:

@@ -15,9 +15,11 @@ from orchestrator.lifecycle import (
     EXECUTION_TERMINAL,
     FAIL_EXECUTION,
     FINISH,
+    STARTABLE,
     ExecutionStatus,
     StepStatus,
     Transition,
+    WorkflowStatus,
     sql_words,
 )
 from orchestrator.store import models as tables
@@ -39,8 +41,10 @@ class StepRows:
 _INSERT = f"""
 WITH created AS (
     INSERT INTO executions (id, workflow_id, version, status, input, priority, trigger_id, idempotency_key, timeout)
-    VALUES (%(id)s::uuid, %(workflow)s::uuid, %(version)s, '{ExecutionStatus.QUEUED}', %(input)s::jsonb,
-            %(priority)s, %(trigger)s::uuid, %(key)s, %(timeout)s)
+    SELECT %(id)s, w.id, w.version, '{ExecutionStatus.QUEUED}', %(input)s, %(priority)s, %(trigger)s,
+           %(key)s, %(timeout)s
+    FROM workflows w
+    WHERE w.id = %(workflow)s AND w.version = %(version)s AND w.status IN ({sql_words(STARTABLE)})
     ON CONFLICT (workflow_id, idempotency_key) DO NOTHING
     RETURNING id
 ), steps AS (
@@ -51,9 +55,8 @@ WITH created AS (
                          %(statuses)s::text[], %(timeouts)s::float8[])
                   AS u(id, path, type, queue, status, timeout)
 )
-SELECT EXISTS (SELECT FROM created) AS created
+SELECT EXISTS (SELECT FROM created) AS created, w.version, w.status FROM workflows w WHERE w.id = %(workflow)s
 """
-
 
 _INSERT_ROUTINE = Routine(
     "start_execution",
@@ -74,8 +77,18 @@ _INSERT_ROUTINE = Routine(
         "statuses": "text[]",
         "timeouts": "float8[]",
     },
-    {"created": "bool"},
+    {"created": "bool", "current_version": "int", "workflow_status": "text"},
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """`id` is None if nothing was inserted: because the workflow has another `version` by now or a `status`
+    that starts nothing, or else because an execution with this key is already there."""
+
+    id: str | None
+    version: int
+    status: WorkflowStatus
 
 
 def insert(
@@ -89,10 +102,11 @@ def insert(
     timeout: float | None,
     trigger_id: str | None = None,
     idempotency_key: str | None = None,
-) -> str | None:
-    """Insert an execution with all its step rows; its id, or None if one with this key is already there."""
+) -> Inserted:
+    """Insert an execution with all its step rows, if `version` is still the workflow's newest and its status
+    allows it. Raises NotFound if there is no such workflow."""
     execution_id = new_id()
-    ((created,),) = store.call(
+    rows = store.call(
         _INSERT_ROUTINE,
         {
             "id": execution_id,
@@ -111,7 +125,10 @@ def insert(
             "timeouts": list(steps.timeouts),
         },
     )
-    return execution_id if created else None
+    if not rows:
+        raise NotFound("workflow", workflow_id)
+    created, current_version, status = rows[0]
+    return Inserted(execution_id if created else None, current_version, WorkflowStatus(status))
 
 
 def id_by_idempotency_key(connection: Connection, workflow_id: str, key: str) -> str | None:
