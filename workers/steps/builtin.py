@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from orchestrator.plugins import StepTypeInfo, hookimpl
 from workers.steps.condition import Condition
 from workers.steps.http import Http
+from workers.steps.script import Script
 from workers.steps.set import Set
 
 
 @hookimpl
 def orchestrator_step_types() -> Iterable[StepTypeInfo]:
-    return [Condition(), Http(), Set()]
+    return [Condition(), Http(), Script(), Set()]

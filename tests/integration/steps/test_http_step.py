@@ -23,7 +23,6 @@ from orchestrator.errors import StepFailed, StepTimeout
 from workers.steps import StepContext
 from workers.steps.http import Http
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
 
 

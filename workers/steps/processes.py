@@ -1,0 +1,172 @@
+"""A program run as a process group of its own, and the end of it and of everything that it started.
+
+A program may leave its process group (`setsid`) and outlive its parent. So each one gets a variable in its
+environment that children inherit, and all processes that have it are found in /proc. What escapes is a process
+that left the group, emptied its environment and lost its parent before the program's time was up.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+MARKER = "ORCHESTRATOR_STEP_EXECUTION_ID"
+"""The variable that all processes of a step execution have in their environment."""
+
+_GRACE = 2.0
+"""Seconds between SIGTERM and SIGKILL."""
+_LINGER = 0.25
+"""Seconds that what a program leaves running may still print, before it is ended."""
+_CHUNK = 64 * 1024
+_TICK = 0.05
+"""Seconds after which an exit is noticed while children of the program hold its pipes open."""
+
+# Limits are set by a shell that becomes the program: a function run between fork and exec could deadlock in a
+# process with threads. A core file of a program that ran out of memory helps nobody.
+_LIMITED = 'ulimit -c 0 2>/dev/null; ulimit -v "$1" 2>/dev/null; shift; exec "$@"'
+
+
+class CannotStart(Exception):
+    """The system does not take these arguments or this environment."""
+
+
+def run(
+    command: Sequence[str],
+    *,
+    step_execution_id: str,
+    environment: Mapping[str, str],
+    folder: Path,
+    stdin: IO[bytes],
+    memory: int | None,
+    seconds: float | None,
+    on_stdout: Callable[[bytes], None],
+    on_stderr: Callable[[bytes], None],
+) -> int | None:
+    """The exit code of `command`, negative for a signal; None when its `seconds` were up and it was ended.
+
+    What it prints is handed over in chunks as it appears. `memory` limits the address space, in bytes, of
+    each of its processes. Afterwards nothing that it started is left running. Raises CannotStart
+    when an argument or a variable cannot be handed over.
+    """
+    limit = "unlimited" if memory is None else str(memory // 1024)
+    try:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", _LIMITED, "sh", limit, *command],
+            cwd=folder,
+            env={**environment, MARKER: step_execution_id},
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+        )
+    except ValueError as error:
+        raise CannotStart(str(error)) from error
+    except OSError as error:
+        if error.errno != errno.E2BIG:
+            raise
+        raise CannotStart("they are too long") from error
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout, process.stderr, selectors.DefaultSelector() as pipes:
+        for pipe, consumer in ((process.stdout, on_stdout), (process.stderr, on_stderr)):
+            os.set_blocking(pipe.fileno(), False)
+            pipes.register(pipe, selectors.EVENT_READ, consumer)
+        descendants: list[psutil.Process] = []
+        try:
+            in_time = _read_until_exit(process, pipes, seconds)
+            if in_time:
+                _read_until_closed(pipes)
+            else:
+                # Asked while the program runs: the children of one that has ended are nobody's.
+                descendants = _descendants(process)
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
+                _read_until_exit(process, pipes, _GRACE)
+        finally:
+            _kill(process, [*descendants, *_descendants(process)])
+            kill_all(step_execution_id)
+            process.wait()
+        _read_until_closed(pipes)
+    return process.returncode if in_time else None
+
+
+def kill_all(step_execution_id: str, patience: float = 2.0) -> None:
+    """SIGKILL every process of the step execution on this machine; callable from any thread or process.
+
+    A process may fork while it is looked for, so this looks again until none is left, for `patience` seconds.
+    """
+    end = time.monotonic() + patience
+    while found := list(_marked(step_execution_id)):
+        for pid in found:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > end:
+            return
+        time.sleep(0.002)
+
+
+def _marked(step_execution_id: str) -> Iterator[int]:
+    marker = f"{MARKER}={step_execution_id}\0".encode()
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            # A process that has ended and waits to be reaped has an empty environment.
+            if marker in environ.read_bytes():
+                yield int(environ.parent.name)
+
+
+def _descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Those that can be found by their parents, which is those that hide their environment too."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    except psutil.Error:
+        return []
+
+
+def _kill(process: subprocess.Popen[bytes], descendants: Sequence[psutil.Process]) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for descendant in descendants:
+        with suppress(psutil.Error):
+            descendant.kill()
+
+
+def _read_until_exit(process: subprocess.Popen[bytes], pipes: selectors.BaseSelector, seconds: float | None) -> bool:
+    """Whether the program ended within `seconds`; what it prints is handed over meanwhile."""
+    end = None if seconds is None else time.monotonic() + seconds
+    while process.poll() is None:
+        left = _TICK if end is None else min(_TICK, end - time.monotonic())
+        if left <= 0:
+            return False
+        if pipes.get_map():
+            _read(pipes, left)
+        else:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(left)
+    return True
+
+
+def _read_until_closed(pipes: selectors.BaseSelector) -> None:
+    """Hand over the rest. A child that was left behind may hold a pipe open, so this ends after a moment."""
+    end = time.monotonic() + _LINGER
+    while pipes.get_map() and (left := end - time.monotonic()) > 0:
+        _read(pipes, left)
+
+
+def _read(pipes: selectors.BaseSelector, seconds: float) -> None:
+    for key, _ in pipes.select(seconds):
+        chunk = os.read(key.fd, _CHUNK)
+        if chunk:
+            key.data(chunk)
+        else:
+            pipes.unregister(key.fileobj)
