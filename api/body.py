@@ -10,7 +10,7 @@ from flask import g
 from flask_smorest import Blueprint as SmorestBlueprint
 from webargs import missing
 from webargs.flaskparser import FlaskParser
-from werkzeug.exceptions import UnsupportedMediaType
+from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
 from api.errors import Unreadable
 from api.schemas import WorkflowIn
@@ -38,6 +38,9 @@ class BodyParser(FlaskParser):
 
     def load_json(self, req: flask.Request, schema: marshmallow.Schema) -> Any:
         text = req.get_data(cache=True)
+        limit = req.max_content_length
+        if req.content_length is None and limit is not None and len(text) >= limit:
+            raise RequestEntityTooLarge  # of a chunked body werkzeug hands on what fits
         if not text.strip():
             return missing
         media = MEDIA.get(req.mimetype)
