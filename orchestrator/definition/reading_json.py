@@ -46,9 +46,7 @@ def read_json(source: str) -> Document:
 
 def _duplicates(data: Json) -> list[Problem]:
     return [
-        Problem(
-            paths.join_all((*keys, value.key)), f"the key {value.key!r} is written twice; keep one of them"
-        )
+        Problem(paths.join_all((*keys, value.key)), f"the key {value.key!r} is written twice; keep one of them")
         for keys, value in walk(data)
         if isinstance(value, _Duplicated)
     ]

@@ -1,0 +1,352 @@
+"""Whether a document is a definition that can run; if not, everything that is wrong with it, at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from marshmallow import Schema, ValidationError
+
+from orchestrator.definition import paths
+from orchestrator.definition.bounds import kind
+from orchestrator.definition.building import build_definition
+from orchestrator.definition.complaints import Complaint, Hints, complaints
+from orchestrator.definition.dependencies import Dependencies
+from orchestrator.definition.document import Document, check_plain, walk
+from orchestrator.definition.model import Definition
+from orchestrator.definition.paths import Key
+from orchestrator.definition.schema import STEP_ID, DefinitionSchema
+from orchestrator.definition.syntax import Chain
+from orchestrator.definition.templates import ROOTS, compile_expression, compile_text, contains_template
+from orchestrator.errors import DefinitionError, Problem, TemplateError
+from orchestrator.plugins import Catalogue, StepTypeInfo
+
+MAX_PROBLEMS = 100
+
+_SEEN_OF_STEP = ("output", "status", "error")
+_IN_STEPS = ROOTS - {"loop"}
+# An execution's outputs are made by the engine, and secrets never leave a worker.
+_IN_OUTPUTS = _IN_STEPS - {"secrets"}
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+Json = Any
+Keys = tuple[Key, ...]
+
+
+def load_definition(document: Document | Mapping[str, Any], catalogue: Catalogue) -> Definition:
+    """The definition in a document.
+
+    Raises DefinitionError with every problem (up to MAX_PROBLEMS), in the order of the document, each with its
+    path, and its line if the document knows it.
+    """
+    if not isinstance(document, Document):
+        document = Document(document)
+    problems = check_plain(document.data)
+    if not problems:
+        found = _Validation(document.data, catalogue).run()
+        problems = _reported(found, document)
+    if problems:
+        raise DefinitionError(problems)
+    return build_definition(document.data, catalogue)
+
+
+def _reported(found: Sequence[Complaint], document: Document) -> list[Problem]:
+    order = _Order(document.data)
+    ordered = sorted(dict.fromkeys(found), key=lambda complaint: order.position(complaint[0]))
+    problems = []
+    for keys, message in ordered[:MAX_PROBLEMS]:
+        path = paths.join_all(keys)
+        problems.append(Problem(path, message, document.line_of(path)))
+    if len(ordered) > MAX_PROBLEMS:
+        problems.append(Problem("", f"{len(ordered) - MAX_PROBLEMS:,} more problems are not shown; mend these first"))
+    return problems
+
+
+class _Order:
+    """The order of the places in a document."""
+
+    def __init__(self, data: Json) -> None:
+        self.data = data
+        self.indices: dict[int, dict[str, int]] = {}
+
+    def position(self, keys: Keys) -> tuple[int, ...]:
+        """Where `keys` stands, to sort by; what is missing comes after its siblings."""
+        data, position = self.data, []
+        for key in keys:
+            if isinstance(data, Mapping):
+                position.append(self._indices(data).get(str(key), len(data)))
+                data = data.get(key)
+            elif isinstance(data, list) and isinstance(key, int):
+                position.append(key)
+                data = data[key] if 0 <= key < len(data) else None
+            else:
+                break
+        return tuple(position)
+
+    def _indices(self, mapping: Mapping[str, Json]) -> dict[str, int]:
+        found = self.indices.get(id(mapping))
+        if found is None:
+            found = self.indices[id(mapping)] = {key: index for index, key in enumerate(mapping)}
+        return found
+
+
+class _Validation:
+    """One pass over one document. Each check takes what it can use and leaves malformed parts to the schemas'
+    complaints, so that one mistake hides no other."""
+
+    def __init__(self, data: Json, catalogue: Catalogue) -> None:
+        self.data = data
+        self.catalogue = catalogue
+        self.found: list[Complaint] = []
+        self.hints = Hints()
+        self.schemas: dict[str, Schema] = {}
+        self.steps: dict[int, Mapping[str, Any]] = {}
+        self.ids: dict[str, int] = {}
+        self.depends_on: dict[str, tuple[str, ...]] = {}
+        self.variables: Mapping[str, Any] = {}
+
+    def run(self) -> list[Complaint]:
+        if not isinstance(self.data, Mapping):
+            return [((), f"a definition is a mapping with 'steps', not {kind(self.data)}")]
+        self._check_characters()
+        self._check_shapes()
+        self._take_variables()
+        self._take_steps()
+        self._check_dependencies()
+        self.dependencies = Dependencies(self.depends_on)
+        self._check_cycles()
+        for index, step in self.steps.items():
+            self._check_step(index, step)
+        self._check_outputs()
+        return self.found
+
+    def _complain(self, keys: Keys, message: str) -> None:
+        self.found.append((keys, message))
+
+    # -- shapes ----------------------------------------------------------------------------------------------
+
+    def _check_characters(self) -> None:
+        for keys, value in walk(self.data):
+            texts = value if isinstance(value, Mapping) else (value,) if isinstance(value, str) else ()
+            for text in texts:
+                unstorable = None if text.isprintable() else _UNSTORABLE.search(text)
+                if unstorable:
+                    code = f"U+{ord(unstorable[0]):04X}"
+                    self._complain(keys, f"the character {code} cannot be stored by PostgreSQL; take it out")
+
+    def _check_shapes(self) -> None:
+        schema = DefinitionSchema()
+        try:
+            schema.load(self.data)
+        except ValidationError as error:
+            self.found.extend(complaints(error.messages, self.data, (), self.hints, schema))
+
+    def _take_variables(self) -> None:
+        variables = self.data.get("variables")
+        self.variables = variables if isinstance(variables, Mapping) else {}
+
+    def _take_steps(self) -> None:
+        steps = self.data.get("steps")
+        for index, step in enumerate(steps if isinstance(steps, list) else ()):
+            if not isinstance(step, Mapping):
+                continue
+            self.steps[index] = step
+            step_id = step.get("id")
+            if not isinstance(step_id, str) or not STEP_ID.fullmatch(step_id):
+                continue
+            if step_id in self.ids:
+                self._complain(
+                    ("steps", index, "id"),
+                    f"the id '{step_id}' is taken by steps[{self.ids[step_id]}]; give one of them another",
+                )
+            else:
+                self.ids[step_id] = index
+
+    # -- dependencies ----------------------------------------------------------------------------------------
+
+    def _check_dependencies(self) -> None:
+        for index, step in self.steps.items():
+            step_id = step.get("id")
+            usable = []
+            for keys, other in _dependencies_written(step):
+                if other == step_id:
+                    self._complain(("steps", index, *keys), f"the step '{other}' cannot depend on itself")
+                elif other not in self.ids:
+                    hint = self.hints(other, self.ids)
+                    self._complain(("steps", index, *keys), f"there is no step '{other}'{hint}")
+                else:
+                    usable.append(other)
+            if isinstance(step_id, str) and self.ids.get(step_id) == index:
+                self.depends_on[step_id] = tuple(usable)
+
+    def _check_cycles(self) -> None:
+        for cycle in self.dependencies.cycles():
+            trail = " -> ".join(cycle if len(cycle) <= 20 else [*cycle[:10], "...", *cycle[-9:]])
+            self._complain(
+                ("steps", self.ids[cycle[0]], "depends_on"),
+                f"the steps wait for each other in a cycle: {trail}; take one of these dependencies out",
+            )
+
+    # -- one step --------------------------------------------------------------------------------------------
+
+    def _check_step(self, index: int, step: Mapping[str, Any]) -> None:
+        at: Keys = ("steps", index)
+        step_id = step.get("id")
+        known = self._type_of(step, at)
+        config = step.get("config")
+        if config is None or isinstance(config, Mapping):
+            config = config or {}
+            templated = self._check_templates(config, (*at, "config"), step_id, known)
+            if known is not None:
+                self._check_config(config, (*at, "config"), known, templated)
+                self._check_references(config, (*at, "config"), step_id, known)
+        mapping = step.get("input_mapping")
+        if isinstance(mapping, Mapping):
+            self._check_templates(mapping, (*at, "input_mapping"), step_id, None)
+
+    def _type_of(self, step: Mapping[str, Any], at: Keys) -> StepTypeInfo | None:
+        name = step.get("type")
+        if not isinstance(name, str):
+            return None
+        if name not in self.catalogue:
+            hint = self.hints(name, self.catalogue, f"; known are {', '.join(sorted(self.catalogue))}")
+            self._complain((*at, "type"), f"there is no step type '{name}'{hint}")
+        return self.catalogue.get(name)
+
+    def _check_config(self, config: Mapping[str, Any], at: Keys, known: StepTypeInfo, templated: _Templated) -> None:
+        schema = self.schemas.get(known.type)
+        if schema is None:
+            schema = self.schemas[known.type] = known.Config()
+        try:
+            schema.load(config)
+        except ValidationError as error:
+            # What holds a template is checked by the worker, once it is rendered.
+            found = complaints(error.messages, config, at, self.hints, schema)
+            self.found.extend(item for item in found if not templated.excuses(item[0]))
+        except Exception as error:  # noqa: BLE001  (a plugin's schema may not expect a template where it computes)
+            if not templated.places:
+                self._complain(at, f"the type '{known.type}' could not check this: {type(error).__name__}: {error}")
+
+    def _check_references(self, config: Mapping[str, Any], at: Keys, step_id: object, known: StepTypeInfo) -> None:
+        for path, other in known.references(config):
+            keys = (*at, *paths.split(path))
+            if other not in self.ids:
+                self._complain(keys, f"there is no step '{other}'{self.hints(other, self.ids)}")
+            elif isinstance(step_id, str) and step_id not in self.depends_on.get(other, ()):
+                self._complain(
+                    keys, f"the step '{other}' does not wait for this one; add '{step_id}' to its depends_on"
+                )
+
+    # -- templates -------------------------------------------------------------------------------------------
+
+    def _check_templates(
+        self, value: Mapping[str, Any], at: Keys, step_id: object, known: StepTypeInfo | None
+    ) -> _Templated:
+        """Check the templates in a step's mapping; returns where they are."""
+        templated = _Templated()
+        for keys, text, is_expression in _templates(value, known):
+            templated.add((*at, *keys), is_expression)
+            self._check_template((*at, *keys), text, is_expression, lambda chain: self._wrong_in_step(chain, step_id))
+        return templated
+
+    def _check_outputs(self) -> None:
+        outputs = self.data.get("outputs")
+        if isinstance(outputs, Mapping):
+            for keys, text, _ in _templates(outputs, None):
+                self._check_template(("outputs", *keys), text, False, self._wrong_in_outputs)
+
+    def _check_template(self, keys: Keys, text: str, is_expression: bool, wrong: Callable[[Chain], str | None]) -> None:
+        try:
+            compiled = compile_expression(text) if is_expression else compile_text(text)
+        except TemplateError as error:
+            self._complain(keys, str(error))
+            return
+        for chain in sorted(compiled.chains, key=str):
+            message = wrong(chain)
+            if message:
+                self._complain(keys, message)
+
+    def _wrong_in_step(self, chain: Chain, step_id: object) -> str | None:
+        return self._wrong_name(chain, _IN_STEPS) or self._wrong_order(chain, step_id)
+
+    def _wrong_in_outputs(self, chain: Chain) -> str | None:
+        if chain[0] == "secrets":
+            return "'secrets' are known only while a step runs; outputs cannot have them"
+        return self._wrong_name(chain, _IN_OUTPUTS)
+
+    def _wrong_name(self, chain: Chain, roots: Collection[str]) -> str | None:
+        root, key = str(chain[0]), chain[1] if len(chain) > 1 else None
+        if root not in roots:
+            if root in self.ids:
+                return f"'{root}' is not defined; did you mean 'steps.{root}.output'?"
+            hint = self.hints(root, roots, f"; a template starts from {', '.join(sorted(roots))}")
+            return f"'{root}' is not defined{hint}"
+        if root == "variables" and key is not None and key not in self.variables:
+            hint = self.hints(str(key), self.variables, "; declare it under 'variables'")
+            return f"'{paths.join_all(chain[:2])}' is not defined{hint}"
+        return self._wrong_step(chain) if root == "steps" else None
+
+    def _wrong_step(self, chain: Chain) -> str | None:
+        other = str(chain[1])
+        if other not in self.ids:
+            dashed = next((step_id for step_id in self.ids if step_id.startswith(f"{other}-")), None)
+            hint = f"; did you mean steps['{dashed}']?" if dashed else self.hints(other, self.ids)
+            return f"'steps.{other}': there is no step '{other}'{hint}"
+        if len(chain) > 2 and chain[2] not in _SEEN_OF_STEP:
+            return f"'{paths.join_all(chain[:3])}' is not defined; a step has {', '.join(_SEEN_OF_STEP)}"
+        return None
+
+    def _wrong_order(self, chain: Chain, step_id: object) -> str | None:
+        # A step without a usable id has no place in the order.
+        if chain[0] != "steps" or not isinstance(step_id, str) or step_id not in self.depends_on:
+            return None
+        other = str(chain[1])
+        if other == step_id:
+            return f"'steps.{other}' is the step itself, which has no output before it ends"
+        if not self.dependencies.is_upstream(other, step_id):
+            return f"'steps.{other}' need not be done when this step starts; add '{other}' to its depends_on"
+        return None
+
+
+def _dependencies_written(step: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
+    written = step.get("depends_on")
+    if isinstance(written, str):
+        yield ("depends_on",), written
+    elif isinstance(written, list):
+        yield from ((("depends_on", index), item) for index, item in enumerate(written) if isinstance(item, str))
+
+
+def _templates(value: Mapping[str, Any], known: StepTypeInfo | None) -> Iterator[tuple[Keys, str, bool]]:
+    """(keys, text, whether it is an expression) of each text in `value` that is rendered."""
+    raw = known.raw_fields if known else frozenset()
+    # A type that was made before there were such fields has none.
+    expressions: frozenset[str] = getattr(known, "expression_fields", frozenset())
+    for keys, text in walk(value):
+        if not isinstance(text, str):
+            continue
+        names = [str(key) for key in keys if isinstance(key, str)]
+        if raw and any(".".join(names[:end]) in raw for end in range(1, len(names) + 1)):
+            continue
+        if expressions and ".".join(names) in expressions:
+            yield keys, text, True
+        elif contains_template(text):
+            yield keys, text, False
+
+
+class _Templated:
+    """Where a configuration holds templates, and so cannot be checked before it is rendered."""
+
+    def __init__(self) -> None:
+        self.places: set[Keys] = set()
+        self.around: set[Keys] = set()
+
+    def add(self, keys: Keys, is_expression: bool) -> None:
+        self.places.add(keys)
+        # A schema knows of its own expression fields, so that they excuse nothing around them.
+        if not is_expression:
+            self.around.update(keys[:end] for end in range(len(keys)))
+
+    def excuses(self, keys: Keys) -> bool:
+        """Whether an error at `keys` is about a template, or about something that holds one."""
+        return keys in self.around or any(keys[:end] in self.places for end in range(len(keys) + 1))
