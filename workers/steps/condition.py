@@ -22,7 +22,7 @@ class StepIds(fields.List[str]):
         return super()._deserialize([value] if isinstance(value, str) else value, attr, data, **kwargs)
 
 
-class _Case(Schema):
+class ConditionCase(Schema):
     when = fields.Raw(required=True, allow_none=True)
     then = StepIds(load_default=list)
 
@@ -41,7 +41,7 @@ class Condition(StepType):
     class Config(Schema):
         expression = fields.Raw(allow_none=True)
         then = StepIds()
-        cases = fields.List(fields.Nested(_Case))
+        cases = fields.List(fields.Nested(ConditionCase))
         else_ = StepIds(data_key="else", load_default=list)
 
         @validates_schema

@@ -47,7 +47,7 @@ def _codes(value: object) -> range:
     return codes
 
 
-class _Auth(Schema):
+class HttpAuth(Schema):
     type = fields.String(required=True, validate=validate.OneOf(["basic", "bearer"]))
     username = Text()
     password = Text()
@@ -95,7 +95,7 @@ class Http(StepType):
         json = fields.Raw(allow_none=True)
         body = Text()
         timeout = Duration(load_default=30.0)
-        auth = fields.Nested(_Auth)
+        auth = fields.Nested(HttpAuth)
         verify = fields.Boolean(load_default=True)
         allow_redirects = fields.Boolean(load_default=True)
         expected_status = StatusCodes()

@@ -2,8 +2,9 @@
 
 A client's own timeouts bound single waits: a server that sends one byte a second never meets them. So each
 call runs in a thread of its own, which the caller leaves at the deadline; the call's sockets are then shut
-down, so that the thread ends too. That costs a thread per call (some 50 µs) and also covers what no socket
-timeout reaches: name resolution, several addresses tried in turn, redirects.
+down, so that the thread ends too. That costs less than half a millisecond a call (1.0 ms on loopback, 0.6 ms
+with a bare session) and also covers what no socket timeout reaches: name resolution, several addresses tried
+in turn, redirects.
 """
 
 from __future__ import annotations

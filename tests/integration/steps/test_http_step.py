@@ -444,7 +444,7 @@ def test_many_threads_share_the_pool(server: Server) -> None:
 def test_a_config_with_a_mistake_is_refused_at_its_field(config: dict[str, Any], field: str) -> None:
     with pytest.raises(ValidationError) as refused:
         Http.Config().load({"url": "http://example.com", **config})
-    assert set(refused.value.normalized_messages()) == {field}
+    assert set(refused.value.messages_dict) == {field}
 
 
 def no_calls_left() -> bool:

@@ -227,7 +227,7 @@ def test_arguments_the_system_does_not_take_are_a_mistake_in_the_config(bench: B
 def test_a_config_with_a_mistake_is_refused_at_its_field(config: dict[str, Any], field: str) -> None:
     with pytest.raises(ValidationError) as refused:
         Script.Config().load(config)
-    assert set(refused.value.normalized_messages()) == {field}
+    assert set(refused.value.messages_dict) == {field}
 
 
 def test_templates_in_source_are_left_to_the_program() -> None:

@@ -76,7 +76,7 @@ def test_else_is_taken_when_no_case_is_true() -> None:
 def test_a_config_of_no_known_form_is_refused_at_its_field(config: dict[str, Any], field: str) -> None:
     with pytest.raises(ValidationError) as refused:
         Condition.Config().load(config)
-    assert set(refused.value.normalized_messages()) == {field}
+    assert set(refused.value.messages_dict) == {field}
 
 
 def test_references_name_every_step_with_its_path() -> None:

@@ -84,7 +84,7 @@ def test_every_documented_annotation_is_checked() -> None:
     wrong = {"f": "x", "flag": "x", "items": ["x"], "table": {"a": "x"}, "mode": 4, "maybe": 1.5, "plain": 1}
     with pytest.raises(ValidationError) as refused:
         everything.Config().load(wrong)
-    assert set(refused.value.normalized_messages()) == set(wrong)
+    assert set(refused.value.messages_dict) == set(wrong)
 
 
 def test_a_parameter_annotated_stepcontext_gets_the_context() -> None:
