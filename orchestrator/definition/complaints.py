@@ -27,14 +27,14 @@ _WORDS = {
     "Missing data for required field.": "is missing",
 }
 _MISSING = object()
-_MANY = 500
+_MANY = 200
 
 
 class Hints:
     """Suggestions for names that are not known. Finding one takes milliseconds among thousands of names, so
     only a document's first unknown names get one."""
 
-    def __init__(self, allowance: int = 200) -> None:
+    def __init__(self, allowance: int = 100) -> None:
         self.allowance = allowance
 
     def __call__(self, name: str, known: Collection[Any], otherwise: str = "") -> str:

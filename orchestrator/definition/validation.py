@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from marshmallow import Schema, ValidationError
@@ -23,6 +24,7 @@ from orchestrator.errors import DefinitionError, Problem, TemplateError
 from orchestrator.plugins import Catalogue, StepTypeInfo
 
 MAX_PROBLEMS = 100
+_MAX_OF_A_SCHEMA = 10_000  # nobody reads the rest, and wording hundreds of thousands takes seconds
 
 _SEEN_OF_STEP = ("output", "status", "error")
 _IN_STEPS = ROOTS - {"loop"}
@@ -59,7 +61,9 @@ def _reported(found: Sequence[Complaint], document: Document) -> list[Problem]:
         path = paths.join_all(keys)
         problems.append(Problem(path, message, document.line_of(path)))
     if len(ordered) > MAX_PROBLEMS:
-        problems.append(Problem("", f"{len(ordered) - MAX_PROBLEMS:,} more problems are not shown; mend these first"))
+        problems.append(
+            Problem("", f"at least {len(ordered) - MAX_PROBLEMS:,} more problems are not shown; mend these first")
+        )
     return problems
 
 
@@ -140,7 +144,8 @@ class _Validation:
         try:
             schema.load(self.data)
         except ValidationError as error:
-            self.found.extend(complaints(error.messages, self.data, (), self.hints, schema))
+            found = complaints(error.messages, self.data, (), self.hints, schema)
+            self.found.extend(islice(found, _MAX_OF_A_SCHEMA))
 
     def _take_variables(self) -> None:
         variables = self.data.get("variables")
@@ -223,7 +228,8 @@ class _Validation:
         except ValidationError as error:
             # What holds a template is checked by the worker, once it is rendered.
             found = complaints(error.messages, config, at, self.hints, schema)
-            self.found.extend(item for item in found if not templated.excuses(item[0]))
+            kept = (item for item in found if not templated.excuses(item[0]))
+            self.found.extend(islice(kept, _MAX_OF_A_SCHEMA))
         except Exception as error:  # noqa: BLE001  (a plugin's schema may not expect a template where it computes)
             if not templated.places:
                 self._complain(at, f"the type '{known.type}' could not check this: {type(error).__name__}: {error}")
@@ -290,12 +296,18 @@ class _Validation:
     def _wrong_step(self, chain: Chain) -> str | None:
         other = str(chain[1])
         if other not in self.ids:
-            dashed = next((step_id for step_id in self.ids if step_id.startswith(f"{other}-")), None)
-            hint = f"; did you mean steps['{dashed}']?" if dashed else self.hints(other, self.ids)
+            hint = self._dashed(other) or self.hints(other, self.ids)
             return f"'steps.{other}': there is no step '{other}'{hint}"
         if len(chain) > 2 and chain[2] not in _SEEN_OF_STEP:
             return f"'{paths.join_all(chain[:3])}' is not defined; a step has {', '.join(_SEEN_OF_STEP)}"
         return None
+
+    def _dashed(self, other: str) -> str:
+        """`steps.my-step` is read as `steps.my` minus something; this is how to write what was meant."""
+        if self.hints.allowance <= 0:
+            return ""
+        dashed = next((step_id for step_id in self.ids if step_id.startswith(f"{other}-")), None)
+        return f"; did you mean steps['{dashed}']?" if dashed else ""
 
     def _wrong_order(self, chain: Chain, step_id: object) -> str | None:
         # A step without a usable id has no place in the order.
