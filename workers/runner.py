@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.definition.graph import CONTROL
 from orchestrator.definition.model import Step
 from orchestrator.engine.advance import Advance, End, Failure, Worker, advance, end_failed_attempt
 from orchestrator.engine.plan import Message, Plan, split
@@ -233,7 +234,15 @@ class Lane:
             self.pack.add(advanced.inline.starts[1:])
             self.hand_back_after(FORK_PATIENCE)
             return advanced.claim
-        return self.claim_next()
+        return self.claim_next() or (None if advanced.ended else self._claim_another())
+
+    def _claim_another(self) -> Claim | None:
+        """A step of this execution that is queued for other workers: what is at hand takes no message. (The
+        canvas counts on this task's end, if it has something to ring for.)"""
+        if self.rung or self._over_budget():
+            return None
+        queues = {self.queue, CONTROL}
+        return steps.claim_queued(self.store, self.execution_id, queues, self.process.lease.id)
 
     def _keeper(self) -> Worker | None:
         return None if self._over_budget() else Worker(self.process.lease.id, self.queue)

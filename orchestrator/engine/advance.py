@@ -38,9 +38,11 @@ class Advance:
     """What an advance led to. `counted` is False if the claim was no longer held: then nothing was written.
 
     `inline` is what the worker keeps for itself, its first step already claimed; `plan` is to be dispatched.
+    `ended` says that the execution is over.
     """
 
     counted: bool
+    ended: bool = False
     inline: Message | None = None
     claim: Claim | None = None
     plan: Plan | None = None
@@ -81,7 +83,7 @@ def advance(
             return _LOST
         connection, locked, states = opened
         if locked.status in EXECUTION_TERMINAL:
-            return Advance(counted=True)
+            return Advance(counted=True, ended=True)
         states[end.path] = end.status
         if end.skip:
             steps.skip(connection, execution_id, dict.fromkeys(end.skip, f"{end.path} took another branch"))
@@ -151,8 +153,7 @@ def _go_on(
     rung: frozenset[str],
 ) -> Advance:
     if not ready:
-        _finish_if_done(connection, program, locked)
-        return Advance(counted=True)
+        return Advance(counted=True, ended=_finish_if_done(connection, program, locked))
     if locked.status is ExecutionStatus.PAUSED:
         return Advance(counted=True)  # they stay pending; resume plans them
     announced = [step_id for step_id in ready if step_id in rung]
@@ -187,10 +188,10 @@ def _keep(planned: Plan, queue: str) -> tuple[Message | None, Plan | None]:
     return inline, Plan(planned.execution_id, planned.priority, others) if others else None
 
 
-def _finish_if_done(connection: Connection, program: Program, locked: Locked) -> None:
+def _finish_if_done(connection: Connection, program: Program, locked: Locked) -> bool:
     remains = steps.remains(connection, locked.id)
     if remains.unfinished:
-        return
+        return False
     counting = [(path, message) for path, message in remains.failures if program.graph.steps[path].on_error == "fail"]
     if counting:
         path, message = counting[0]
@@ -199,6 +200,7 @@ def _finish_if_done(connection: Connection, program: Program, locked: Locked) ->
         executions.finish_with_outputs_of(connection, locked.id, program.graph.sinks)
     else:
         _finish_with_outputs(connection, program, locked)
+    return True
 
 
 def _finish_with_outputs(connection: Connection, program: Program, locked: Locked) -> None:

@@ -138,6 +138,33 @@ def claim(store: Store, execution_id: str, path: str, worker_id: str) -> tuple[C
     return Claim(id, path, attempt, losses, token), ExecutionFacts(execution_id, *facts)
 
 
+_CLAIM_QUEUED_ROUTINE = Routine(
+    "claim_queued",
+    f"""
+    UPDATE step_executions s SET {CLAIM.assignment}, {_TAKE}
+    FROM executions e
+    WHERE e.id = %(execution)s AND e.status = '{ExecutionStatus.RUNNING}' AND s.{CLAIM.guard}
+      AND s.id = (SELECT q.id FROM step_executions q
+                  WHERE q.execution_id = %(execution)s AND q.{CLAIM.guard} AND q.queue = ANY(%(queues)s)
+                  ORDER BY q.rung_at LIMIT 1 FOR UPDATE SKIP LOCKED)
+    RETURNING s.id::text, s.path, s.attempt, s.losses
+    """,
+    {"execution": "uuid", "queues": "text[]", "worker": "uuid", "token": "uuid"},
+    {"id": "text", "path": "text", "attempt": "int", "losses": "int"},
+)
+
+
+def claim_queued(store: Store, execution_id: str, queues: Collection[str], worker_id: str) -> Claim | None:
+    """Take on the step of a running execution that has been queued longest on one of `queues`."""
+    token = new_id()
+    params = {"execution": execution_id, "queues": list(queues), "worker": worker_id, "token": token}
+    rows = store.call(_CLAIM_QUEUED_ROUTINE, params)
+    if not rows:
+        return None
+    id, path, attempt, losses = rows[0]
+    return Claim(id, path, attempt, losses, token)
+
+
 _COMPLETE_AND_FOLLOW = f"""
 WITH recorded AS (
     UPDATE step_executions SET {COMPLETE.assignment}, {_RECORD}, finished_at = clock_timestamp()
