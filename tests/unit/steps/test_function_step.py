@@ -51,7 +51,7 @@ def test_the_bare_decorator_takes_the_functions_name() -> None:
     def shout(text: str) -> dict[str, str]:
         return {"loud": text.upper()}
 
-    assert (shout.type, shout.queue) == ("shout", "io")
+    assert (shout.type, shout.queue) == ("shout", "cpu")
     assert performed(shout, text="a") == Done({"loud": "A"})
 
 
