@@ -305,6 +305,14 @@ def test_the_same_idempotency_key_is_the_same_execution(servers: Deployment) -> 
     assert other.json["id"] != first.json["id"]
 
 
+def test_a_workflow_deleted_elsewhere_is_not_started_by_a_process_that_knows_it(servers: Deployment) -> None:
+    workflow = servers.create(NOOP)
+    servers.execute(workflow)  # from now on the process keeps its definition
+    servers.sql("DELETE FROM workflows WHERE id = %(id)s::uuid", id=workflow)
+    answer = servers.client.post(f"/api/v1/workflows/{workflow}/execute", json={})
+    assert (answer.status_code, answer.content_type) == (404, "application/problem+json")
+
+
 def test_an_idempotency_key_belongs_to_one_workflow(servers: Deployment) -> None:
     headers = {"Idempotency-Key": "shared"}
     answers = [
