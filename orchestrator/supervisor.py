@@ -98,9 +98,7 @@ class Supervisor:
     def _start_servers(self) -> None:
         settings = self._settings
         key = self._folder.admin_key(settings.admin_key, create=True)
-        settings = replace(
-            settings, admin_key=key, port=self._choose_port(), data_dir=str(settings.data_path)
-        )
+        settings = replace(settings, admin_key=key, port=self._choose_port(), data_dir=str(settings.data_path))
         # The children run in the data folder, so what was relative to this process's folder is made absolute.
         executor = replace(settings.executor, scripts_dir=str(settings.scripts_path))
         self._settings = settings = replace(settings, executor=executor)
@@ -239,6 +237,7 @@ class Supervisor:
             self._follow_logs()
         if self._stops_wanted:
             raise Stopping
+        self._helpers = [helper for helper in self._helpers if helper.alive]  # asking collects the dead
         children = [*(kept.child for kept in self._kept), *self._helpers]
         children += self._embedded.children if self._embedded else []
         end_orphans({child.pid for child in children if child.started})
@@ -366,9 +365,7 @@ def _reachable(host: str) -> str:
 def _why_not(host: str, port: int) -> OSError | None:
     """What keeps us from listening there, if anything does."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)[
-            0
-        ]
+        family, kind, protocol, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             # As the web server does: an address that only lingers from an earlier run is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
