@@ -141,7 +141,5 @@ def _cause(error: BaseException) -> str:
         if isinstance(found, OSError) and found.strerror:
             return found.strerror
         reason = getattr(found, "reason", None) or (found.args[0] if found.args else None)
-        found = (
-            found.__cause__ or found.__context__ or (reason if isinstance(reason, BaseException) else None)
-        )
+        found = found.__cause__ or found.__context__ or (reason if isinstance(reason, BaseException) else None)
     return str(error)

@@ -195,9 +195,7 @@ def _from_file(file: Path) -> dict[str, tuple[object, str]]:
         sections.append(services.get("orchestrator") or {} if isinstance(services, dict) else services)
         sections.append({key: value for key, value in document.items() if key in ("scheduler", "executor")})
     if not sections or not all(isinstance(section, dict) for section in sections):
-        raise ConfigurationError(
-            f"the settings file {file} must have the shape services: {{orchestrator: {{...}}}}"
-        )
+        raise ConfigurationError(f"the settings file {file} must have the shape services: {{orchestrator: {{...}}}}")
     written: dict[str, tuple[object, str]] = {}
     for section in sections:
         for path, value in _flatten(section, ""):
@@ -206,9 +204,7 @@ def _from_file(file: Path) -> dict[str, tuple[object, str]]:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[object, str]]:
-    return {
-        path: (environ[name], name) for path, _ in _leaves(Settings()) if (name := _variable(path)) in environ
-    }
+    return {path: (environ[name], name) for path, _ in _leaves(Settings()) if (name := _variable(path)) in environ}
 
 
 def _build(kind: Any, prefix: str, written: dict[str, tuple[object, str]], wrong: list[str]) -> Any:

@@ -226,9 +226,7 @@ class EmbeddedValkey(Child):
 class Embedded:
     """Both servers on one data folder, or only one of them. The caller holds the folder."""
 
-    def __init__(
-        self, folder: Path, *, postgres: bool = True, valkey: bool = True, logs: Path | None = None
-    ) -> None:
+    def __init__(self, folder: Path, *, postgres: bool = True, valkey: bool = True, logs: Path | None = None) -> None:
         logs = logs or folder / "logs"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         logs.mkdir(mode=0o700, parents=True, exist_ok=True)
