@@ -33,6 +33,7 @@ def configure(app: Celery, settings: Settings) -> Celery:
         "socket_timeout": 30,
         "health_check_interval": 30,
     }
+    app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "workers.results:ChordCounter")
     app.conf.update(
         broker_url=settings.broker.url,
         result_backend=settings.broker.url,
