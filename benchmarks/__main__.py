@@ -1,8 +1,8 @@
 """`make bench`: the orchestrator beside plain Celery, in one run, on one machine, with the same broker.
 
 Throughput workloads are started in this process on both sides: apply_async there, here what the API does for a
-POST; latency, and one burst, go over HTTP. Each workload runs on the one and then on the other, in turns, round by round; the figures are medians over
-the rounds. Only one of the two has anything to do at a time, and both have a prefork pool of the same size.
+POST; latency, and one burst, go over HTTP. Each workload runs on the one and then on the other, in turns, round
+by round; the figures are medians over the rounds. Only one of the two has anything to do at a time, and both have a prefork pool of the same size.
 The orchestrator commits every step to PostgreSQL; plain Celery keeps its results in the broker.
 """
 

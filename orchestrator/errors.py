@@ -88,9 +88,7 @@ class StepFailed(OrchestratorError):
     differently, whatever the policy. `output` is kept with the step even though it failed.
     """
 
-    def __init__(
-        self, message: str, *, kind: str = "error", retryable: bool = True, output: object = None
-    ) -> None:
+    def __init__(self, message: str, *, kind: str = "error", retryable: bool = True, output: object = None) -> None:
         super().__init__(message)
         self.kind = kind
         self.retryable = retryable

@@ -15,6 +15,7 @@ from typing import Any
 
 from jinja2 import Undefined
 
+from orchestrator.definition.document import why_not_integer
 from orchestrator.errors import TemplateError
 
 Json = Any
@@ -173,6 +174,9 @@ def check_integer(bits: int) -> None:
 def _number(value: float) -> int | float:
     if isinstance(value, int):
         check_integer(value.bit_length())
+        # Within an expression integers may be larger than what JSON, as it is stored, can hold.
+        if wrong := why_not_integer(int(value)):
+            raise TemplateError(f"the result: {wrong}")
         return int(value)
     if not math.isfinite(value):
         raise TemplateError(f"the result is {value}, which is not a JSON number")

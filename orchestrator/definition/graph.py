@@ -22,6 +22,7 @@ class Graph:
             for dependency in dict.fromkeys(step.depends_on):
                 children[dependency].append(step.id)
         self.children: dict[str, tuple[str, ...]] = {id: tuple(ids) for id, ids in children.items()}
+        self._queues: dict[str, str] = {}
 
     @cached_property
     def roots(self) -> tuple[str, ...]:
@@ -48,12 +49,17 @@ class Graph:
 
     def queue_for(self, start: str) -> str:
         """The queue that serves the run from `start` on: that of its first step which needs a certain one."""
+        passed: list[str] = []
         step_id: str | None = start
+        queue = CONTROL
         while step_id is not None:
-            if self.steps[step_id].queue != CONTROL:
-                return self.steps[step_id].queue
+            queue = self._queues.get(step_id) or self.steps[step_id].queue
+            if step_id in self._queues or queue != CONTROL:
+                break
+            passed.append(step_id)
             step_id = self.only_child(step_id)
-        return CONTROL
+        self._queues.update(dict.fromkeys(passed, queue))
+        return queue
 
     def run(self, start: str) -> Iterator[str]:
         """The steps of the run that begins with `start`."""

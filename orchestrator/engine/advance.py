@@ -189,10 +189,13 @@ def _keep(planned: Plan, queue: str) -> tuple[Message | None, Plan | None]:
 
 
 def _finish_if_done(connection: Connection, program: Program, locked: Locked) -> bool:
-    remains = steps.remains(connection, locked.id)
-    if remains.unfinished:
+    if steps.is_unfinished(connection, locked.id):
         return False
-    counting = [(path, message) for path, message in remains.failures if program.graph.steps[path].on_error == "fail"]
+    counting = [
+        (path, message)
+        for path, message in steps.failures(connection, locked.id)
+        if program.graph.steps[path].on_error == "fail"
+    ]
     if counting:
         path, message = counting[0]
         executions.fail(connection, locked.id, f"step {path} failed: {message}")

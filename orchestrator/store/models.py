@@ -143,6 +143,7 @@ step_executions = sa.Table(
     sa.Index(
         "ix_step_executions_live",
         "execution_id",
+        "path",  # or a plan made while the table was small would look through all that is live of an execution
         postgresql_where=sa.text("status IN ('queued', 'running', 'waiting')"),
     ),
     # Rows are updated three or four times in their life; room on the page keeps the versions together.

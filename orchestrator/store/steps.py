@@ -69,6 +69,9 @@ class Result:
 
 EMPTY = Result()
 
+_LIVE = f"status IN ({sql_words({StepStatus.QUEUED, StepStatus.RUNNING, StepStatus.WAITING})})"
+"""The predicate of the index ix_step_executions_live."""
+
 GRACE = 5.0
 """Seconds past a step's timeout after which reconcile takes the attempt for dead: the worker, which enforces
 the timeout itself, is given the first chance to say so."""
@@ -146,7 +149,7 @@ _CLAIM_QUEUED_ROUTINE = Routine(
     WHERE e.id = %(execution)s AND e.status = '{ExecutionStatus.RUNNING}' AND s.{CLAIM.guard}
       AND s.id = (SELECT q.id FROM step_executions q
                   WHERE q.execution_id = %(execution)s AND q.{CLAIM.guard} AND q.queue = ANY(%(queues)s)
-                  ORDER BY q.rung_at LIMIT 1 FOR UPDATE SKIP LOCKED)
+                  LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING s.id::text, s.path, s.attempt, s.losses
     """,
     {"execution": "uuid", "queues": "text[]", "worker": "uuid", "token": "uuid"},
@@ -155,7 +158,7 @@ _CLAIM_QUEUED_ROUTINE = Routine(
 
 
 def claim_queued(store: Store, execution_id: str, queues: Collection[str], worker_id: str) -> Claim | None:
-    """Take on the step of a running execution that has been queued longest on one of `queues`."""
+    """Take on any step of a running execution that is queued on one of `queues`."""
     token = new_id()
     params = {"execution": execution_id, "queues": list(queues), "worker": worker_id, "token": token}
     rows = store.call(_CLAIM_QUEUED_ROUTINE, params)
@@ -456,28 +459,36 @@ def as_seen_by_templates(
     return seen
 
 
-@dataclass(frozen=True, slots=True)
-class Remains:
-    """Whether anything of an execution is left to do, and what of it failed."""
+_UNFINISHED_ROUTINE = Routine(
+    "is_unfinished",
+    # What is live is looked for first: its index is small, and almost always the answer is there.
+    f"""
+    SELECT CASE
+        WHEN EXISTS (SELECT FROM step_executions WHERE execution_id = %(execution)s AND {_LIVE}) THEN true
+        ELSE EXISTS (SELECT FROM step_executions WHERE execution_id = %(execution)s
+                     AND status NOT IN ({sql_words(STEP_TERMINAL)}))
+    END
+    """,
+    {"execution": "uuid"},
+    {"unfinished": "bool"},
+)
 
-    unfinished: bool
-    failures: tuple[tuple[str, str], ...]
-    """(path, message) in the order in which they failed."""
+
+def is_unfinished(connection: Connection, execution_id: str) -> bool:
+    """Whether any step of the execution has not ended."""
+    unfinished: bool = run(connection, _UNFINISHED_ROUTINE.call, {"execution": execution_id}).scalar_one()
+    return unfinished
 
 
-def remains(connection: Connection, execution_id: str) -> Remains:
-    row = run(
+def failures(connection: Connection, execution_id: str) -> list[tuple[str, str]]:
+    """(path, message) of the steps that failed, in the order in which they did."""
+    rows = run(
         connection,
-        f"""
-        SELECT EXISTS (SELECT FROM step_executions WHERE execution_id = %(execution)s::uuid
-                       AND status NOT IN ({sql_words(STEP_TERMINAL)})) AS unfinished,
-               (SELECT json_agg(json_build_array(path, coalesce(error_message, '')) ORDER BY finished_at, path)
-                FROM step_executions WHERE execution_id = %(execution)s::uuid
-                AND status = '{StepStatus.FAILED}') AS failures
-        """,
+        "SELECT path, coalesce(error_message, '') AS message FROM step_executions "
+        f"WHERE execution_id = %(execution)s::uuid AND status = '{StepStatus.FAILED}' ORDER BY finished_at, path",
         {"execution": execution_id},
-    ).one()
-    return Remains(row.unfinished, tuple((path, message) for path, message in row.failures or ()))
+    )
+    return [(row.path, row.message) for row in rows]
 
 
 # --- what reconcile finds ------------------------------------------------------------------------------------

@@ -55,12 +55,16 @@ class FunctionStep(StepType, Generic[P, R]):
 @overload
 def step(function: Callable[P, R], /) -> FunctionStep[P, R]: ...
 @overload
-def step(type: str | None = None, /, *, queue: QueueClass = "cpu") -> Callable[[Callable[P, R]], FunctionStep[P, R]]: ...
+def step(
+    type: str | None = None, /, *, queue: QueueClass = "cpu"
+) -> Callable[[Callable[P, R]], FunctionStep[P, R]]: ...
 def step(type: Any = None, /, *, queue: QueueClass = "cpu") -> Any:
     """Make a step type of a function: `@step`, `@step("name")` or `@step("name", queue="cpu")`.
 
     The default queue has a process for each step, in which its timeout can interrupt it; `io` has threads, for
-    functions that wait for others and watch the time themselves. The parameters become the step's config, checked by their annotations: int, float, str, bool, list, dict,
+    functions that wait for others and watch the time themselves.
+
+    The parameters become the step's config, checked by their annotations: int, float, str, bool, list, dict,
     Any, Literal, `X | None`, `list[X]`, `dict[str, X]`. One annotated StepContext gets the context. A dict
     returned is the step's output, any other value `{"result": value}`; Done and Wait are taken as they are.
     Raises TypeError, at import, that names the parameter that cannot be checked.

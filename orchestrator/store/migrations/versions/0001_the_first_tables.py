@@ -159,7 +159,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_step_executions_live",
         "step_executions",
-        ["execution_id"],
+        ["execution_id", "path"],
         unique=False,
         postgresql_where=sa.text("status IN ('queued', 'running', 'waiting')"),
     )
