@@ -66,14 +66,17 @@ def complaints(
             yield from _inner(key, inner, value, at, hints, schema)
     else:
         for message in messages if isinstance(messages, list) else [messages]:
-            yield at, _worded(str(message), value)
+            if isinstance(message, Mapping):  # what a validator says of single items
+                yield from complaints(message, value, at, hints, schema)
+            else:
+                yield at, _worded(str(message), value)
 
 
 def _inner(
     key: Any, messages: Any, value: Any, at: tuple[Key, ...], hints: Hints, schema: Schema | None
 ) -> Iterator[Complaint]:
     item = _item(value, key)
-    if key == "_schema" or (item is _MISSING and key in ("key", "value")):
+    if key == "_schema" or (item is _MISSING and schema is None and key in ("key", "value")):
         # The second is how fields.Dict speaks of an entry that we have already stepped into.
         yield from complaints(messages, value, at, hints, schema)
     elif messages == ["Unknown field."] and schema is not None:

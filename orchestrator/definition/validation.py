@@ -235,7 +235,11 @@ class _Validation:
                 self._complain(at, f"the type '{known.type}' could not check this: {type(error).__name__}: {error}")
 
     def _check_references(self, config: Mapping[str, Any], at: Keys, step_id: object, known: StepTypeInfo) -> None:
-        for path, other in known.references(config):
+        try:
+            references = [(path, other) for path, other in known.references(config) if isinstance(other, str)]
+        except Exception:  # noqa: BLE001  (a plugin may trust its schema; what is wrong has been said by that)
+            references = []
+        for path, other in references:
             keys = (*at, *paths.split(path))
             if other not in self.ids:
                 self._complain(keys, f"there is no step '{other}'{self.hints(other, self.ids)}")
