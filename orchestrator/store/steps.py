@@ -141,12 +141,15 @@ def claim(store: Store, execution_id: str, path: str, worker_id: str) -> tuple[C
     return Claim(id, path, attempt, losses, token), ExecutionFacts(execution_id, *facts)
 
 
+_FEW = 16
 _CLAIM_QUEUED_ROUTINE = Routine(
     "claim_queued",
     f"""
     UPDATE step_executions s SET {CLAIM.assignment}, {_TAKE}
     FROM executions e
     WHERE e.id = %(execution)s AND e.status = '{ExecutionStatus.RUNNING}' AND s.{CLAIM.guard}
+      AND (SELECT count(*) FROM (SELECT FROM step_executions q WHERE q.execution_id = %(execution)s
+                                 AND q.{CLAIM.guard} LIMIT {_FEW} + 1) AS few) <= {_FEW}
       AND s.id = (SELECT q.id FROM step_executions q
                   WHERE q.execution_id = %(execution)s AND q.{CLAIM.guard} AND q.queue = ANY(%(queues)s)
                   LIMIT 1 FOR UPDATE SKIP LOCKED)
@@ -158,7 +161,10 @@ _CLAIM_QUEUED_ROUTINE = Routine(
 
 
 def claim_queued(store: Store, execution_id: str, queues: Collection[str], worker_id: str) -> Claim | None:
-    """Take on any step of a running execution that is queued on one of `queues`."""
+    """Take on any step of a running execution that is queued on one of `queues`.
+
+    None too if many are queued: those are on their way in packs, in which they cost less.
+    """
     token = new_id()
     params = {"execution": execution_id, "queues": list(queues), "worker": worker_id, "token": token}
     rows = store.call(_CLAIM_QUEUED_ROUTINE, params)
