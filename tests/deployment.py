@@ -136,11 +136,12 @@ class Deployment:
         return self.ended(self.execute(self.create(definition), input), seconds)
 
     def ended(self, execution_id: str, seconds: float = 30) -> Any:
-        def look() -> Any:
-            execution = self.execution(execution_id)
-            return execution if execution["status"] in TERMINAL else None
+        def has_ended() -> bool:
+            ((status,),) = self.sql("SELECT status FROM executions WHERE id = %(id)s::uuid", id=execution_id)
+            return status in TERMINAL
 
-        return wait_until(look, seconds, f"the end of execution {execution_id}")
+        wait_until(has_ended, seconds, f"the end of execution {execution_id}")
+        return self.execution(execution_id)
 
     def execution(self, execution_id: str) -> dict[str, Any]:
         with self.store.single() as connection:
