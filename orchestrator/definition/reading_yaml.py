@@ -66,6 +66,8 @@ class _Open:
     anchor: str | None
     key: str | None = None
     """The key whose value comes next."""
+    merging: bool = False
+    """Whether that key is the merge key."""
     merges: list[Node] = field(default_factory=list)
 
 
@@ -128,7 +130,8 @@ class _Reader:
             self.path.pop()
         self._define(event.anchor, Node(key, line, text=len(key)))
         # A quoted "<<" is a key like any other; the merge key is only the plain one.
-        top.key = _MERGE if key == _MERGE and event.implicit[0] else key
+        top.key = key
+        top.merging = key == _MERGE and event.implicit[0]
         self.path.append(key)
         # The line of an item is that of its key, known before its value is.
         top.node.children.setdefault(key, Node(None, line))
@@ -197,7 +200,7 @@ class _Reader:
         key = top.key
         assert key is not None
         top.key = None
-        if key == _MERGE and self.path[-1] == _MERGE and self._merge(top, node):
+        if top.merging and self._merge(top, node):
             del parent.children[_MERGE]
         else:
             line = parent.children[key].line

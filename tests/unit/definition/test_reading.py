@@ -87,6 +87,10 @@ def test_aliases_and_merge_keys_are_written_out() -> None:
     assert data["three"] == {"x": 1, "y": 2, "z": 4}
 
 
+def test_a_merge_key_in_quotes_is_a_key_like_any_other() -> None:
+    assert read_definition('a: {"<<": [], b: 1}').data == {"a": {"<<": [], "b": 1}}
+
+
 def test_an_alias_inside_what_it_stands_for_is_refused() -> None:
     assert "inside" in refused("a: &a [1, *a]")[0].message
 
