@@ -2,8 +2,9 @@
 
 Throughput workloads are started in this process on both sides: apply_async there, here what the API does for a
 POST; latency, and one burst, go over HTTP. Each workload runs on the one and then on the other, in turns, round
-by round; the figures are medians over the rounds. Only one of the two has anything to do at a time, and both have a prefork pool of the same size.
-The orchestrator commits every step to PostgreSQL; plain Celery keeps its results in the broker.
+by round; the figures are medians over the rounds. Only one of the two has anything to do at a time, and both have
+a prefork pool of the same size. The orchestrator commits every step to PostgreSQL; plain Celery keeps its results
+in the broker.
 """
 
 from __future__ import annotations
