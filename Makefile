@@ -12,7 +12,7 @@ run: .venv/installed
 	@"$(BIN)/orchestrator" up --data-dir "$(DATA)" --demo examples/hello.yaml $(ARGS)
 
 test: .venv/installed-dev check
-	"$(BIN)/python" -m pytest -n 2 $(ARGS)
+	"$(BIN)/python" -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: .venv/installed-dev
 	"$(BIN)/ruff" check .

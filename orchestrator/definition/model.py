@@ -16,7 +16,7 @@ class RetryPolicy:
     max_delay, of which `jitter` (0..1) is the share chosen at random.
     """
 
-    max_attempts: int = 1
+    max_attempts: int = 3
     initial_delay: float = 30.0
     max_delay: float = 300.0
     backoff_factor: float = 2.0
