@@ -28,9 +28,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 
 @pytest.fixture
 def chaos(stack: Deployment) -> Deployment:
-    """The stack with at least one worker: whatever a test has killed is made good for the next one."""
+    """The stack with a worker for each pool, as in a deployment: what a test has ended is made good for the next."""
+    for worker in [one for one in stack.workers if one.poll() is not None]:
+        stack.workers.remove(worker)
     if not stack.workers:
-        stack.start_worker(concurrency=2)
+        stack.start_worker("control,cpu", concurrency=2)
+        stack.start_worker("io", pool="threads", concurrency=10)
     return stack
 
 
