@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from celery import Celery
 from kombu import Exchange, Queue
+from kombu.transport import TRANSPORT_ALIASES
 
 from orchestrator.config import Settings, load_settings
 
@@ -33,6 +34,8 @@ def configure(app: Celery, settings: Settings) -> Celery:
         "socket_timeout": 30,
         "health_check_interval": 30,
     }
+    # By its alias and not as `broker_transport`: URLs keep their scheme, by which Flower tells the broker.
+    TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), "workers.transport:Transport"))
     app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "workers.results:ChordCounter")
     app.conf.update(
         broker_url=settings.broker.url,

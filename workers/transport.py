@@ -1,0 +1,27 @@
+"""The broker's transport, which knows of one more way to lose a connection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kombu.transport import redis
+
+
+class Channel(redis.Channel):
+    """A channel that says so when its connection is gone.
+
+    A task that outlives the connection its message came by is acknowledged on the old channel, and a channel
+    that could not be closed along with its connection restores its messages later. Kombu then reads the address
+    of the broker from a connection that is None: an AttributeError, which nobody takes for a lost connection, in
+    the worker's event loop. It would end the consumer. Nothing is lost by giving up here: the message has gone
+    with the broker, or is delivered again and finds its claims taken.
+    """
+
+    def _get_pool(self, asynchronous: bool = False) -> Any:
+        if self.connection is None or self.connection.client is None:
+            raise ConnectionError("the connection of this channel was closed")
+        return super()._get_pool(asynchronous)  # type: ignore[misc]  # kombu's stubs leave it out
+
+
+class Transport(redis.Transport):
+    Channel = Channel
