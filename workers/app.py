@@ -37,6 +37,7 @@ def configure(app: Celery, settings: Settings) -> Celery:
     # By its alias and not as `broker_transport`: URLs keep their scheme, by which Flower tells the broker.
     TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), "workers.transport:Transport"))
     app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "workers.results:ChordCounter")
+    app.steps["worker"].add("workers.process:Exit")
     app.conf.update(
         broker_url=settings.broker.url,
         result_backend=settings.broker.url,

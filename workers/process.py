@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import psutil
-from celery import signals
+from celery import bootsteps, signals
 
 from orchestrator.config import Settings, load_settings
 from orchestrator.engine.programs import Programs
@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 30.0
 """Seconds for which a lane whose store failed waits for it."""
+
+LAST_WORDS = 10.0
+"""Seconds for which a worker whose consumer failed waits for what it still performs."""
 
 
 def host_identity() -> str:
@@ -132,6 +135,20 @@ class Lease:
                 workers.remove(connection, [self.id])
         except Exception:
             logger.warning("the lease of %s could not be given up; it will lapse", self.id, exc_info=True)
+
+
+class Exit(bootsteps.StartStopStep):
+    """A worker whose consumer died of something unexpected is gone soon, for a supervisor to start another.
+
+    Celery would stop it as if asked to: after all its tasks, however long they take, while it takes no message.
+    What they leave behind is found by reconcile.
+    """
+
+    def close(self, worker: Any) -> None:
+        if worker.exitcode:
+            timer = threading.Timer(LAST_WORDS, os._exit, [worker.exitcode])
+            timer.daemon = True
+            timer.start()
 
 
 _current: WorkerProcess | None = None

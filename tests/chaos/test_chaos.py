@@ -6,6 +6,7 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import psutil
 import pytest
 import redis
 from deployment import Deployment, deployed, wait_until
+from kombu import Exchange, Queue
 
 from orchestrator.embedded import wait_ready
 from orchestrator.engine.plan import Message, Plan
@@ -171,6 +173,35 @@ def test_a_broker_that_dies_with_executions_queued_loses_none(chaos: Deployment,
     wait_ready(valkey)
     assert_all_complete(chaos, ids)
     assert_performed_once(chaos, ids, marks)
+
+
+def test_a_message_that_outlives_its_connection_costs_no_consumer(chaos: Deployment):
+    """The order in which a consumer does things that loses the broker while it waits for its next message."""
+    valkey = chaos.servers.valkey
+    assert valkey is not None
+    _ = chaos.client  # points the app at this deployment
+    from workers.app import app
+
+    connection = app.connection_for_read()
+    channel = connection.channel()
+    messages: list[Any] = []
+    queue = Queue("outlived", Exchange(""), routing_key="outlived")
+    connection.Consumer([queue], channel=channel, on_message=messages.append).consume()
+    connection.Producer(channel).publish("a message", exchange="", routing_key="outlived")
+    while not messages:
+        connection.drain_events(timeout=5)
+    connection.transport.cycle.on_poll_start()
+    valkey.kill()
+    valkey.start()
+    wait_ready(valkey)
+    lost = connection.connection_errors
+    with suppress(*lost):
+        connection.collect(socket_timeout=1)
+    connection.close()
+    with pytest.raises(lost, match="was closed"):
+        channel.close()
+    with pytest.raises(lost, match="was closed"):
+        messages[0].ack()
 
 
 def broker(deployment: Deployment) -> Any:
