@@ -158,7 +158,6 @@ class Deployment:
 
 def _point_celery_at(settings: Settings) -> None:
     """There is one Celery app in a process; several deployments take turns with it."""
-    os.environ.update(environment_of(settings))  # what workers.app reads when it is imported
     from workers.app import app, configure
 
     if app.conf.broker_url != settings.broker.url:
