@@ -16,7 +16,7 @@ from orchestrator.definition.graph import CONTROL
 from orchestrator.engine.plan import Message, Plan, frontier, plan, whole_frontier
 from orchestrator.engine.programs import Program, Programs
 from orchestrator.errors import TemplateError
-from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus, StepStatus
+from orchestrator.lifecycle import EXECUTION_TERMINAL, STEP_TERMINAL, ExecutionStatus, StepStatus
 from orchestrator.store import Store, executions, steps
 from orchestrator.store.executions import Locked
 from orchestrator.store.steps import EMPTY, Claim, Result
@@ -89,7 +89,8 @@ def advance(
             steps.skip(connection, execution_id, dict.fromkeys(end.skip, f"{end.path} took another branch"))
             states |= dict.fromkeys(end.skip, StepStatus.SKIPPED)
         ready = _follow_up(connection, program, execution_id, {end.path, *end.skip}, states)
-        return _go_on(connection, program, locked, ready, worker, rung)
+        waits_for_others = any(status not in STEP_TERMINAL for status in states.values())
+        return _go_on(connection, program, locked, ready, worker, rung, waits_for_others=waits_for_others)
 
 
 def replan(store: Store, programs: Programs, execution_id: str) -> Plan | None:
@@ -151,9 +152,13 @@ def _go_on(
     ready: list[str],
     worker: Worker | None,
     rung: frozenset[str],
+    *,
+    waits_for_others: bool = False,
 ) -> Advance:
     if not ready:
-        return Advance(counted=True, ended=_finish_if_done(connection, program, locked))
+        # A dependent that still waits for others says already that this is not the end.
+        ended = not waits_for_others and _finish_if_done(connection, program, locked)
+        return Advance(counted=True, ended=ended)
     if locked.status is ExecutionStatus.PAUSED:
         return Advance(counted=True)  # they stay pending; resume plans them
     announced = [step_id for step_id in ready if step_id in rung]
