@@ -10,6 +10,7 @@ in the broker.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -170,6 +171,7 @@ def plain_worker() -> Iterator[None]:
         try:
             yield
         finally:
+            gc.collect()  # results unsubscribe when they are collected: while their broker is still there
             process.send_signal(signal.SIGTERM)
             process.wait(20)
 

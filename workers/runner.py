@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.definition.graph import CONTROL
 from orchestrator.definition.model import Step
-from orchestrator.engine.advance import Advance, End, Failure, Worker, advance, end_failed_attempt
+from orchestrator.engine.advance import (
+    Advance,
+    End,
+    Failure,
+    Worker,
+    advance,
+    end_failed_attempt,
+    go_on,
+    surroundings,
+)
 from orchestrator.engine.plan import Message, Plan, split
 from orchestrator.engine.programs import Program
 from orchestrator.errors import StepFailed
@@ -190,10 +199,12 @@ class Lane:
         if self._ends_execution(step):
             steps.complete_and_finish(self.store, self.execution_id, claim, result)
             return None
+        keeper = self._keeper()
+        around = None if skip or self.rung or keeper is None else surroundings(self.program, step.id)
+        if around is not None and keeper is not None:
+            return self._settled(go_on(self.store, self.program, self.facts, claim, result, around, keeper))
         end = End(step.id, claim, result, skip=skip)
-        return self._settled(
-            advance(self.store, self.program, self.execution_id, end, worker=self._keeper(), rung=self.rung)
-        )
+        return self._settled(advance(self.store, self.program, self.execution_id, end, worker=keeper, rung=self.rung))
 
     def _straight_on(self, step_id: str) -> str | None:
         """The step to go on with that takes no look at the others: the next of this run, or the next run of
@@ -230,11 +241,10 @@ class Lane:
 
     def _settled(self, advanced: Advance) -> Claim | None:
         self.process.doorbell.ring(advanced.plan)
-        if advanced.inline is not None and advanced.claim is not None:
-            self.pack.add(advanced.inline.starts[1:])
+        if advanced.kept:
+            self.pack.add(advanced.kept)
             self.hand_back_after(FORK_PATIENCE)
-            return advanced.claim
-        return self.claim_next() or (None if advanced.ended else self._claim_another())
+        return advanced.claim or self.claim_next() or (None if advanced.exhausted else self._claim_another())
 
     def _claim_another(self) -> Claim | None:
         """A step of this execution that is queued for other workers: what is at hand takes no message. (The

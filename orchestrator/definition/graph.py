@@ -32,6 +32,21 @@ class Graph:
     def sinks(self) -> tuple[str, ...]:
         return tuple(step.id for step in self.definition.steps if not self.children[step.id])
 
+    @cached_property
+    def heights(self) -> dict[str, int]:
+        """Of each step, the steps on the longest path that hangs on it, itself included. Whoever has a choice
+        takes the highest first, as in critical-path list scheduling (Hu 1961)."""
+        waiting = {id: len(ids) for id, ids in self.children.items()}
+        settled = [id for id, count in waiting.items() if count == 0]
+        heights = dict.fromkeys(self.steps, 1)
+        for id in settled:  # grows on the way: a step follows the last of its dependents
+            for needed in dict.fromkeys(self.steps[id].depends_on):
+                heights[needed] = max(heights[needed], heights[id] + 1)
+                waiting[needed] -= 1
+                if waiting[needed] == 0:
+                    settled.append(needed)
+        return heights
+
     def only_child(self, step_id: str) -> str | None:
         """The one dependent of `step_id`, if it waits for nothing else."""
         children = self.children[step_id]

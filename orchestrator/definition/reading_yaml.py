@@ -49,6 +49,8 @@ def read_yaml(source: str) -> Document:
         return _Reader(source).read()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        if "nesting depth" in (error.problem or ""):  # libyaml's own bound, far beyond ours
+            fail(TOO_DEEP, line=mark.line + 1 if mark else None)
         message = ", ".join(part for part in (error.context, error.problem) if part)
         where = f" at column {mark.column + 1}" if mark else ""
         fail(f"not valid YAML: {message}{where}", line=mark.line + 1 if mark else None)

@@ -13,16 +13,19 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from orchestrator.definition.graph import CONTROL
-from orchestrator.engine.plan import Message, Plan, frontier, plan, whole_frontier
+from orchestrator.engine.plan import Plan, frontier, plan, whole_frontier
 from orchestrator.engine.programs import Program, Programs
 from orchestrator.errors import TemplateError
 from orchestrator.lifecycle import EXECUTION_TERMINAL, STEP_TERMINAL, ExecutionStatus, StepStatus
 from orchestrator.store import Store, executions, steps
 from orchestrator.store.executions import Locked
-from orchestrator.store.steps import EMPTY, Claim, Result
+from orchestrator.store.steps import EMPTY, Claim, ExecutionFacts, Result, Surroundings
 
 KEPT = 8
 """Branches of a fork that one worker keeps for a moment, at most."""
+
+_FEW_WAITS = 64
+"""Steps whose states are worth sending to the database by name after each of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +40,14 @@ class Worker:
 class Advance:
     """What an advance led to. `counted` is False if the claim was no longer held: then nothing was written.
 
-    `inline` is what the worker keeps for itself, its first step already claimed; `plan` is to be dispatched.
-    `ended` says that the execution is over.
+    `claim` is what the worker goes on with, `kept` what it may go on with after that; `plan` is to be dispatched.
+    `exhausted` says that there is nothing else to claim: the execution is over, or a look at it found nothing.
     """
 
     counted: bool
-    ended: bool = False
-    inline: Message | None = None
+    exhausted: bool = False
     claim: Claim | None = None
+    kept: tuple[str, ...] = ()
     plan: Plan | None = None
 
 
@@ -83,7 +86,7 @@ def advance(
             return _LOST
         connection, locked, states = opened
         if locked.status in EXECUTION_TERMINAL:
-            return Advance(counted=True, ended=True)
+            return Advance(counted=True, exhausted=True)
         states[end.path] = end.status
         if end.skip:
             steps.skip(connection, execution_id, dict.fromkeys(end.skip, f"{end.path} took another branch"))
@@ -91,6 +94,46 @@ def advance(
         ready = _follow_up(connection, program, execution_id, {end.path, *end.skip}, states)
         waits_for_others = any(status not in STEP_TERMINAL for status in states.values())
         return _go_on(connection, program, locked, ready, worker, rung, waits_for_others=waits_for_others)
+
+
+def surroundings(program: Program, step_id: str) -> Surroundings | None:
+    """What `go_on` looks at after `step_id`; None if it is not for that step: a wide fork, one that a chord
+    counts, or a join of many, where the general advance costs no more; or the last step of all."""
+    graph = program.graph
+    if step_id not in program.surroundings:
+        children = graph.children[step_id]
+        waits = tuple(
+            (child, needed) for child in children for needed in graph.steps[child].depends_on if needed != step_id
+        )
+        is_last = not children and len(graph.sinks) == 1
+        is_narrow = len(children) <= KEPT and len(waits) <= _FEW_WAITS
+        counted = is_narrow and bool(children) and plan(graph, "", 0, children).join is not None
+        fits = is_narrow and not counted and not is_last
+        program.surroundings[step_id] = Surroundings(children, waits) if fits else None
+    return program.surroundings[step_id]
+
+
+def go_on(
+    store: Store,
+    program: Program,
+    facts: ExecutionFacts,
+    held: Claim,
+    result: Result,
+    around: Surroundings,
+    worker: Worker,
+) -> Advance:
+    """Record `held` as completed and go on, as `advance` does, with a single round trip where that is enough."""
+    gone_on = steps.complete_and_go_on(
+        store, facts.id, held, result, around, queues={worker.queue, CONTROL}, worker_id=worker.id
+    )
+    if not gone_on.recorded:
+        return _LOST
+    if not gone_on.settled:
+        return advance(store, program, facts.id, End(held.path, None), worker=worker)
+    mine = [path for path in gone_on.queued if program.graph.queue_for(path) in (worker.queue, CONTROL)]
+    others = [path for path in gone_on.queued if path not in mine]
+    planned = plan(program.graph, facts.id, facts.priority, others) if others else None
+    return Advance(True, exhausted=gone_on.claim is None, claim=gone_on.claim, kept=tuple(mine), plan=planned)
 
 
 def replan(store: Store, programs: Programs, execution_id: str) -> Plan | None:
@@ -158,24 +201,24 @@ def _go_on(
     if not ready:
         # A dependent that still waits for others says already that this is not the end.
         ended = not waits_for_others and _finish_if_done(connection, program, locked)
-        return Advance(counted=True, ended=ended)
+        return Advance(counted=True, exhausted=ended)
     if locked.status is ExecutionStatus.PAUSED:
         return Advance(counted=True)  # they stay pending; resume plans them
     announced = [step_id for step_id in ready if step_id in rung]
     left = [step_id for step_id in ready if step_id not in rung]
     planned = plan(program.graph, locked.id, locked.priority, left) if left else None
     if planned is not None and worker is not None:
-        inline, planned = _keep(planned, worker.queue)
-        if inline is not None:
-            first = inline.starts[0]
+        mine, planned = _keep(planned, worker.queue)
+        if mine:
+            first, *kept = mine
             others = [step_id for step_id in (*announced, *left) if step_id != first]
             claim = steps.queue_and_follow(connection, locked.id, others, first, worker.id)
-            return Advance(counted=True, inline=inline, claim=claim, plan=planned)
+            return Advance(counted=True, claim=claim, kept=tuple(kept), plan=planned)
     steps.queue(connection, locked.id, [*announced, *left])
     return Advance(counted=True, plan=planned)
 
 
-def _keep(planned: Plan, queue: str) -> tuple[Message | None, Plan | None]:
+def _keep(planned: Plan, queue: str) -> tuple[tuple[str, ...], Plan | None]:
     """What a worker of `queue` goes on with without a message, and what is left of the plan.
 
     Of a narrow fork it takes all that it can serve: often that is done before a message would have arrived, and
@@ -183,14 +226,14 @@ def _keep(planned: Plan, queue: str) -> tuple[Message | None, Plan | None]:
     a chord are counted by the broker: these go out whole.
     """
     if planned.join is not None:
-        return None, planned
+        return (), planned
     mine = [branch for branch in planned.branches if branch[0].queue in (queue, CONTROL)]
     if not mine:
-        return None, planned
+        return (), planned
     kept = mine if len(mine) <= KEPT else mine[:1]
     others = tuple(branch for branch in planned.branches if branch not in kept)
-    inline = Message(queue, tuple(start for branch in kept for start in branch[0].starts))
-    return inline, Plan(planned.execution_id, planned.priority, others) if others else None
+    starts = tuple(start for branch in kept for start in branch[0].starts)
+    return starts, Plan(planned.execution_id, planned.priority, others) if others else None
 
 
 def _finish_if_done(connection: Connection, program: Program, locked: Locked) -> bool:

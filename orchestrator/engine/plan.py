@@ -109,7 +109,9 @@ def whole_frontier(graph: Graph, states: Mapping[str, StepStatus], blocked: Coll
 
 
 def plan(graph: Graph, execution_id: str, priority: int, ready: Sequence[str]) -> Plan:
-    """The messages for `ready` steps: runs, packed where that delays nobody, and a join where all meet."""
+    """The messages for `ready` steps, the highest first: runs, packed where that delays nobody, and a join
+    where all meet."""
+    ready = sorted(ready, key=lambda step_id: -graph.heights[step_id])
     branches = [_branch(graph, start) for start in ready]
     ends = {start: _end(graph, branch) for start, branch in zip(ready, branches, strict=True)}
     packed = _pack(graph, branches, ends)

@@ -18,6 +18,7 @@ from orchestrator.lifecycle import StepStatus
 from orchestrator.plugins import Catalogue
 from orchestrator.store import Store, workflows
 from orchestrator.store.executions import StepRows
+from orchestrator.store.steps import Surroundings
 
 # A process serves a handful of workflows at a time; a definition of 10,000 steps takes some 20 MB here.
 _KEPT = 64
@@ -37,6 +38,8 @@ class Program:
         )
         self.prepared: dict[str, Any] = {}
         """What the worker keeps of each step, by id; see workers/attempt.py."""
+        self.surroundings: dict[str, Surroundings | None] = {}
+        """Kept by engine/advance.py, by step id."""
         self.timeout = self.definition.timeout or settings.executor.timeout
 
     def retry_policy(self, step: Step) -> RetryPolicy:
@@ -51,6 +54,7 @@ class Program:
             types=tuple(step.type for step in steps),
             queues=tuple(self.graph.queue_for(step.id) for step in steps),
             statuses=tuple(StepStatus.QUEUED if step.id in roots else StepStatus.PENDING for step in steps),
+            heights=tuple(self.graph.heights[step.id] for step in steps),
             timeouts=tuple(step.timeout for step in steps),
         )
 

@@ -35,6 +35,7 @@ class StepRows:
     types: tuple[str, ...]
     queues: tuple[str, ...]
     statuses: tuple[str, ...]
+    heights: tuple[int, ...]
     timeouts: tuple[float | None, ...]
 
 
@@ -48,12 +49,12 @@ WITH created AS (
     ON CONFLICT (workflow_id, idempotency_key) DO NOTHING
     RETURNING id
 ), steps AS (
-    INSERT INTO step_executions (id, execution_id, path, step_id, type, queue, status, timeout, rung_at)
-    SELECT u.id, created.id, u.path, u.path, u.type, u.queue, u.status, u.timeout,
+    INSERT INTO step_executions (id, execution_id, path, step_id, type, queue, status, height, timeout, rung_at)
+    SELECT u.id, created.id, u.path, u.path, u.type, u.queue, u.status, u.height, u.timeout,
            CASE WHEN u.status = '{StepStatus.QUEUED}' THEN clock_timestamp() END
     FROM created, unnest(%(ids)s::uuid[], %(paths)s::text[], %(types)s::text[], %(queues)s::text[],
-                         %(statuses)s::text[], %(timeouts)s::float8[])
-                  AS u(id, path, type, queue, status, timeout)
+                         %(statuses)s::text[], %(heights)s::int[], %(timeouts)s::float8[])
+                  AS u(id, path, type, queue, status, height, timeout)
 )
 SELECT EXISTS (SELECT FROM created) AS created, w.version, w.status FROM workflows w WHERE w.id = %(workflow)s
 """
@@ -75,6 +76,7 @@ _INSERT_ROUTINE = Routine(
         "types": "text[]",
         "queues": "text[]",
         "statuses": "text[]",
+        "heights": "int[]",
         "timeouts": "float8[]",
     },
     {"created": "bool", "current_version": "int", "workflow_status": "text"},
@@ -122,6 +124,7 @@ def insert(
             "types": list(steps.types),
             "queues": list(steps.queues),
             "statuses": list(steps.statuses),
+            "heights": list(steps.heights),
             "timeouts": list(steps.timeouts),
         },
     )

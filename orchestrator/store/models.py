@@ -117,6 +117,7 @@ step_executions = sa.Table(
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
     sa.Column("losses", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("height", sa.Integer, nullable=False, server_default="0", comment="Graph.heights: the highest first"),
     sa.Column("timeout", sa.Double, comment="seconds that one attempt may take"),
     sa.Column("resumes", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("input", JSONB),

@@ -18,15 +18,17 @@ _PARAMETER = re.compile(r"%\((\w+)\)s")
 
 
 class Routine:
-    """One SQL statement with %(name)s parameters, each of the type given for it."""
+    """One SQL statement with %(name)s parameters, each of the type given for it; or several, as a PL/pgSQL block
+    that begins with DECLARE and returns with RETURN NEXT."""
 
     def __init__(self, name: str, sql: str, parameters: Mapping[str, str], columns: Mapping[str, str]) -> None:
         body = _PARAMETER.sub(lambda match: f"p_{match[1]}", sql)
         signature = ", ".join(f"p_{parameter} {kind}" for parameter, kind in parameters.items())
         returned = ", ".join(f"{column} {kind}" for column, kind in columns.items())
+        block = body if body.lstrip().startswith("DECLARE") else f"BEGIN RETURN QUERY {body}; END"
         definition = (
             f"({signature}) RETURNS TABLE ({returned}) LANGUAGE plpgsql AS $routine$\n"
-            f"#variable_conflict use_column\nBEGIN RETURN QUERY {body}; END $routine$"
+            f"#variable_conflict use_column\n{block} $routine$"
         )
         self.name = f"{name}_{hashlib.sha256(definition.encode()).hexdigest()[:10]}"
         self.definition = f"CREATE OR REPLACE FUNCTION {self.name}{definition}"

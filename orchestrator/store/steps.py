@@ -141,18 +141,23 @@ def claim(store: Store, execution_id: str, path: str, worker_id: str) -> tuple[C
     return Claim(id, path, attempt, losses, token), ExecutionFacts(execution_id, *facts)
 
 
-_FEW = 16
+_FEW = 64
+"""Queued steps of one execution up to which a worker looks among them for its next; of more, most are on their way
+in packs, in which they cost less."""
+
+# A step taken without its message says nothing about how far the messages have come: see ring_again.
+_UNRUNG = "rung_at = NULL"
 _CLAIM_QUEUED_ROUTINE = Routine(
     "claim_queued",
     f"""
-    UPDATE step_executions s SET {CLAIM.assignment}, {_TAKE}
+    UPDATE step_executions s SET {CLAIM.assignment}, {_TAKE}, {_UNRUNG}
     FROM executions e
     WHERE e.id = %(execution)s AND e.status = '{ExecutionStatus.RUNNING}' AND s.{CLAIM.guard}
       AND (SELECT count(*) FROM (SELECT FROM step_executions q WHERE q.execution_id = %(execution)s
                                  AND q.{CLAIM.guard} LIMIT {_FEW} + 1) AS few) <= {_FEW}
       AND s.id = (SELECT q.id FROM step_executions q
                   WHERE q.execution_id = %(execution)s AND q.{CLAIM.guard} AND q.queue = ANY(%(queues)s)
-                  LIMIT 1 FOR UPDATE SKIP LOCKED)
+                  ORDER BY q.height DESC LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING s.id::text, s.path, s.attempt, s.losses
     """,
     {"execution": "uuid", "queues": "text[]", "worker": "uuid", "token": "uuid"},
@@ -161,9 +166,9 @@ _CLAIM_QUEUED_ROUTINE = Routine(
 
 
 def claim_queued(store: Store, execution_id: str, queues: Collection[str], worker_id: str) -> Claim | None:
-    """Take on any step of a running execution that is queued on one of `queues`.
+    """Take on the highest step of a running execution that is queued on one of `queues`.
 
-    None too if many are queued: those are on their way in packs, in which they cost less.
+    None too if many are queued.
     """
     token = new_id()
     params = {"execution": execution_id, "queues": list(queues), "worker": worker_id, "token": token}
@@ -222,6 +227,132 @@ def complete_and_follow(
     }
     ((recorded, id, attempt, losses),) = store.call(_COMPLETE_AND_FOLLOW_ROUTINE, params)
     return recorded, Claim(id, path, attempt, losses, token) if id else None
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What decides what a step's end leads to: its dependents, and as pairs (dependent, step) all else that they
+    wait for."""
+
+    children: tuple[str, ...]
+    waits: tuple[tuple[str, str], ...]
+
+
+_COMPLETE_AND_GO_ON_ROUTINE = Routine(
+    "complete_and_go_on",
+    f"""
+    DECLARE
+        execution_status text;
+        ready text[];
+        is_waited_for bool;
+        is_plain bool;
+    BEGIN
+        settled := false;
+        SELECT e.status INTO execution_status FROM executions e WHERE e.id = %(execution)s FOR NO KEY UPDATE;
+        UPDATE step_executions SET {COMPLETE.assignment}, {_RECORD}, finished_at = clock_timestamp()
+        WHERE {_HELD} AND {COMPLETE.guard};
+        recorded := FOUND;
+        IF NOT recorded OR execution_status <> '{ExecutionStatus.RUNNING}' THEN
+            RETURN NEXT;
+            RETURN;
+        END IF;
+
+        WITH waits AS (
+            SELECT u.child, s.status FROM unnest(%(waiting)s, %(needs)s) AS u(child, path)
+            JOIN step_executions s ON s.execution_id = %(execution)s AND s.path = u.path
+        ), children AS (
+            SELECT s.path, EXISTS (SELECT FROM waits w WHERE w.child = s.path
+                                   AND w.status <> '{StepStatus.COMPLETED}') AS waits
+            FROM step_executions s
+            WHERE s.execution_id = %(execution)s AND s.path = ANY(%(children)s) AND s.{QUEUE.guard}
+        )
+        SELECT array_agg(c.path) FILTER (WHERE NOT c.waits), coalesce(bool_or(c.waits), false),
+               NOT EXISTS (SELECT FROM waits w WHERE w.status IN ({sql_words(STEP_TERMINAL - {StepStatus.COMPLETED})}))
+        INTO ready, is_waited_for, is_plain FROM children c;
+        IF NOT is_plain OR (ready IS NULL AND NOT is_waited_for AND NOT EXISTS (
+            SELECT FROM step_executions l WHERE l.execution_id = %(execution)s AND l.{_LIVE})) THEN
+            RETURN NEXT;
+            RETURN;
+        END IF;
+
+        settled := true;
+        UPDATE step_executions SET {QUEUE.assignment}, rung_at = clock_timestamp()
+        WHERE execution_id = %(execution)s AND path = ANY(ready) AND {QUEUE.guard};
+        UPDATE step_executions s SET {CLAIM.assignment}, {_TAKE}, {_UNRUNG}
+        WHERE s.{CLAIM.guard} AND s.id = (
+            SELECT q.id FROM step_executions q
+            WHERE q.execution_id = %(execution)s AND q.{CLAIM.guard} AND q.queue = ANY(%(queues)s)
+              AND (q.path = ANY(ready) OR {_FEW} >= (
+                  SELECT count(*) FROM (SELECT FROM step_executions f WHERE f.execution_id = %(execution)s
+                                        AND f.{CLAIM.guard} LIMIT {_FEW} + 1) AS few))
+            ORDER BY q.height DESC LIMIT 1 FOR UPDATE SKIP LOCKED)
+        RETURNING s.id::text, s.path, s.attempt, s.losses INTO id, path, attempt, losses;
+        queued := array_remove(ready, path);
+        RETURN NEXT;
+    END
+    """,
+    _WRITTEN
+    | {
+        "execution": "uuid",
+        "children": "text[]",
+        "waiting": "text[]",
+        "needs": "text[]",
+        "queues": "text[]",
+        "worker": "uuid",
+        "token": "uuid",
+    },
+    {
+        "recorded": "bool",
+        "settled": "bool",
+        "id": "text",
+        "path": "text",
+        "attempt": "int",
+        "losses": "int",
+        "queued": "text[]",
+    },
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GoneOn:
+    """What `complete_and_go_on` did. Not `settled`: the step was recorded (if `recorded`), and that is all.
+    `queued` are the steps that have become ready, without the one that was claimed."""
+
+    recorded: bool
+    settled: bool
+    claim: Claim | None
+    queued: tuple[str, ...]
+
+
+def complete_and_go_on(
+    store: Store,
+    execution_id: str,
+    held: Claim,
+    result: Result,
+    around: Surroundings,
+    *,
+    queues: Collection[str],
+    worker_id: str,
+) -> GoneOn:
+    """Record `held` as completed, queue what that makes ready, and take on the highest step of the execution
+    that is queued on one of `queues`: all in one round trip and one commit.
+
+    It decides only the plain case, in which whatever the dependents wait for has completed or has not ended, and
+    the execution goes on.
+    """
+    token = new_id()
+    params = _written(held, result) | {
+        "execution": execution_id,
+        "children": list(around.children),
+        "waiting": [child for child, _ in around.waits],
+        "needs": [needed for _, needed in around.waits],
+        "queues": list(queues),
+        "worker": worker_id,
+        "token": token,
+    }
+    ((recorded, settled, id, path, attempt, losses, queued),) = store.call(_COMPLETE_AND_GO_ON_ROUTINE, params)
+    claim = Claim(id, path, attempt, losses, token) if id else None
+    return GoneOn(recorded, settled, claim, tuple(queued or ()))
 
 
 _COMPLETE_AND_FINISH = f"""
