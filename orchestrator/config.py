@@ -2,15 +2,18 @@
 
 The file has the shape `services: {orchestrator: {...}}` (see deploy/config.yaml); `ORCHESTRATOR_CONFIG` names
 it. Every setting has an environment variable made from its path: `executor.max_memory` is
-`ORCHESTRATOR_EXECUTOR_MAX_MEMORY`. A top-level `scheduler:` beside `services:` is read too.
+`ORCHESTRATOR_EXECUTOR_MAX_MEMORY`; what is given by name (connections, agents, ...) is JSON there, as in
+`ORCHESTRATOR_CONNECTIONS='{"main_db": {"url": "..."}}'`. A top-level `scheduler:` beside `services:` is read too.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,14 @@ from orchestrator.errors import ConfigurationError
 _PREFIX = "ORCHESTRATOR"
 
 
-def _setting(default: Any, parse: Any, help: str, minimum: float | None = None) -> Any:
-    return field(default=default, metadata={"parse": parse, "help": help, "minimum": minimum})
+def _setting(default: Any, parse: Any, help: str, minimum: float | None = None, *, secret: bool = False) -> Any:
+    """`secret`: masked wherever a worker stores or logs a text."""
+    return field(default=default, metadata={"parse": parse, "help": help, "minimum": minimum, "secret": secret})
+
+
+def _named(kind: type, help: str) -> Any:
+    """A mapping from names, which the user chooses, to settings of one kind."""
+    return field(default_factory=dict, metadata={"named": kind, "help": help})
 
 
 def _text(value: object) -> str:
@@ -65,6 +74,31 @@ def _flag(value: object) -> bool:
     if str(value).lower() in ("false", "0", "no", "off"):
         return False
     raise ValueError(f"expected true or false, not {value!r}")
+
+
+def _choice(*words: str) -> Any:
+    def parse(value: object) -> str:
+        if value not in words:
+            raise ValueError(f"expected {' or '.join(words)}, not {value!r}")
+        return str(value)
+
+    return parse
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"expected a list of texts, not {value!r}")
+    return tuple(_text(item) for item in value)
+
+
+def _table(value: object) -> dict[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a mapping of texts, not {value!r}")
+    return {str(key): _text(item) for key, item in value.items()}
 
 
 def _duration(value: object) -> float:
@@ -124,9 +158,71 @@ class ExecutorSettings:
     max_memory: int = _setting(1024**3, _size, "bytes of memory a script may use", minimum=1)
     log_retention: float = _setting(7 * 86400.0, _duration, "seconds that logs are kept", minimum=0)
     scripts_dir: str = _setting("scripts", _text, "folder that `script:` names files in")
+    templates_dir: str = _setting("templates", _text, "folder that the `template` of an email names files in")
     max_payload: int = _setting(1024**2, _size, "bytes of an input or a step's output at most", minimum=1024)
     max_log: int = _setting(1024**2, _size, "bytes of log lines kept per attempt", minimum=0)
     max_response: int = _setting(10 * 1024**2, _size, "bytes of an HTTP response read at most", minimum=0)
+
+
+# Texts of the following may hold {{ secrets.name }}; a worker fills them in when a step needs them.
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSettings:
+    """What a `database` step names as its connection."""
+
+    url: str = _setting("", _text, "SQLAlchemy URL of the database", secret=True)
+    pool_size: int = _setting(5, _whole, "connections kept per worker process", minimum=1)
+
+
+@dataclass(frozen=True, slots=True)
+class EmailSettings:
+    """The SMTP server of `email` steps."""
+
+    host: str = _setting("", _text, "the server's name; empty: email steps are refused")
+    port: int = _setting(587, _port, "the server's port", minimum=1)
+    security: str = _setting("starttls", _choice("starttls", "tls", "none"), "how the connection is encrypted")
+    verify: bool = _setting(True, _flag, "whether the server's certificate is checked")
+    ca_file: str = _setting("", _text, "certificates to check it against, instead of the system's")
+    username: str = _setting("", _text, "the login's name; empty: no login")
+    password: str = _setting("", _text, "the login's password", secret=True)
+    sender: str = _setting("", _text, "the From address of emails that name none")
+    timeout: float = _setting(30.0, _duration, "seconds an email may take", minimum=0.001)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """What an `agent` step names as its agent_id."""
+
+    url: str = _setting("", _text, "where the agent is")
+    protocol: str = _setting("a2a", _choice("a2a", "http"), "what it speaks")
+    headers: Mapping[str, str] | None = _setting(None, _table, "sent with every request", secret=True)
+    poll_interval: float = _setting(2.0, _duration, "seconds between looks at a long task", minimum=0.05)
+
+
+@dataclass(frozen=True, slots=True)
+class LlmSettings:
+    """The OpenAI-compatible service of `llm` steps."""
+
+    base_url: str = _setting("", _text, "its address, such as https://api.openai.com/v1")
+    api_key: str = _setting("", _text, "its key", secret=True)
+    model: str = _setting("", _text, "the model of steps that name none")
+
+
+@dataclass(frozen=True, slots=True)
+class McpServerSettings:
+    """What an `mcp` step names as its server: one with a url (streamable HTTP), or a command (stdio)."""
+
+    url: str = _setting("", _text, "its address")
+    headers: Mapping[str, str] | None = _setting(None, _table, "sent with every request", secret=True)
+    command: tuple[str, ...] = _setting((), _texts, "the program that is the server, with its arguments")
+    env: Mapping[str, str] | None = _setting(None, _table, "added to the program's environment", secret=True)
+
+
+@dataclass(frozen=True, slots=True)
+class McpSettings:
+    default_server: str = _setting("", _text, "the server of steps that name none; may be empty if there is just one")
+    servers: Mapping[str, McpServerSettings] = _named(McpServerSettings, "MCP servers by name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +230,19 @@ class Settings:
     host: str = _setting("127.0.0.1", _text, "address the API listens on")
     port: int = _setting(8084, _port, "port the API listens on", minimum=0)
     data_dir: str = _setting("~/.orchestrator", _text, "folder of the embedded servers and the generated key")
-    admin_key: str = _setting("", _text, "bearer key of the API; generated into the data folder when empty")
+    admin_key: str = _setting(
+        "", _text, "bearer key of the API; generated into the data folder when empty", secret=True
+    )
     plugins: str = _setting("", _text, "comma-separated modules that register step types")
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
     broker: BrokerSettings = field(default_factory=BrokerSettings)
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
+    connections: Mapping[str, ConnectionSettings] = _named(ConnectionSettings, "databases by name")
+    email: EmailSettings = field(default_factory=EmailSettings)
+    agents: Mapping[str, AgentSettings] = _named(AgentSettings, "agents by their id")
+    llm: LlmSettings = field(default_factory=LlmSettings)
+    mcp: McpSettings = field(default_factory=McpSettings)
 
     @property
     def data_path(self) -> Path:
@@ -148,6 +251,14 @@ class Settings:
     @property
     def scripts_path(self) -> Path:
         return Path(self.executor.scripts_dir).expanduser().absolute()
+
+    @property
+    def templates_path(self) -> Path:
+        return Path(self.executor.templates_dir).expanduser().absolute()
+
+    def secrets(self) -> frozenset[str]:
+        """Every text in here that nobody is to read in a log or a result."""
+        return frozenset(_secrets_in(self))
 
 
 # The spec writes two of the retry settings flat under `scheduler`; they mean the same.
@@ -177,7 +288,7 @@ def load_settings(environ: Mapping[str, str] | None = None, file: str | Path | N
 
 def environment_of(settings: Settings) -> dict[str, str]:
     """The environment variables that make load_settings() return `settings` in a child process."""
-    return {_variable(path): str(value) for path, value in _leaves(settings)}
+    return {_variable(path): _as_text(value) for path, value in _leaves(settings) if value is not None}
 
 
 def _from_file(file: Path) -> dict[str, tuple[object, str]]:
@@ -204,14 +315,21 @@ def _from_file(file: Path) -> dict[str, tuple[object, str]]:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[object, str]]:
-    return {path: (environ[name], name) for path, _ in _leaves(Settings()) if (name := _variable(path)) in environ}
+    written: dict[str, tuple[object, str]] = {}
+    for path, default in _leaves(Settings()):
+        name = _variable(path)
+        if name in environ:
+            written[path] = (environ[name] if isinstance(default, (str, int, float)) else _parsed(environ[name]), name)
+    return written
 
 
 def _build(kind: Any, prefix: str, written: dict[str, tuple[object, str]], wrong: list[str]) -> Any:
     values: dict[str, Any] = {}
     for item in fields(kind):
         path = prefix + item.name
-        if item.default is MISSING:
+        if "named" in item.metadata:
+            values[item.name] = _build_named(item.metadata["named"], path, written, wrong)
+        elif item.default is MISSING:
             assert item.default_factory is not MISSING
             values[item.name] = _build(type(item.default_factory()), f"{path}.", written, wrong)
         elif path in written:
@@ -227,8 +345,31 @@ def _build(kind: Any, prefix: str, written: dict[str, tuple[object, str]], wrong
     return kind(**values)
 
 
+def _build_named(kind: Any, path: str, written: dict[str, tuple[object, str]], wrong: list[str]) -> dict[str, Any]:
+    if path not in written:
+        return {}
+    given, where = written.pop(path)
+    if not isinstance(given, dict):
+        wrong.append(f"{where}: expected a mapping of names to settings")
+        return {}
+    built: dict[str, Any] = {}
+    for name, values in given.items():
+        if not _NAME.fullmatch(str(name)) or not isinstance(values, dict):
+            wrong.append(f"{where}.{name}: expected a name (letters, digits, _ and -) with a mapping of settings")
+            continue
+        inner: dict[str, tuple[object, str]] = {key: (value, f"{where}.{name}.{key}") for key, value in values.items()}
+        built[name] = _build(kind, "", inner, wrong)
+        wrong += [f"{at}: there is no setting {key}" for key, (_, at) in inner.items()]
+    return built
+
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_WHOLE = frozenset(("connections", "agents", "mcp.servers"))
+"""Settings that are read as one value, since what is below them is named by the user."""
+
+
 def _flatten(section: object, prefix: str) -> list[tuple[str, object]]:
-    if not isinstance(section, dict):
+    if not isinstance(section, dict) or prefix.rstrip(".") in _WHOLE:
         return [(prefix.rstrip("."), section)]
     return [leaf for key, value in section.items() for leaf in _flatten(value, f"{prefix}{key}.")]
 
@@ -240,6 +381,34 @@ def _leaves(settings: Any, prefix: str = "") -> list[tuple[str, Any]]:
         nested = is_dataclass(value)
         found += _leaves(value, f"{prefix}{item.name}.") if nested else [(prefix + item.name, value)]
     return found
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text  # what it is not is said by the setting's own check
+
+
+def _as_text(value: Any) -> str:
+    """What `_from_environment` reads back."""
+    if isinstance(value, (Mapping, tuple)):
+        return json.dumps(
+            {name: asdict(item) for name, item in value.items()} if isinstance(value, Mapping) else value,
+        )
+    return str(value)
+
+
+def _secrets_in(settings: Any) -> Iterator[str]:
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        if is_dataclass(value):
+            yield from _secrets_in(value)
+        elif "named" in item.metadata:
+            for one in value.values():
+                yield from _secrets_in(one)
+        elif item.metadata["secret"] and value:
+            yield from (value.values() if isinstance(value, Mapping) else [value])
 
 
 def _variable(path: str) -> str:

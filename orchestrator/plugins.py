@@ -8,6 +8,7 @@ decorated as steps need no hook. See workers/steps/contract.py for what a step t
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Protocol, cast
@@ -46,6 +47,14 @@ class StepTypeInfo(Protocol):
         """Fields of the config whose text is an expression even without braces; a dotted path (`cases.when`)
         passes through the items of lists."""
 
+    @property
+    def extra(self) -> str:
+        """The optional extra that has what the type needs; "" if it needs none."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """What must be importable for the type to be performed."""
+
     def references(self, config: Mapping[str, object]) -> Iterable[tuple[str, str]]:
         """(path within config, step id) of each step that `config` names; those must depend on this one."""
 
@@ -79,6 +88,16 @@ def load_plugins(modules: str) -> pluggy.PluginManager:
         if not manager.is_registered(module):
             manager.register(module, name)
     return manager
+
+
+def missing_modules(step_type: StepTypeInfo) -> list[str]:
+    """What the type needs and is not installed here."""
+    return [name for name in getattr(step_type, "modules", ()) if not _is_installed(name)]
+
+
+@lru_cache(maxsize=64)
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 @lru_cache(maxsize=8)

@@ -176,8 +176,10 @@ class Attempt:
             config=config,
             input=self.execution.input if mapped is None else mapped,
             settings=self.settings,
+            reveal=self._reveal,
             log=log.add,
             deadline=deadline,
+            state=self.claim.state,
         )
         with interrupted_at(deadline):
             return prepared.type.perform(step_context)
@@ -199,6 +201,12 @@ class Attempt:
             "trigger": {"id": execution.trigger_id},
             "execution": execution_facts(execution.id, execution.workflow_id, execution.version, execution.priority),
         }
+
+    def _reveal(self, value: Any) -> Any:
+        try:
+            return compile_value(value).render({"secrets": self.secrets})
+        except TemplateError as error:
+            raise StepFailed(f"a setting of the worker: {error}", kind="config", retryable=False) from None
 
     def _deadline(self) -> float | None:
         limits = [self.ends_at] if self.ends_at is not None else []

@@ -51,7 +51,7 @@ class WorkerProcess:
         self.node = node
         self.store = Store(settings.database)
         self.programs = Programs(load_catalogue(settings.plugins), settings)
-        self.secrets = Secrets()
+        self.secrets = Secrets(also=settings.secrets())
         self.doorbell = Doorbell()
         self.lease = Lease(self.store, node, settings.scheduler.lease / 4)
 

@@ -182,7 +182,7 @@ class Lane:
         if isinstance(outcome, Wait):
             delay = max(0.0, (outcome.until - datetime.now(UTC)).total_seconds())
             with self.store.single() as connection:
-                steps.rest(connection, claim, Result(given), delay=delay, resumes=True)
+                steps.rest(connection, claim, Result(given), delay=delay, resumes=True, state=outcome.state)
             return self.claim_next()
         failure = Failure(outcome.kind, str(outcome), outcome.retryable, given, outcome.output)
         return self._settled(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 _PREFIX = "ORCHESTRATOR_SECRET_"
@@ -15,14 +15,17 @@ _SHORTEST_MASKED = 4
 class Secrets(Mapping[str, str]):
     """`secrets.api_token` is the environment variable ORCHESTRATOR_SECRET_API_TOKEN of the worker."""
 
-    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, environ: Mapping[str, str] | None = None, also: Iterable[str] = ()) -> None:
+        """`also` are texts that are no one's to name, but are masked as well: the secrets of the settings."""
         environ = os.environ if environ is None else environ
         self._values = {
             name.removeprefix(_PREFIX).lower(): value for name, value in environ.items() if name.startswith(_PREFIX)
         }
         # The longest first: a secret that is a part of another one must not leave the rest of it standing.
         self._masked = sorted(
-            {value for value in self._values.values() if len(value) >= _SHORTEST_MASKED}, key=len, reverse=True
+            {value for value in (*self._values.values(), *also) if len(value) >= _SHORTEST_MASKED},
+            key=len,
+            reverse=True,
         )
 
     def __getitem__(self, name: str) -> str:

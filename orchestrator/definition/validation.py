@@ -21,7 +21,7 @@ from orchestrator.definition.schema import STEP_ID, DefinitionSchema
 from orchestrator.definition.syntax import Chain
 from orchestrator.definition.templates import ROOTS, compile_expression, compile_text, contains_template
 from orchestrator.errors import DefinitionError, Problem, TemplateError
-from orchestrator.plugins import Catalogue, StepTypeInfo
+from orchestrator.plugins import Catalogue, StepTypeInfo, missing_modules
 
 MAX_PROBLEMS = 100
 _MAX_OF_A_SCHEMA = 10_000  # nobody reads the rest, and wording hundreds of thousands takes seconds
@@ -217,7 +217,16 @@ class _Validation:
         if name not in self.catalogue:
             hint = self.hints(name, self.catalogue, f"; known are {', '.join(sorted(self.catalogue))}")
             self._complain((*at, "type"), f"there is no step type '{name}'{hint}")
-        return self.catalogue.get(name)
+            return None
+        known = self.catalogue[name]
+        missing = missing_modules(known)
+        if missing:
+            self._complain(
+                (*at, "type"),
+                f"the step type '{name}' needs {', '.join(missing)}, which is not installed; "
+                f"install it with: pip install 'orchestrator[{known.extra}]'",
+            )
+        return known
 
     def _check_config(self, config: Mapping[str, Any], at: Keys, known: StepTypeInfo, templated: _Templated) -> None:
         schema = self.schemas.get(known.type)

@@ -120,6 +120,7 @@ step_executions = sa.Table(
     sa.Column("height", sa.Integer, nullable=False, server_default="0", comment="Graph.heights: the highest first"),
     sa.Column("timeout", sa.Double, comment="seconds that one attempt may take"),
     sa.Column("resumes", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("state", JSONB, comment="what an attempt that rests left for itself"),
     sa.Column("input", JSONB),
     sa.Column("output", JSONB),
     sa.Column("error_kind", sa.Text),

@@ -41,6 +41,8 @@ class Claim:
     attempt: int
     losses: int
     token: str
+    state: Any = None
+    """What this attempt left for itself when it went to rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ WITH claimed AS (
     FROM executions e
     WHERE s.execution_id = %(execution)s::uuid AND s.path = %(path)s AND s.{CLAIM.guard}
       AND e.id = s.execution_id AND e.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')
-    RETURNING s.id::text AS id, s.attempt, s.losses, e.workflow_id::text AS workflow_id, e.version, e.input,
+    RETURNING s.id::text AS id, s.attempt, s.losses, s.state, e.workflow_id::text AS workflow_id, e.version, e.input,
         e.priority, e.trigger_id::text AS trigger_id,
         coalesce(extract(epoch FROM e.deadline - clock_timestamp())::float8, e.timeout) AS seconds_left
 ), begun AS (
@@ -118,6 +120,7 @@ _CLAIM_ROUTINE = Routine(
         "id": "text",
         "attempt": "int",
         "losses": "int",
+        "state": "jsonb",
         "workflow_id": "text",
         "version": "int",
         "input": "jsonb",
@@ -137,8 +140,8 @@ def claim(store: Store, execution_id: str, path: str, worker_id: str) -> tuple[C
     rows = store.call(_CLAIM_ROUTINE, {"execution": execution_id, "path": path, "worker": worker_id, "token": token})
     if not rows:
         return None
-    id, attempt, losses, *facts = rows[0]
-    return Claim(id, path, attempt, losses, token), ExecutionFacts(execution_id, *facts)
+    id, attempt, losses, state, *facts = rows[0]
+    return Claim(id, path, attempt, losses, token, state), ExecutionFacts(execution_id, *facts)
 
 
 _FEW = 64
@@ -158,10 +161,10 @@ _CLAIM_QUEUED_ROUTINE = Routine(
       AND s.id = (SELECT q.id FROM step_executions q
                   WHERE q.execution_id = %(execution)s AND q.{CLAIM.guard} AND q.queue = ANY(%(queues)s)
                   ORDER BY q.height DESC LIMIT 1 FOR UPDATE SKIP LOCKED)
-    RETURNING s.id::text, s.path, s.attempt, s.losses
+    RETURNING s.id::text, s.path, s.attempt, s.losses, s.state
     """,
     {"execution": "uuid", "queues": "text[]", "worker": "uuid", "token": "uuid"},
-    {"id": "text", "path": "text", "attempt": "int", "losses": "int"},
+    {"id": "text", "path": "text", "attempt": "int", "losses": "int", "state": "jsonb"},
 )
 
 
@@ -175,8 +178,8 @@ def claim_queued(store: Store, execution_id: str, queues: Collection[str], worke
     rows = store.call(_CLAIM_QUEUED_ROUTINE, params)
     if not rows:
         return None
-    id, path, attempt, losses = rows[0]
-    return Claim(id, path, attempt, losses, token)
+    id, path, attempt, losses, state = rows[0]
+    return Claim(id, path, attempt, losses, token, state)
 
 
 _COMPLETE_AND_FOLLOW = f"""
@@ -286,7 +289,7 @@ _COMPLETE_AND_GO_ON_ROUTINE = Routine(
                   SELECT count(*) FROM (SELECT FROM step_executions f WHERE f.execution_id = %(execution)s
                                         AND f.{CLAIM.guard} LIMIT {_FEW} + 1) AS few))
             ORDER BY q.height DESC LIMIT 1 FOR UPDATE SKIP LOCKED)
-        RETURNING s.id::text, s.path, s.attempt, s.losses INTO id, path, attempt, losses;
+        RETURNING s.id::text, s.path, s.attempt, s.losses, s.state INTO id, path, attempt, losses, state;
         queued := array_remove(ready, path);
         RETURN NEXT;
     END
@@ -308,6 +311,7 @@ _COMPLETE_AND_GO_ON_ROUTINE = Routine(
         "path": "text",
         "attempt": "int",
         "losses": "int",
+        "state": "jsonb",
         "queued": "text[]",
     },
 )
@@ -350,8 +354,8 @@ def complete_and_go_on(
         "worker": worker_id,
         "token": token,
     }
-    ((recorded, settled, id, path, attempt, losses, queued),) = store.call(_COMPLETE_AND_GO_ON_ROUTINE, params)
-    claim = Claim(id, path, attempt, losses, token) if id else None
+    ((recorded, settled, id, path, attempt, losses, state, queued),) = store.call(_COMPLETE_AND_GO_ON_ROUTINE, params)
+    claim = Claim(id, path, attempt, losses, token, state) if id else None
     return GoneOn(recorded, settled, claim, tuple(queued or ()))
 
 
@@ -448,15 +452,17 @@ def ending(
         yield connection, locked, {path: StepStatus(state) for path, state in (row.states or {}).items()}
 
 
-def rest(connection: Connection, held: Claim, result: Result, *, delay: float, resumes: bool) -> bool:
-    """Let the step wait `delay` seconds: before its next attempt, or (`resumes`) before going on with this
-    one."""
+def rest(
+    connection: Connection, held: Claim, result: Result, *, delay: float, resumes: bool, state: Any = None
+) -> bool:
+    """Let the step wait `delay` seconds: before its next attempt, or (`resumes`) before going on with this one,
+    which finds `state`."""
     sql = (
-        f"UPDATE step_executions SET {REST.assignment}, {_RECORD}, resumes = %(resumes)s, "
+        f"UPDATE step_executions SET {REST.assignment}, {_RECORD}, resumes = %(resumes)s, state = %(state)s::jsonb, "
         "next_attempt_at = clock_timestamp() + %(delay)s * interval '1 second' "
         f"WHERE {_HELD} AND {REST.guard}"
     )
-    params = _written(held, result) | {"delay": delay, "resumes": resumes}
+    params = _written(held, result) | {"delay": delay, "resumes": resumes, "state": _json(state)}
     return run(connection, sql, params).rowcount == 1
 
 
@@ -554,11 +560,15 @@ def _written(held: Claim, result: Result) -> dict[str, Any]:
     return {
         "id": held.id,
         "held_token": held.token,
-        "input": None if result.input is None else to_json(result.input),
-        "output": None if result.output is None else to_json(result.output),
+        "input": _json(result.input),
+        "output": _json(result.output),
         "error_kind": result.error_kind,
         "error_message": result.error_message,
     }
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else to_json(value)
 
 
 # --- what the engine reads -----------------------------------------------------------------------------------

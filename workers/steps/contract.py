@@ -34,10 +34,15 @@ class StepContext:
     input: Json
     """The rendered input_mapping; without one, the execution's input."""
     settings: Settings
+    reveal: Callable[[Any], Any]
+    """A value from the settings, with every `{{ secrets.name }}` in its texts filled in. Raises StepFailed for a
+    secret that is not there."""
     log: Callable[[str, LogLevel], None]
     """Adds a line to the step's log; it is in the store within about a second."""
     deadline: float | None = None
     """On time.monotonic()'s clock: when the attempt's time is up."""
+    state: Json = None
+    """What the Wait before this performance left; None at the first performance of an attempt."""
 
     @property
     def idempotency_key(self) -> str:
@@ -64,9 +69,11 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The step rests without a worker until `until`, and is then performed again as the same attempt."""
+    """The step rests without a worker until `until`, and is then performed again as the same attempt, with
+    `state` (JSON, small: an id on the other side, say) as its context's state."""
 
     until: datetime
+    state: Json = None
 
 
 class StepType(ABC):
@@ -77,6 +84,12 @@ class StepType(ABC):
     queue: ClassVar[QueueClass] = "io"
     Config: SchemaClass
     """Checks `config`: at save time as far as it holds no templates, and whole after rendering."""
+
+    extra: ClassVar[str] = ""
+    """The optional extra of this package that the type needs, and `modules` what that must have installed: a
+    definition that uses the type where it is not is refused. `perform` imports them, this module does not."""
+
+    modules: ClassVar[tuple[str, ...]] = ()
 
     raw_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields of the config that are handed over as written, not rendered (a program's source, say)."""

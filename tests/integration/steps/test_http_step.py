@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 from marshmallow import ValidationError
+from performing import context_of
 
 from orchestrator.config import ExecutorSettings, Settings
 from orchestrator.errors import StepFailed, StepTimeout
-from workers.steps import StepContext
 from workers.steps.http import Http
 
 pytestmark = pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
@@ -178,18 +178,7 @@ def address(server: Server, path: str, scheme: str = "http") -> str:
 
 def get(url: str, deadline: float | None = None, max_response: int = 10**6, **config: Any) -> dict[str, Any]:
     settings = Settings(executor=ExecutorSettings(max_response=max_response))
-    context = StepContext(
-        "execution",
-        "step-execution",
-        "fetch",
-        "loop[1].fetch",
-        1,
-        Http.Config().load({"url": url, **config}),
-        None,
-        settings,
-        log=lambda line, level: None,
-        deadline=deadline,
-    )
+    context = context_of(Http(), {"url": url, **config}, settings=settings, deadline=deadline)
     output = Http().perform(context).output
     assert isinstance(output, dict)
     return output
@@ -252,7 +241,7 @@ def test_authentication_is_basic_or_bearer(server: Server) -> None:
 
 def test_the_idempotency_key_is_sent_unless_the_user_sets_one(server: Server) -> None:
     headers = get(address(server, "/echo"))["body"]["headers"]
-    assert headers["idempotency-key"] == "execution:loop[1].fetch"
+    assert headers["idempotency-key"] == "execution:loop[1].step"
     headers = get(address(server, "/echo"), headers={"idempotency-KEY": "mine"})["body"]["headers"]
     assert headers["idempotency-key"] == "mine"
 

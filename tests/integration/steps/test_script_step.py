@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 import pytest
 from marshmallow import ValidationError
+from performing import context_of
 
 from orchestrator.config import ExecutorSettings, Settings
 from orchestrator.errors import StepFailed, StepTimeout
-from workers.steps import StepContext
 from workers.steps.processes import MARKER, kill_all
 from workers.steps.script import Script
 
@@ -38,16 +38,14 @@ class Bench:
 
     def run(self, attempt: int = 1, deadline: float | None = None, given: Any = None, **options: Any) -> dict[str, Any]:
         limits = {name: options.pop(name) for name in ("max_log", "max_payload", "max_memory") if name in options}
-        context = StepContext(
-            "execution-id",
-            self.id,
-            "work",
-            "loop[0].work",
-            attempt,
-            Script.Config().load(options),
-            given,
-            Settings(executor=ExecutorSettings(scripts_dir=str(self.scripts), **limits)),
-            log=lambda line, level: self.lines.append((level, line)),
+        context = context_of(
+            Script(),
+            options,
+            settings=Settings(executor=ExecutorSettings(scripts_dir=str(self.scripts), **limits)),
+            lines=self.lines,
+            step_execution_id=self.id,
+            attempt=attempt,
+            input=given,
             deadline=deadline,
         )
         output = Script().perform(context).output
@@ -158,11 +156,11 @@ def test_the_environment_is_scrubbed(bench: Bench, monkeypatch: pytest.MonkeyPat
     named = {name.removeprefix("ORCHESTRATOR_"): value for name, value in env.items() if "ORCHESTRATOR_" in name}
     del named["RESULT"]
     assert named == {
-        "EXECUTION_ID": "execution-id",
-        "STEP_ID": "work",
+        "EXECUTION_ID": "execution",
+        "STEP_ID": "step",
         "STEP_EXECUTION_ID": bench.id,
         "ATTEMPT": "2",
-        "IDEMPOTENCY_KEY": "execution-id:loop[0].work",
+        "IDEMPOTENCY_KEY": "execution:loop[1].step",
     }
 
 

@@ -7,17 +7,15 @@ from typing import Any
 
 import pytest
 from marshmallow import ValidationError
+from performing import context_of
 
-from orchestrator.config import Settings
-from workers.steps import Done, StepContext, StepType
+from workers.steps import Done, StepType
 from workers.steps.condition import Condition, is_true
 from workers.steps.set import Set
 
 
 def performed(step_type: StepType, config: Mapping[str, Any]) -> Done:
-    loaded = step_type.Config().load(config)
-    context = StepContext("e", "se", "s", "s", 1, loaded, None, Settings(), log=lambda line, level: None)
-    done = step_type.perform(context)
+    done = step_type.perform(context_of(step_type, dict(config)))
     assert isinstance(done, Done)
     return done
 

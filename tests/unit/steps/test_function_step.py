@@ -11,18 +11,15 @@ from typing import Any, Literal
 
 import pytest
 from marshmallow import ValidationError
+from performing import context_of
 
-from orchestrator.config import Settings
 from orchestrator.errors import ConfigurationError
 from orchestrator.plugins import load_catalogue
 from workers.steps import Done, StepContext, StepType, Wait, step
 
 
 def performed(step_type: StepType, **config: Any) -> Done | Wait:
-    loaded = step_type.Config().load(config)
-    return step_type.perform(
-        StepContext("e", "se", "s", "path", 1, loaded, None, Settings(), log=lambda line, level: None)
-    )
+    return step_type.perform(context_of(step_type, config))
 
 
 @step("add", queue="cpu")
@@ -92,7 +89,7 @@ def test_a_parameter_annotated_stepcontext_gets_the_context() -> None:
     def keyed(context: StepContext, n: int = 0) -> str:
         return context.idempotency_key
 
-    assert performed(keyed) == Done({"result": "e:path"})
+    assert performed(keyed) == Done({"result": "execution:loop[1].step"})
     assert set(keyed.Config().fields) == {"n"}
 
 
