@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import marshmallow
 import pluggy
@@ -23,6 +24,19 @@ hookimpl = pluggy.HookimplMarker("orchestrator")
 
 
 SchemaClass = type[marshmallow.Schema]
+
+
+@dataclass(frozen=True, slots=True)
+class BodyInfo:
+    """Steps that stand in the config of a step: `name` is the branch's ("" if there is just one), `place` the keys
+    to them within the config, `steps` what is written there. `loops`: templates in it have `loop`. `limited`: see
+    Body."""
+
+    name: str
+    place: tuple[str | int, ...]
+    steps: Sequence[Mapping[str, Any]]
+    loops: bool = False
+    limited: bool = False
 
 
 class StepTypeInfo(Protocol):
@@ -46,6 +60,13 @@ class StepTypeInfo(Protocol):
     def expression_fields(self) -> frozenset[str]:
         """Fields of the config whose text is an expression even without braces; a dotted path (`cases.when`)
         passes through the items of lists."""
+
+    @property
+    def deferred_fields(self) -> frozenset[str]:
+        """Fields of the config whose text is an expression that the type evaluates itself, when it likes."""
+
+    def bodies(self, config: Mapping[str, object]) -> Iterable[BodyInfo]:
+        """The steps that stand in `config`, which may not be valid."""
 
     @property
     def extra(self) -> str:

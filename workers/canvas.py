@@ -24,7 +24,7 @@ from workers.app import app, broker_priority
 
 def dispatch(plan: Plan) -> None:
     """Send the plan's messages. Raises kombu's OperationalError if the broker is away: reconcile will ring."""
-    canvas(plan).apply_async(priority=broker_priority(plan.priority))
+    canvas(plan).apply_async()  # every signature has its own priority
 
 
 def canvas(plan: Plan) -> Signature:
@@ -50,5 +50,5 @@ def _task(plan: Plan, message: Message, rung: tuple[str, ...]) -> Signature:
         # Nobody reads a result but a chord, which counts without it; else each send would subscribe to one.
         ignore_result=True,
         queue=message.queue,
-        priority=broker_priority(plan.priority),
+        priority=broker_priority(plan.priority if message.priority is None else message.priority),
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator.definition.durations import parse_duration
-from orchestrator.definition.model import Definition, RetryPolicy, Step
-from orchestrator.plugins import Catalogue
+from orchestrator.definition.model import Body, Cache, Definition, RetryPolicy, Step, TriggerRule
+from orchestrator.plugins import BodyInfo, Catalogue, StepTypeInfo
+
+COMPENSATE = "compensate"
+"""What the ids and paths of the steps begin with that undo others."""
 
 
 def build_definition(source: Mapping[str, Any], catalogue: Catalogue) -> Definition:
@@ -16,7 +19,7 @@ def build_definition(source: Mapping[str, Any], catalogue: Catalogue) -> Definit
     A step whose type is not in the catalogue (any more) gets the queue `control`: whoever takes it fails it.
     """
     return Definition(
-        steps=tuple(_step(step, catalogue) for step in source["steps"]),
+        steps=_steps(source["steps"], catalogue),
         source=source,
         version=str(source.get("version", "1.0")),
         name=source.get("name") or "",
@@ -24,6 +27,9 @@ def build_definition(source: Mapping[str, Any], catalogue: Catalogue) -> Definit
         variables=source.get("variables") or {},
         outputs=source.get("outputs"),
         timeout=_seconds(source.get("timeout")),
+        inputs=source.get("inputs"),
+        on_failure=_steps(source.get("on_failure"), catalogue),
+        finally_=_steps(source.get("finally"), catalogue),
     )
 
 
@@ -33,12 +39,25 @@ def dependencies_of(step: Mapping[str, Any]) -> tuple[str, ...]:
     return (written,) if isinstance(written, str) else tuple(dict.fromkeys(written))
 
 
-def _step(step: Mapping[str, Any], catalogue: Catalogue) -> Step:
+def bodies_of(step: Mapping[str, Any], known: StepTypeInfo | None) -> list[BodyInfo]:
+    """The bodies in a step as it is written."""
+    config = step.get("config")
+    bodies = getattr(known, "bodies", None)  # types from before there were bodies have none
+    return list(bodies(config)) if bodies is not None and isinstance(config, Mapping) else []
+
+
+def _steps(written: Iterable[Mapping[str, Any]] | None, catalogue: Catalogue) -> tuple[Step, ...]:
+    return tuple(_step(step, catalogue) for step in written or ())
+
+
+def _step(step: Mapping[str, Any], catalogue: Catalogue, id: str | None = None) -> Step:
     known = catalogue.get(step["type"])
+    id = id or step["id"]
+    undo = step.get("compensate")
     return Step(
-        id=step["id"],
+        id=id,
         type=step["type"],
-        queue=known.queue if known else "control",
+        queue=step.get("queue") or (known.queue if known else "control"),
         name=step.get("name") or "",
         config=step.get("config") or {},
         depends_on=dependencies_of(step),
@@ -46,7 +65,18 @@ def _step(step: Mapping[str, Any], catalogue: Catalogue) -> Step:
         retry_policy=_retry_policy(step.get("retry_policy")),
         timeout=_seconds(step.get("timeout")),
         on_error=step.get("on_error", "fail"),
+        when=step.get("when"),
+        trigger_rule=TriggerRule(step.get("trigger_rule", TriggerRule.ALL_SUCCESS)),
+        output_mapping=step.get("output_mapping"),
+        priority=step.get("priority"),
+        cache=_cache(step.get("cache")),
+        compensate=None if undo is None else _step(undo, catalogue, f"{COMPENSATE}.{id}"),
+        bodies={body.name: Body(_steps(body.steps, catalogue), body.limited) for body in bodies_of(step, known)},
     )
+
+
+def _cache(written: Mapping[str, Any] | None) -> Cache | None:
+    return None if written is None else Cache(written["key"], parse_duration(written["ttl"]))
 
 
 def _retry_policy(written: Mapping[str, Any] | None) -> RetryPolicy | None:

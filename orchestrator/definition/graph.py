@@ -1,36 +1,66 @@
-"""The shape of a definition: who waits for whom, and which steps form a run."""
+"""The shape of a definition, or of a body in it: who waits for whom, and which steps form a run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from typing import Protocol
 
-from orchestrator.definition.model import Definition, Step
+from orchestrator.definition.model import Step, TriggerRule
+
+
+class Graphs(Protocol):
+    """Where to find the graph that a step stands in."""
+
+    def of(self, path: str) -> Graph: ...
+
 
 CONTROL = "control"
 """The queue class of steps that the engine decides by itself; they take no time and go along anywhere."""
 
 
 class Graph:
-    """An acyclic graph of steps, in the order in which the definition lists them."""
+    """An acyclic graph of steps, by their paths, in the order in which the definition lists them.
 
-    def __init__(self, definition: Definition) -> None:
-        self.definition = definition
-        self.steps: dict[str, Step] = {step.id: step for step in definition.steps}
-        children: dict[str, list[str]] = {step.id: [] for step in definition.steps}
-        for step in definition.steps:
+    `scope` is what stands before the dot in all of these paths ("" for a definition's own steps), `container` the
+    path of the step that the scope belongs to, if it does. `limited`: not all of its scopes need run at a time.
+    """
+
+    def __init__(
+        self, steps: Iterable[Step], *, scope: str = "", container: str | None = None, limited: bool = False
+    ) -> None:
+        self.scope = scope
+        self.container = container
+        self.limited = limited
+        self.steps: dict[str, Step] = {step.path: step for step in steps}
+        children: dict[str, list[str]] = {path: [] for path in self.steps}
+        for step in self.steps.values():
             for dependency in dict.fromkeys(step.depends_on):
-                children[dependency].append(step.id)
+                children[dependency].append(step.path)
         self.children: dict[str, tuple[str, ...]] = {id: tuple(ids) for id, ids in children.items()}
         self._queues: dict[str, str] = {}
 
     @cached_property
     def roots(self) -> tuple[str, ...]:
-        return tuple(step.id for step in self.definition.steps if not step.depends_on)
+        return tuple(path for path, step in self.steps.items() if not step.depends_on)
 
     @cached_property
     def sinks(self) -> tuple[str, ...]:
-        return tuple(step.id for step in self.definition.steps if not self.children[step.id])
+        return tuple(path for path in self.steps if not self.children[path])
+
+    def of(self, path: str) -> Graph:  # noqa: ARG002  (see Graphs)
+        return self
+
+    def path_of(self, step_id: str) -> str:
+        """The path of a step of this graph."""
+        return f"{self.scope}.{step_id}" if self.scope else step_id
+
+    def dependents(self, path: str) -> tuple[str, ...]:
+        """What waits for the end of `path`: other steps, or for a last one the step around it, unless that has to
+        look at each scope's end."""
+        if self.children[path] or self.container is None:
+            return self.children[path]
+        return (path,) if self.limited else (self.container,)
 
     @cached_property
     def heights(self) -> dict[str, int]:
@@ -48,11 +78,11 @@ class Graph:
         return heights
 
     def only_child(self, step_id: str) -> str | None:
-        """The one dependent of `step_id`, if it waits for nothing else."""
+        """The one dependent of `step_id`, if it waits for nothing else and runs once that has completed."""
         children = self.children[step_id]
         if len(children) != 1 or len(set(self.steps[children[0]].depends_on)) != 1:
             return None
-        return children[0]
+        return children[0] if self.steps[children[0]].trigger_rule is not TriggerRule.ONE_FAILED else None
 
     def next_in_run(self, step_id: str, queue: str) -> str | None:
         """The step that a worker of `queue` goes straight on with after `step_id`. Repeated calls walk
@@ -86,7 +116,7 @@ class Graph:
 
     @cached_property
     def is_one_run(self) -> bool:
-        """Whether a single run covers every step, so that its end is the execution's end."""
+        """Whether a single run covers every step, so that its end is the end of all."""
         return len(self.roots) == 1 and sum(1 for _ in self.run(self.roots[0])) == len(self.steps)
 
     def outlook(self, step_ids: Iterable[str]) -> set[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Literal
 
 
@@ -35,9 +36,45 @@ class RetryPolicy:
         return attempt < self.max_attempts and (not self.retry_on or kind in self.retry_on)
 
 
+class TriggerRule(StrEnum):
+    """What of its dependencies lets a step run (the names are Airflow's). A failure with `on_error: continue` is a
+    success here, and a step that was skipped because of a failure further up counts as failed."""
+
+    ALL_SUCCESS = "all_success"
+    """All have ended, none failed, and at least one was not skipped: branches of a condition meet again."""
+    ALL_DONE = "all_done"
+    """All have ended, however."""
+    ONE_SUCCESS = "one_success"
+    """One has succeeded; it does not wait for the others."""
+    ONE_FAILED = "one_failed"
+    """One has failed; it does not wait for the others."""
+    NONE_FAILED = "none_failed"
+    """All have ended and none failed; all may be skipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """A step's result is taken from an earlier one with the same key, if that is not older than `ttl` seconds."""
+
+    key: Any
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """Steps inside a step. `limited`: how many of its scopes run at a time may be limited."""
+
+    steps: tuple[Step, ...]
+    limited: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One node of the graph. `config` is as written, templates included."""
+    """One node of a graph. `config` is as written, templates included.
+
+    `id` is unique in the definition. `path` is the step's address in an execution: the id, or within a body that
+    and the scope before it, as in `loop1[3].fetch`; `depends_on` has paths.
+    """
 
     id: str
     type: str
@@ -50,6 +87,22 @@ class Step:
     timeout: float | None = None
     """Seconds one attempt may take; None leaves it to the type and the execution."""
     on_error: Literal["fail", "continue"] = "fail"
+    path: str = ""
+    when: Any = None
+    """An expression; the step is skipped if it is not true."""
+    trigger_rule: TriggerRule = TriggerRule.ALL_SUCCESS
+    output_mapping: Mapping[str, Any] | None = None
+    priority: int | None = None
+    """Of its messages; None leaves it to the execution."""
+    cache: Cache | None = None
+    compensate: Step | None = None
+    """What undoes it."""
+    bodies: Mapping[str, Body] = field(default_factory=dict)
+    """By the name of the branch; a loop has one, named by the empty text."""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            object.__setattr__(self, "path", self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +118,7 @@ class Definition:
     outputs: Mapping[str, Any] | None = None
     timeout: float | None = None
     """Seconds an execution may take; None leaves it to the settings."""
+    inputs: Mapping[str, Any] | None = None
+    """The JSON Schema of an execution's input."""
+    on_failure: tuple[Step, ...] = ()
+    finally_: tuple[Step, ...] = ()

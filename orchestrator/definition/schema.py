@@ -6,11 +6,17 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jsonschema import Draft202012Validator, SchemaError
 from marshmallow import Schema, ValidationError, fields, validate
 
 from orchestrator.definition.durations import parse_duration
+from orchestrator.definition.model import TriggerRule
 
 STEP_ID = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,127}")
+QUEUE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+RESERVED_IDS = frozenset(("on_failure", "finally", "compensate"))
+"""What the paths of such steps begin with."""
 MAX_STEPS = 10_000
 MAX_DURATION = 3650 * 86400.0
 """Seconds; a deadline must stay a date that Python and PostgreSQL know."""
@@ -48,6 +54,28 @@ def _step_id(value: Any) -> None:
             f"'{value[:60]}' is not an id; it starts with a letter or '_', and has up to 128 letters, digits, "
             "'_' and '-'"
         )
+    if value in RESERVED_IDS:
+        raise ValidationError(f"'{value}' is a word of the language and cannot be an id; add something to it")
+
+
+def _one_of(*words: str) -> validate.OneOf:
+    return validate.OneOf(words, error="must be one of {choices}, not '{input}'")
+
+
+def _is_variables(value: Any) -> None:
+    _is_mapping(value)
+    wrong = {name: ["a variable's name has letters, digits and '_'"] for name in value if not _VARIABLE.fullmatch(name)}
+    if wrong:
+        raise ValidationError(wrong)
+
+
+def _is_json_schema(value: Any) -> None:
+    _is_mapping(value)
+    try:
+        Draft202012Validator.check_schema(value)
+    except SchemaError as error:
+        place = "".join(f".{key}" for key in error.absolute_path)
+        raise ValidationError(f"is not a JSON Schema: {place.lstrip('.') or 'it'}: {error.message[:300]}") from None
 
 
 def _step_ids(value: Any) -> None:
@@ -93,19 +121,37 @@ class RetryPolicySchema(Schema):
     retry_on = fields.List(fields.String())
 
 
-class StepSchema(Schema):
-    id = fields.Raw(required=True, validate=_step_id)
+class CacheSchema(Schema):
+    key = fields.Raw(required=True)
+    ttl = fields.Raw(required=True, validate=_duration(1))
+
+
+class PerformedSchema(Schema):
+    """What every step has that is performed, in the graph or to undo another."""
+
     name = _text(500)
     description = _text()
     type = fields.String(required=True)
     config = _mapping()
-    depends_on = fields.Raw(allow_none=True, validate=_step_ids)
     input_mapping = _mapping()
     retry_policy = fields.Nested(RetryPolicySchema, allow_none=True)
     timeout = fields.Raw(allow_none=True, validate=_duration(0.001))
-    on_error = fields.String(
-        validate=validate.OneOf(("fail", "continue"), error="must be one of {choices}, not '{input}'")
+    priority = fields.Raw(allow_none=True, validate=_number(0, 9, whole=True))
+    queue = fields.String(
+        allow_none=True,
+        validate=validate.Regexp(QUEUE_NAME, error="'{input}' is not a queue; up to 64 letters, digits, '_' and '-'"),
     )
+
+
+class StepSchema(PerformedSchema):
+    id = fields.Raw(required=True, validate=_step_id)
+    depends_on = fields.Raw(allow_none=True, validate=_step_ids)
+    when = fields.Raw(allow_none=True)
+    trigger_rule = fields.String(validate=_one_of(*TriggerRule))
+    output_mapping = fields.Raw(allow_none=True, validate=_is_variables)
+    on_error = fields.String(validate=_one_of("fail", "continue"))
+    cache = fields.Nested(CacheSchema, allow_none=True)
+    compensate = fields.Nested(PerformedSchema, allow_none=True)
 
 
 class TriggerSchema(Schema):
@@ -125,3 +171,6 @@ class DefinitionSchema(Schema):
     timeout = fields.Raw(allow_none=True, validate=_duration(0.001))
     triggers = fields.List(fields.Nested(TriggerSchema), allow_none=True)
     tags = fields.List(fields.String(validate=validate.Length(max=200)), allow_none=True)
+    inputs = fields.Raw(allow_none=True, validate=_is_json_schema)
+    on_failure = fields.List(fields.Nested(StepSchema), allow_none=True, validate=_steps_length)
+    finally_ = fields.List(fields.Nested(StepSchema), data_key="finally", allow_none=True, validate=_steps_length)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from itertools import islice
 from typing import Any
 
@@ -11,17 +13,17 @@ from marshmallow import Schema, ValidationError
 
 from orchestrator.definition import paths
 from orchestrator.definition.bounds import kind
-from orchestrator.definition.building import build_definition
+from orchestrator.definition.building import bodies_of, build_definition
 from orchestrator.definition.complaints import Complaint, Hints, complaints
 from orchestrator.definition.dependencies import Dependencies
 from orchestrator.definition.document import Document, check_plain, walk
 from orchestrator.definition.model import Definition
 from orchestrator.definition.paths import Key
-from orchestrator.definition.schema import STEP_ID, DefinitionSchema
+from orchestrator.definition.schema import MAX_STEPS, STEP_ID, DefinitionSchema, StepSchema
 from orchestrator.definition.syntax import Chain
 from orchestrator.definition.templates import ROOTS, compile_expression, compile_text, contains_template
 from orchestrator.errors import DefinitionError, Problem, TemplateError
-from orchestrator.plugins import Catalogue, StepTypeInfo, missing_modules
+from orchestrator.plugins import BodyInfo, Catalogue, StepTypeInfo, missing_modules
 
 MAX_PROBLEMS = 100
 _MAX_OF_A_SCHEMA = 10_000  # nobody reads the rest, and wording hundreds of thousands takes seconds
@@ -32,8 +34,13 @@ _IN_STEPS = ROOTS - {"loop"}
 _IN_OUTPUTS = _IN_STEPS - {"secrets"}
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
+MAX_NESTING = 8
+"""Bodies within bodies."""
+
 Json = Any
 Keys = tuple[Key, ...]
+Wrong = Callable[[Chain], str | None]
+"""What is wrong with a name where it stands."""
 
 
 def load_definition(document: Document | Mapping[str, Any], catalogue: Catalogue) -> Definition:
@@ -95,6 +102,17 @@ class _Order:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """Where a step stands: `around` is the step whose body that is, if it is one; `main` says that it is among the
+    definition's own steps, or inside one of them. `loops`: there is a `loop` to speak of."""
+
+    around: str | None = None
+    place: Keys = ("steps",)
+    main: bool = True
+    loops: bool = False
+
+
 class _Validation:
     """One pass over one document. Each check takes what it can use and leaves malformed parts to the schemas'
     complaints, so that one mistake hides no other."""
@@ -105,23 +123,31 @@ class _Validation:
         self.found: list[Complaint] = []
         self.hints = Hints()
         self.schemas: dict[str, Schema] = {}
-        self.steps: dict[int, Mapping[str, Any]] = {}
-        self.ids: dict[str, int] = {}
+        self.steps: dict[Keys, Mapping[str, Any]] = {}
+        self.homes: dict[Keys, _Home] = {}
+        self.bodies: dict[Keys, list[BodyInfo]] = {}
+        self.ids: dict[str, Keys] = {}
         self.depends_on: dict[str, tuple[str, ...]] = {}
-        self.variables: Mapping[str, Any] = {}
+        self.variables: set[str] = set()
 
     def run(self) -> list[Complaint]:
         if not isinstance(self.data, Mapping):
             return [((), f"a definition is a mapping with 'steps', not {kind(self.data)}")]
         self._check_characters()
-        self._check_shapes()
+        self._check_shape(DefinitionSchema(), self.data, ())
+        self._take_steps(self.data.get("steps"), _Home())
+        for name in ("on_failure", "finally"):
+            self._take_steps(self.data.get(name), _Home(place=(name,), main=False))
+        if len(self.steps) > MAX_STEPS:
+            self._complain(
+                ("steps",), f"all bodies together have {len(self.steps):,} steps; the limit is {MAX_STEPS:,}"
+            )
         self._take_variables()
-        self._take_steps()
         self._check_dependencies()
         self.dependencies = Dependencies(self.depends_on)
         self._check_cycles()
-        for index, step in self.steps.items():
-            self._check_step(index, step)
+        for at, step in self.steps.items():
+            self._check_step(at, step)
         self._check_outputs()
         return self.found
 
@@ -139,76 +165,130 @@ class _Validation:
                     code = f"U+{ord(unstorable[0]):04X}"
                     self._complain(keys, f"the character {code} cannot be stored by PostgreSQL; take it out")
 
-    def _check_shapes(self) -> None:
-        schema = DefinitionSchema()
+    def _check_shape(self, schema: Schema, data: Json, at: Keys) -> None:
         try:
-            schema.load(self.data)
+            schema.load(data)
         except ValidationError as error:
-            found = complaints(error.messages, self.data, (), self.hints, schema)
+            found = complaints(error.messages, data, at, self.hints, schema)
             self.found.extend(islice(found, _MAX_OF_A_SCHEMA))
 
     def _take_variables(self) -> None:
-        variables = self.data.get("variables")
-        self.variables = variables if isinstance(variables, Mapping) else {}
+        """Those that are declared, and those that steps map their outputs into."""
+        for holder in (self.data.get("variables"), *(step.get("output_mapping") for step in self.steps.values())):
+            if isinstance(holder, Mapping):
+                self.variables.update(map(str, holder))
 
-    def _take_steps(self) -> None:
-        steps = self.data.get("steps")
+    def _take_steps(self, steps: Json, home: _Home) -> None:
         for index, step in enumerate(steps if isinstance(steps, list) else ()):
             if not isinstance(step, Mapping):
                 continue
-            self.steps[index] = step
+            at = (*home.place, index)
+            self.steps[at] = step
+            self.homes[at] = home
             step_id = step.get("id")
-            if not isinstance(step_id, str) or not STEP_ID.fullmatch(step_id):
-                continue
-            if step_id in self.ids:
-                self._complain(
-                    ("steps", index, "id"),
-                    f"the id '{step_id}' is taken by steps[{self.ids[step_id]}]; give one of them another",
-                )
-            else:
-                self.ids[step_id] = index
+            if isinstance(step_id, str) and STEP_ID.fullmatch(step_id):
+                self._take_id(step_id, at)
+            self._take_bodies(step, at, home)
+
+    def _take_id(self, step_id: str, at: Keys) -> None:
+        if step_id in self.ids:
+            self._complain(
+                (*at, "id"),
+                f"the id '{step_id}' is taken by {paths.join_all(self.ids[step_id])}; give one of them another",
+            )
+        else:
+            self.ids[step_id] = at
+
+    def _take_bodies(self, step: Mapping[str, Any], at: Keys, home: _Home) -> None:
+        name = step.get("type")
+        known = self.catalogue.get(name) if isinstance(name, str) else None
+        try:
+            bodies = bodies_of(step, known)
+        except Exception:  # noqa: BLE001  (a plugin may trust its schema, which says what is wrong)
+            return
+        if bodies and len(at) > MAX_NESTING * 3:
+            self._complain(at, f"bodies are nested deeper than {MAX_NESTING} levels; make a workflow of its own of one")
+            return
+        self.bodies[at] = bodies
+        schema = StepSchema(many=True)
+        for body in bodies:
+            place = (*at, "config", *body.place)
+            if isinstance(body.steps, list):
+                self._check_shape(schema, body.steps, place)
+            around = step.get("id")
+            self._take_steps(
+                body.steps,
+                _Home(around if isinstance(around, str) else "", place, home.main, body.loops or home.loops),
+            )
 
     # -- dependencies ----------------------------------------------------------------------------------------
 
     def _check_dependencies(self) -> None:
-        for index, step in self.steps.items():
+        for at, step in self.steps.items():
             step_id = step.get("id")
             usable = []
             for keys, other in _dependencies_written(step):
                 if other == step_id:
-                    self._complain(("steps", index, *keys), f"the step '{other}' cannot depend on itself")
+                    self._complain((*at, *keys), f"the step '{other}' cannot depend on itself")
                 elif other not in self.ids:
                     hint = self.hints(other, self.ids)
-                    self._complain(("steps", index, *keys), f"there is no step '{other}'{hint}")
+                    self._complain((*at, *keys), f"there is no step '{other}'{hint}")
+                elif self.homes[self.ids[other]].place != self.homes[at].place:
+                    self._complain(
+                        (*at, *keys), f"the step '{other}' stands in another list of steps; depend on one of this list"
+                    )
                 else:
                     usable.append(other)
-            if isinstance(step_id, str) and self.ids.get(step_id) == index:
+            if isinstance(step_id, str) and self.ids.get(step_id) == at:
                 self.depends_on[step_id] = tuple(usable)
 
     def _check_cycles(self) -> None:
         for cycle in self.dependencies.cycles():
             trail = " -> ".join(cycle if len(cycle) <= 20 else [*cycle[:10], "...", *cycle[-9:]])
             self._complain(
-                ("steps", self.ids[cycle[0]], "depends_on"),
+                (*self.ids[cycle[0]], "depends_on"),
                 f"the steps wait for each other in a cycle: {trail}; take one of these dependencies out",
             )
 
     # -- one step --------------------------------------------------------------------------------------------
 
-    def _check_step(self, index: int, step: Mapping[str, Any]) -> None:
-        at: Keys = ("steps", index)
+    def _check_step(self, at: Keys, step: Mapping[str, Any]) -> None:
         step_id = step.get("id")
+
+        def wrong(chain: Chain) -> str | None:
+            return self._wrong_in_step(chain, step_id, self.homes[at])
+
+        self._check_performed(at, step, step_id, wrong)
+        self._check_part(at, step, "when", wrong)
+        self._check_part(at, step, "output_mapping", lambda chain: None if chain[0] == "output" else wrong(chain))
+        cache = step.get("cache")
+        if isinstance(cache, Mapping):
+            self._check_part((*at, "cache"), cache, "key", wrong)
+        undo = step.get("compensate")
+        if isinstance(undo, Mapping):
+            # It runs when all else has ended: whatever is there may be named.
+            self._check_performed((*at, "compensate"), undo, None, lambda chain: self._wrong_at_the_end(chain, at))
+
+    def _check_performed(self, at: Keys, step: Mapping[str, Any], step_id: object, wrong: Wrong) -> None:
         known = self._type_of(step, at)
         config = step.get("config")
         if config is None or isinstance(config, Mapping):
             config = config or {}
-            templated = self._check_templates(config, (*at, "config"), step_id, known)
+            templated = self._check_templates(config, (*at, "config"), known, wrong, self.bodies.get(at, ()))
             if known is not None:
                 self._check_config(config, (*at, "config"), known, templated)
                 self._check_references(config, (*at, "config"), step_id, known)
-        mapping = step.get("input_mapping")
-        if isinstance(mapping, Mapping):
-            self._check_templates(mapping, (*at, "input_mapping"), step_id, None)
+        self._check_part(at, step, "input_mapping", wrong)
+
+    def _check_part(self, at: Keys, step: Mapping[str, Any], name: str, wrong: Wrong) -> None:
+        """Check the templates in one key of a step; a text under `when` is an expression."""
+        value = step.get(name)
+        if name == "when" and isinstance(value, str):
+            self._check_template((*at, name), value, True, wrong)
+            return
+        for keys, text in walk(value):
+            if isinstance(text, str) and contains_template(text):
+                self._check_template((*at, name, *keys), text, False, wrong)
 
     def _type_of(self, step: Mapping[str, Any], at: Keys) -> StepTypeInfo | None:
         name = step.get("type")
@@ -260,13 +340,30 @@ class _Validation:
     # -- templates -------------------------------------------------------------------------------------------
 
     def _check_templates(
-        self, value: Mapping[str, Any], at: Keys, step_id: object, known: StepTypeInfo | None
+        self,
+        value: Mapping[str, Any],
+        at: Keys,
+        known: StepTypeInfo | None,
+        wrong: Wrong,
+        bodies: Sequence[BodyInfo] = (),
     ) -> _Templated:
-        """Check the templates in a step's mapping; returns where they are."""
+        """Check the templates in a step's config, without its bodies; returns where they are."""
         templated = _Templated()
-        for keys, text, is_expression in _templates(value, known):
-            templated.add((*at, *keys), is_expression)
-            self._check_template((*at, *keys), text, is_expression, lambda chain: self._wrong_in_step(chain, step_id))
+        places = {body.place for body in bodies}
+        inner = {str(step.get("id")) for body in bodies for step in body.steps if isinstance(step, Mapping)}
+
+        def wrong_here(chain: Chain) -> str | None:
+            # An expression that the type evaluates itself may look at the body as well.
+            if chain[0] == "loop" or (chain[0] == "steps" and len(chain) > 1 and chain[1] in inner):
+                return None
+            return wrong(chain)
+
+        for keys, text, how in _templates(value, known):
+            if any(keys[: len(place)] == place for place in places):
+                continue
+            templated.add((*at, *keys), how is not Rendered.TEXT)
+            is_expression = how is not Rendered.TEXT
+            self._check_template((*at, *keys), text, is_expression, wrong_here if how is Rendered.LATER else wrong)
         return templated
 
     def _check_outputs(self) -> None:
@@ -275,7 +372,7 @@ class _Validation:
             for keys, text, _ in _templates(outputs, None):
                 self._check_template(("outputs", *keys), text, False, self._wrong_in_outputs)
 
-    def _check_template(self, keys: Keys, text: str, is_expression: bool, wrong: Callable[[Chain], str | None]) -> None:
+    def _check_template(self, keys: Keys, text: str, is_expression: bool, wrong: Wrong) -> None:
         try:
             compiled = compile_expression(text) if is_expression else compile_text(text)
         except TemplateError as error:
@@ -286,13 +383,18 @@ class _Validation:
             if message:
                 self._complain(keys, message)
 
-    def _wrong_in_step(self, chain: Chain, step_id: object) -> str | None:
-        return self._wrong_name(chain, _IN_STEPS) or self._wrong_order(chain, step_id)
+    def _wrong_in_step(self, chain: Chain, step_id: object, home: _Home) -> str | None:
+        roots = _IN_STEPS | {"loop"} if home.loops else _IN_STEPS
+        return self._wrong_name(chain, roots) or self._wrong_order(chain, step_id)
 
     def _wrong_in_outputs(self, chain: Chain) -> str | None:
         if chain[0] == "secrets":
             return "'secrets' are known only while a step runs; outputs cannot have them"
-        return self._wrong_name(chain, _IN_OUTPUTS)
+        return self._wrong_name(chain, _IN_OUTPUTS) or self._wrong_scope(chain, _Home())
+
+    def _wrong_at_the_end(self, chain: Chain, at: Keys) -> str | None:
+        home = self.homes[at]
+        return self._wrong_name(chain, _IN_STEPS | {"loop"} if home.loops else _IN_STEPS)
 
     def _wrong_name(self, chain: Chain, roots: Collection[str]) -> str | None:
         root, key = str(chain[0]), chain[1] if len(chain) > 1 else None
@@ -329,9 +431,27 @@ class _Validation:
         other = str(chain[1])
         if other == step_id:
             return f"'steps.{other}' is the step itself, which has no output before it ends"
-        if not self.dependencies.is_upstream(other, step_id):
+        home = self.homes[self.ids[step_id]]
+        if self.homes[self.ids[other]].place == home.place:
+            if self.dependencies.is_upstream(other, step_id):
+                return None
             return f"'steps.{other}' need not be done when this step starts; add '{other}' to its depends_on"
-        return None
+        if not home.main and self.homes[self.ids[other]] == _Home():
+            return None  # what runs at the end may look at all that was before
+        if home.around in self.ids:
+            return self._wrong_order(chain, home.around)
+        return self._wrong_scope(chain, home)
+
+    def _wrong_scope(self, chain: Chain, home: _Home) -> str | None:
+        """`steps.x` of a step in a body, seen from outside of it."""
+        if chain[0] != "steps" or len(chain) < 2:
+            return None
+        other = self.homes[self.ids[str(chain[1])]]
+        if other.place == home.place:
+            return None
+        if other.around:
+            return f"'steps.{chain[1]}' stands inside '{other.around}'; use steps.{other.around}.output"
+        return f"'steps.{chain[1]}' is not known here"
 
 
 def _dependencies_written(step: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]:
@@ -342,21 +462,33 @@ def _dependencies_written(step: Mapping[str, Any]) -> Iterator[tuple[Keys, str]]
         yield from ((("depends_on", index), item) for index, item in enumerate(written) if isinstance(item, str))
 
 
-def _templates(value: Mapping[str, Any], known: StepTypeInfo | None) -> Iterator[tuple[Keys, str, bool]]:
-    """(keys, text, whether it is an expression) of each text in `value` that is rendered."""
+class Rendered(Enum):
+    """How a text of a config comes to its value."""
+
+    TEXT = "text"
+    EXPRESSION = "expression"
+    LATER = "later"
+    """By the step type itself."""
+
+
+def _templates(value: Mapping[str, Any], known: StepTypeInfo | None) -> Iterator[tuple[Keys, str, Rendered]]:
+    """(keys, text, how) of each text in `value` that is rendered."""
     raw = known.raw_fields if known else frozenset()
     # A type that was made before there were such fields has none.
     expressions: frozenset[str] = getattr(known, "expression_fields", frozenset())
+    deferred: frozenset[str] = getattr(known, "deferred_fields", frozenset())
     for keys, text in walk(value):
         if not isinstance(text, str):
             continue
         names = [str(key) for key in keys if isinstance(key, str)]
         if raw and any(".".join(names[:end]) in raw for end in range(1, len(names) + 1)):
             continue
-        if expressions and ".".join(names) in expressions:
-            yield keys, text, True
+        if deferred and ".".join(names) in deferred:
+            yield keys, text, Rendered.LATER
+        elif expressions and ".".join(names) in expressions:
+            yield keys, text, Rendered.EXPRESSION
         elif contains_template(text):
-            yield keys, text, False
+            yield keys, text, Rendered.TEXT
 
 
 class _Templated:

@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from orchestrator.definition.graph import Graph
+from orchestrator.definition.graph import Graph, Graphs
+from orchestrator.definition.model import TriggerRule
 from orchestrator.lifecycle import STEP_TERMINAL, StepStatus
 
 PACKS = 8
@@ -23,10 +24,12 @@ CHORD_WIDTH = 3
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One `run_steps` task: the first steps of one or more runs, all served by `queue`."""
+    """One `run_steps` task: the first steps of one or more runs, all served by `queue`. Without a `priority` of its
+    own it has the plan's."""
 
     queue: str
     starts: tuple[str, ...]
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,38 +60,89 @@ def frontier(
     ended: Iterable[str],
     blocked: Collection[str] = frozenset(),
 ) -> Frontier:
-    """The pending dependents of `ended` whose fate is decided; `states` must cover graph.outlook(ended), and
-    `blocked` name the skipped ones in it that have a failure upstream."""
+    """The pending dependents of `ended` whose fate their trigger rules decide; `states` must cover
+    graph.outlook(ended), and `blocked` name the skipped ones in it that have a failure upstream."""
     ready: list[str] = []
     skipped: dict[str, str] = {}
     newly_blocked: set[str] = set()
-    for child in dict.fromkeys(child for step_id in ended for child in graph.children[step_id]):
+    for child in dict.fromkeys(child for path in ended for child in graph.children[path]):
         if states[child] is not StepStatus.PENDING:
             continue
-        needed = graph.steps[child].depends_on
-        if not all(states[dependency] in STEP_TERMINAL for dependency in needed):
-            continue
-        obstacle = _obstacle(graph, states, needed, blocked)
-        if obstacle is not None:
-            skipped[child] = f"{obstacle} {states[obstacle]}"
-            newly_blocked.add(child)
-        elif all(states[dependency] is StepStatus.SKIPPED for dependency in needed):
-            # A join after a condition runs when any of its branches did; here none did.
-            skipped[child] = f"{', '.join(needed[:3])}{', ...' if len(needed) > 3 else ''} skipped"
-        else:
+        verdict = _verdict(
+            _Look(graph, states, blocked, graph.steps[child].depends_on), graph.steps[child].trigger_rule
+        )
+        if verdict is _READY:
             ready.append(child)
+        elif verdict is not None:
+            skipped[child] = verdict.reason
+            if verdict.blocked:
+                newly_blocked.add(child)
     return Frontier(tuple(ready), skipped, frozenset(newly_blocked))
 
 
-def _obstacle(
-    graph: Graph, states: Mapping[str, StepStatus], needed: Sequence[str], blocked: Collection[str]
-) -> str | None:
-    """The dependency whose failure keeps a step from running, or which a failure has kept from it."""
-    for dependency in needed:
-        failed = states[dependency] is StepStatus.FAILED and graph.steps[dependency].on_error == "fail"
-        if failed or states[dependency] is StepStatus.CANCELLED or dependency in blocked:
-            return dependency
-    return None
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What is decided about a step: it is ready, or it is skipped for a reason; `blocked` if that is a failure."""
+
+    reason: str = ""
+    blocked: bool = False
+
+
+_READY = _Verdict()
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """The dependencies of a step, in the terms of a trigger rule."""
+
+    graph: Graph
+    states: Mapping[str, StepStatus]
+    blocked: Collection[str]
+    needed: Sequence[str]
+
+    @property
+    def done(self) -> bool:
+        return all(self.states[path] in STEP_TERMINAL for path in self.needed)
+
+    @property
+    def failed(self) -> str | None:
+        """The first dependency that failed, was cancelled, or was itself kept from running by a failure."""
+        return next((path for path in self.needed if self._has_failed(path)), None)
+
+    @property
+    def succeeded(self) -> str | None:
+        return next((path for path in self.needed if self._has_succeeded(path)), None)
+
+    def _has_failed(self, path: str) -> bool:
+        failed = self.states[path] is StepStatus.FAILED and self.graph.steps[path].on_error == "fail"
+        return failed or self.states[path] is StepStatus.CANCELLED or path in self.blocked
+
+    def _has_succeeded(self, path: str) -> bool:
+        return self.states[path] in (StepStatus.COMPLETED, StepStatus.FAILED) and not self._has_failed(path)
+
+    def named(self) -> str:
+        return f"{', '.join(self.needed[:3])}{', ...' if len(self.needed) > 3 else ''}"
+
+
+def _verdict(look: _Look, rule: TriggerRule) -> _Verdict | None:
+    """What the rule makes of the dependencies; None as long as it is open."""
+    if rule is TriggerRule.ONE_SUCCESS and look.succeeded:
+        return _READY
+    if rule is TriggerRule.ONE_FAILED and look.failed:
+        return _READY
+    if not look.done:
+        return None
+    if rule is TriggerRule.ALL_DONE:
+        return _READY
+    if rule is TriggerRule.ONE_FAILED:
+        return _Verdict(f"{look.named()}: none failed")
+    failed = look.failed
+    if failed is not None:
+        return _Verdict(f"{failed} {look.states[failed]}", blocked=True)
+    if rule is TriggerRule.NONE_FAILED or look.succeeded:
+        return _READY
+    # A join after a condition runs when any of its branches did; here none did.
+    return _Verdict(f"{look.named()} skipped")
 
 
 def whole_frontier(graph: Graph, states: Mapping[str, StepStatus], blocked: Collection[str] = frozenset()) -> Frontier:
@@ -108,14 +162,20 @@ def whole_frontier(graph: Graph, states: Mapping[str, StepStatus], blocked: Coll
     return Frontier(tuple(ready), skipped, frozenset(known_blocked.intersection(skipped)))
 
 
-def plan(graph: Graph, execution_id: str, priority: int, ready: Sequence[str]) -> Plan:
+def plan(graphs: Graphs, execution_id: str, priority: int, ready: Sequence[str], join: str | None = None) -> Plan:
     """The messages for `ready` steps, the highest first: runs, packed where that delays nobody, and a join
-    where all meet."""
-    ready = sorted(ready, key=lambda step_id: -graph.heights[step_id])
-    branches = [_branch(graph, start) for start in ready]
-    ends = {start: _end(graph, branch) for start, branch in zip(ready, branches, strict=True)}
-    packed = _pack(graph, branches, ends)
-    return Plan(execution_id, priority, tuple(packed), _join(graph, packed, set(ends.values())))
+    where all meet. `join` is that, if the caller knows; else the graph they stand in may say."""
+    ready = sorted(ready, key=lambda path: -graphs.of(path).heights[path])
+    branches = [_branch(graphs.of(start), start) for start in ready]
+    ends = {start: _end(graphs.of(start), branch) for start, branch in zip(ready, branches, strict=True)}
+    packed = _pack(graphs, branches, ends)
+    if len(packed) < CHORD_WIDTH:
+        joined = None  # the last to finish looks for itself
+    elif join is not None:
+        joined = _message(graphs.of(join), join)
+    else:
+        joined = _join(graphs.of(ready[0]), set(ends.values()))
+    return Plan(execution_id, priority, tuple(packed), joined)
 
 
 def _branch(graph: Graph, start: str) -> tuple[Message, ...]:
@@ -123,10 +183,14 @@ def _branch(graph: Graph, start: str) -> tuple[Message, ...]:
     links: list[Message] = []
     following: str | None = start
     while following is not None:
-        links.append(Message(graph.queue_for(following), (following,)))
+        links.append(_message(graph, following))
         *_, last = graph.run(following)
         following = graph.only_child(last)
     return tuple(links)
+
+
+def _message(graph: Graph, start: str) -> Message:
+    return Message(graph.queue_for(start), (start,), graph.steps[start].priority)
 
 
 def _end(graph: Graph, branch: tuple[Message, ...]) -> str:
@@ -134,36 +198,35 @@ def _end(graph: Graph, branch: tuple[Message, ...]) -> str:
     return last
 
 
-def _pack(graph: Graph, branches: Sequence[tuple[Message, ...]], ends: Mapping[str, str]) -> list[tuple[Message, ...]]:
+def _pack(
+    graphs: Graphs, branches: Sequence[tuple[Message, ...]], ends: Mapping[str, str]
+) -> list[tuple[Message, ...]]:
     """Put runs into one message whose ends have the same dependents: those wait for all of them anyway, so
     nothing starts later for it. (A worker hands back what it cannot do at once; see workers/runner.py.)"""
     packed: list[tuple[Message, ...]] = []
-    alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    alike: dict[tuple[str, int | None, tuple[str, ...]], list[str]] = {}
     for branch in branches:
         if len(branch) > 1:
             packed.append(branch)
         else:
             start = branch[0].starts[0]
-            alike.setdefault((branch[0].queue, graph.children[ends[start]]), []).append(start)
-    for (queue, _), starts in alike.items():
+            dependents = graphs.of(start).dependents(ends[start])
+            alike.setdefault((branch[0].queue, branch[0].priority, dependents), []).append(start)
+    for (queue, priority, _), starts in alike.items():
         size = min(PACK_SIZE, ceil(len(starts) / PACKS))
-        packed += [(Message(queue, tuple(starts[at : at + size])),) for at in range(0, len(starts), size)]
+        packed += [(Message(queue, tuple(starts[at : at + size]), priority),) for at in range(0, len(starts), size)]
     return packed
 
 
-def _join(graph: Graph, branches: Sequence[tuple[Message, ...]], ends: set[str]) -> Message | None:
-    """The step in which all branches meet and which waits for nothing else, if a chord pays."""
-    if len(branches) < CHORD_WIDTH:
-        return None
-    dependents = {graph.children[end] for end in ends}
+def _join(graph: Graph, ends: set[str]) -> Message | None:
+    """The step of this graph in which all ends meet and which waits for nothing else."""
+    dependents = {graph.children.get(end, ()) for end in ends}
     if len(dependents) != 1 or len(children := dependents.pop()) != 1:
         return None
     join = children[0]
-    if not set(graph.steps[join].depends_on) <= ends:
-        return None
-    return Message(graph.queue_for(join), (join,))
+    return _message(graph, join) if set(graph.steps[join].depends_on) <= ends else None
 
 
 def split(message: Message) -> tuple[tuple[Message, ...], ...]:
     """The same runs with a message for each."""
-    return tuple((Message(message.queue, (start,)),) for start in message.starts)
+    return tuple((Message(message.queue, (start,), message.priority),) for start in message.starts)

@@ -29,7 +29,7 @@ class Program:
 
     def __init__(self, source: Mapping[str, Any], catalogue: Catalogue, settings: Settings) -> None:
         self.definition = build_definition(source, catalogue)
-        self.graph = Graph(self.definition)
+        self.graph = Graph(self.definition.steps)
         self._default_retry = RetryPolicy(
             max_attempts=settings.scheduler.retry.max_attempts,
             initial_delay=settings.scheduler.retry.initial_delay,

@@ -82,7 +82,7 @@ def test_empty_sections_are_like_none() -> None:
         ("steps: {}", "steps", "must be a list, not a mapping"),
         ("steps: [5]", "steps[0]", "must be a mapping, not a number"),
         (STEP + "varables: {}", "varables", "unknown key; did you mean 'variables'?"),
-        (STEP + "on_failure: []", "on_failure", "unknown key; known are version"),
+        (STEP + "zzz: []", "zzz", "unknown key; known are version"),
         (STEP + "version: [1]", "version", "text"),
         (STEP + "timeout: soon", "timeout", "'soon' is not a duration"),
         (STEP + "timeout: 0", "timeout", "too short"),

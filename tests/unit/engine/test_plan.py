@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.definition.graph import Graph
-from orchestrator.definition.model import Definition, Step
+from orchestrator.definition.model import Step
 from orchestrator.engine.plan import (
     CHORD_WIDTH,
     PACK_SIZE,
@@ -36,7 +36,7 @@ def graph(*lines: str, **options: str) -> Graph:
         id, _, queue = head.strip().partition(":")
         on_error = options.get(id, "fail")
         steps.append(Step(id, "noop", queue or "cpu", depends_on=tuple(needed.split()), on_error=on_error))
-    return Graph(Definition(steps=tuple(steps), source={}))
+    return Graph(steps)
 
 
 def planned(graph: Graph, *ready: str) -> Plan:
@@ -269,7 +269,7 @@ def any_graph(draw: st.DrawFn) -> Graph:
                 on_error=draw(st.sampled_from(["fail", "continue"])),
             )
         )
-    return Graph(Definition(steps=tuple(steps), source={}))
+    return Graph(steps)
 
 
 class Simulation:
