@@ -61,7 +61,7 @@ class HttpAuth(Schema):
             raise ValidationError(f"{data['type']} needs {' and '.join(needed)}", missing[0])
 
 
-def _http_url(value: str) -> None:
+def http_url(value: str) -> None:
     try:
         parts = urlsplit(value)
         valid = parts.scheme.lower() in ("http", "https") and bool(parts.hostname)
@@ -89,7 +89,7 @@ class Http(StepType):
 
     class Config(Schema):
         method = fields.String(load_default="GET", validate=_known_method)
-        url = fields.String(required=True, validate=_http_url)
+        url = fields.String(required=True, validate=http_url)
         headers = fields.Dict(keys=fields.String(), values=Text(), load_default=dict)
         params = fields.Dict(keys=fields.String(), values=fields.Raw(allow_none=True), load_default=dict)
         json = fields.Raw(allow_none=True)
@@ -107,25 +107,38 @@ class Http(StepType):
 
     def perform(self, context: StepContext) -> Done:
         config = context.config
-        request = _request(config, context.idempotency_key)
-        remaining = context.remaining()
-        response = send(
-            request,
-            seconds=config["timeout"] if remaining is None else min(config["timeout"], remaining),
-            max_bytes=context.settings.executor.max_response,
-            verify=config["verify"],
-            redirects=config["allow_redirects"],
+        return Done(exchange(context, _request(config, context.idempotency_key), redirects=config["allow_redirects"]))
+
+
+def exchange(context: StepContext, request: requests.Request, *, redirects: bool) -> dict[str, Any]:
+    """The output of a step that sends `request`; its config's `timeout`, `verify` and `expected_status` apply.
+
+    Raises what `send` does, and StepFailed of the kind `http_status`.
+    """
+    config = context.config
+    remaining = context.remaining()
+    response = send(
+        request,
+        seconds=config["timeout"] if remaining is None else min(config["timeout"], remaining),
+        max_bytes=context.settings.executor.max_response,
+        verify=config["verify"],
+        redirects=redirects,
+    )
+    output = _output(response)
+    if not _is_expected(response.status, config.get("expected_status")):
+        excerpt = response.body[:800].decode(errors="replace")[:200].replace("\0", "\ufffd")
+        raise StepFailed(
+            f"{request.method} {shown(request.url)} answered {response.status} {response.reason}: {excerpt}",
+            kind="http_status",
+            retryable=response.status >= 500 or response.status in _WORTH_RETRYING,
+            output=output,
         )
-        output = _output(response)
-        if not _is_expected(response.status, config.get("expected_status")):
-            excerpt = response.body[:800].decode(errors="replace")[:200].replace("\0", "\ufffd")
-            raise StepFailed(
-                f"{request.method} {shown(request.url)} answered {response.status} {response.reason}: {excerpt}",
-                kind="http_status",
-                retryable=response.status >= 500 or response.status in _WORTH_RETRYING,
-                output=output,
-            )
-        return Done(output)
+    return output
+
+
+def encoded(headers: Mapping[str, str]) -> dict[str, str | bytes]:
+    """`headers` as they are sent: as UTF-8. Left as texts they would have to be Latin-1."""
+    return {name: value if value.isascii() else value.encode() for name, value in headers.items()}
 
 
 def _request(config: Mapping[str, Any], idempotency_key: str) -> requests.Request:
@@ -143,10 +156,8 @@ def _request(config: Mapping[str, Any], idempotency_key: str) -> requests.Reques
         basic = HTTPBasicAuth(auth["username"].encode(), auth["password"].encode())
     elif auth:
         headers["Authorization"] = f"Bearer {auth['token']}"
-    # A header's text goes out as UTF-8; left as text it would have to be Latin-1.
-    encoded = {name: value if value.isascii() else value.encode() for name, value in headers.items()}
     return requests.Request(
-        config["method"].upper(), config["url"], encoded, params=config["params"], data=body, auth=basic
+        config["method"].upper(), config["url"], encoded(headers), params=config["params"], data=body, auth=basic
     )
 
 
