@@ -79,12 +79,14 @@ def create_app(settings: Settings | None = None) -> Flask:
     api: Api = ProblemApi(app)
     for blueprint in (workflows.blueprint, executions.blueprint, health.blueprint):
         api.register_blueprint(blueprint)
-    _serve_docs_assets(app)
+    _serve_docs(app)
     return app
 
 
-def _serve_docs_assets(app: Flask) -> None:
+def _serve_docs(app: Flask) -> None:
+    """What flask-smorest leaves out: the assets of the documentation page, and its address with a slash."""
     folder = Path(flask_swagger_ui.__file__).parent / "dist"
+    app.add_url_rule("/docs/", "docs", app.view_functions["api-docs.openapi_swagger_ui"])
 
     @app.get("/docs/assets/<path:name>")
     def docs_assets(name: str) -> Response:

@@ -594,9 +594,10 @@ def test_the_openapi_document_names_the_parameters_users_need(servers: Deploymen
     assert parameters == {"workflow_id", "Idempotency-Key"}
 
 
-def test_the_documentation_page_loads_nothing_from_elsewhere(servers: Deployment) -> None:
+@pytest.mark.parametrize("address", ["/docs", "/docs/"])
+def test_the_documentation_page_loads_nothing_from_elsewhere(servers: Deployment, address: str) -> None:
     client = servers.client.application.test_client()
-    page = client.get("/docs")
+    page = client.get(address)
     assert page.status_code == 200
     links = re.findall(r'(?:src|href|url)\s*[=:]\s*"([^"]+)"', page.text)
     assert any(link.endswith(".js") for link in links)
