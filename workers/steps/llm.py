@@ -1,0 +1,500 @@
+"""`llm`: one chat completion of an OpenAI-compatible service (`POST <llm.base_url>/chat/completions`).
+
+The protocol is OpenAI's (https://platform.openai.com/docs/api-reference/chat), spoken by the openai library.
+A call is a task on an event loop that all calls of the process share, because a task can be cancelled: the
+library's own timeouts bound single waits, and a server that sends one byte a second never meets them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Coroutine, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
+from urllib.parse import urlsplit
+
+import orjson
+from jsonschema import Draft202012Validator, SchemaError
+from jsonschema.exceptions import best_match
+from jsonschema.validators import validator_for
+from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+from prometheus_client import Counter
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from orchestrator.errors import StepFailed, StepTimeout
+from workers.steps.contract import Done, QueueClass, StepContext, StepType, Wait
+from workers.steps.fields import Duration, Text
+from workers.steps.http_call import shown
+
+if TYPE_CHECKING:
+    import httpx2
+    import openai
+
+T = TypeVar("T")
+
+MAX_RESTS = 5
+"""How often an attempt rests because the service asks it to."""
+
+MAX_REST = 600.0
+"""Seconds of one such rest at most."""
+
+_WORTH_RETRYING = frozenset({408, 409, 425, 429})
+"""Client errors that another attempt may not meet: request timeout, conflict, too early, too many requests."""
+
+_TOKENS = Counter(
+    "orchestrator_llm_tokens", "Tokens that llm steps used, as the service counts them", ["model", "kind"]
+)
+
+_USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
+_COUNT = {"type": ["integer", "null"], "minimum": 0}
+_TEXT = {"type": ["string", "null"]}
+_ANSWER = Draft202012Validator(
+    {
+        "type": "object",
+        "required": ["choices"],
+        "properties": {
+            "id": _TEXT,
+            "model": _TEXT,
+            "choices": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "required": ["message"],
+                    "properties": {
+                        "finish_reason": _TEXT,
+                        "message": {"type": "object", "properties": {"content": _TEXT, "refusal": _TEXT}},
+                    },
+                },
+            },
+            "usage": {
+                "type": ["object", "null"],
+                "properties": dict.fromkeys(_USAGE, _COUNT),
+            },
+        },
+    }
+)
+"""What of an answer is read here; services differ in the rest."""
+
+
+class Stop(fields.Field[list[str]]):
+    """Where the answer ends: a text, or up to four of them."""
+
+    def _deserialize(
+        self,
+        value: Any,
+        attr: str | None,  # noqa: ARG002
+        data: Mapping[str, Any] | None,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> list[str]:
+        texts = value if isinstance(value, list) else [value]
+        return [str(text) for text in _STOPS.deserialize(texts)]
+
+
+_STOPS = fields.List(Text(), validate=validate.Length(1, 4))
+
+
+class Message(Schema):
+    role = fields.String(required=True, validate=validate.OneOf(["system", "developer", "user", "assistant"]))
+    content = Text(required=True)
+
+
+def _is_json_schema(value: Mapping[str, Any]) -> None:
+    kind: Any = validator_for(value, default=Draft202012Validator)
+    try:
+        kind.check_schema(value, format_checker=kind.FORMAT_CHECKER)
+    except SchemaError as error:
+        raise ValidationError(f"is not a JSON Schema: {error.message[:200]} (at {error.json_path})") from None
+
+
+class Llm(StepType):
+    """Output: `text`, `finish_reason`, `model`, `usage` (`prompt_tokens`, `completion_tokens`, `total_tokens`;
+    None where the service does not count), `id`; with a `response_schema` also `parsed`, the text as the JSON
+    that fits it.
+
+    Failures: `rate_limited` (429), `server` (5xx), `http_status` (any other status; not tried again, but for
+    408, 409 and 425), `timeout`, `connection`, `response_too_large`, `output` (no chat completion, or not what
+    the schema asks for), `length` (cut off before the JSON was whole), `refusal`, `content_filter`, `config`.
+    After a 429 or 5xx that says when to come back the step rests until then, as the same attempt.
+    """
+
+    type: ClassVar[str] = "llm"
+    queue: ClassVar[QueueClass] = "io"
+    extra: ClassVar[str] = "llm"
+    modules: ClassVar[tuple[str, ...]] = ("openai",)
+
+    class Config(Schema):
+        model = Text()
+        prompt = Text()
+        messages = fields.List(fields.Nested(Message), validate=validate.Length(min=1))
+        system = Text()
+        max_tokens = fields.Integer(strict=True, validate=validate.Range(min=1))
+        temperature = fields.Float(validate=validate.Range(0, 2))
+        top_p = fields.Float(validate=validate.Range(0, 1))
+        stop = Stop()
+        seed = fields.Integer(strict=True)
+        response_schema = fields.Dict(keys=fields.String(), validate=_is_json_schema)
+        timeout = Duration(load_default=60.0)
+
+        @validates_schema
+        def _one_question(self, data: Mapping[str, Any], **_: object) -> None:
+            if "prompt" in data and "messages" in data:
+                raise ValidationError("write either `prompt` or `messages`, not both", "messages")
+            if "prompt" not in data and "messages" not in data:
+                raise ValidationError("is missing; write the question here, or a conversation as `messages`", "prompt")
+
+    def perform(self, context: StepContext) -> Done | Wait:
+        import openai
+
+        service = _service(context)
+        request = _request(context.config, service.model)
+        try:
+            body = service.complete(request, context.idempotency_key, _seconds(context))
+        except openai.APIStatusError as error:
+            return _rest(context, service, error)
+        return Done(_output(service, service.read(body), context.config.get("response_schema")))
+
+
+def _service(context: StepContext) -> _Service:
+    settings = context.settings.llm
+    url, key = context.reveal(settings.base_url), context.reveal(settings.api_key)
+    model = context.config.get("model") or context.reveal(settings.model)
+    if not url:
+        raise _mistake("llm.base_url is not set; set it to the service's address, such as https://api.openai.com/v1")
+    if not _is_http(url):
+        raise _mistake(f"llm.base_url, {shown(url)}, must be a whole address, such as https://api.openai.com/v1")
+    if not (key.isascii() and key.isprintable()):
+        raise _mistake("llm.api_key has a line break or another character that cannot be sent; check its end")
+    if not model:
+        raise _mistake("the step names no model, and neither does llm.model")
+    return _Service(url, key, model, context.settings.executor.max_response)
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme.lower() in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _mistake(message: str) -> StepFailed:
+    return StepFailed(message, kind="config", retryable=False)
+
+
+def _request(config: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """The request's fields, as the API names them."""
+    messages = config["messages"] if "messages" in config else [{"role": "user", "content": config["prompt"]}]
+    if "system" in config:
+        messages = [{"role": "system", "content": config["system"]}, *messages]
+    request: dict[str, Any] = {"model": model, "messages": messages}
+    for name in ("max_tokens", "temperature", "top_p", "stop", "seed"):
+        if name in config:
+            request[name] = config[name]
+    if "response_schema" in config:
+        wanted = {"name": "response", "schema": config["response_schema"], "strict": True}
+        request["response_format"] = {"type": "json_schema", "json_schema": wanted}
+    return request
+
+
+def _seconds(context: StepContext) -> float:
+    remaining = context.remaining()
+    timeout: float = context.config["timeout"]
+    return timeout if remaining is None else min(timeout, remaining)
+
+
+@dataclass(frozen=True)
+class _Service:
+    url: str
+    key: str = field(repr=False)
+    model: str
+    max_bytes: int
+
+    @cached_property
+    def name(self) -> str:
+        return f"the model service at {shown(self.url)}"
+
+    def quote(self, text: str) -> str:
+        """What the service said, as far as it may be shown: services do repeat the key they were given."""
+        short = " ".join(text.replace("\0", "\N{REPLACEMENT CHARACTER}").split())
+        return (short.replace(self.key, "***") if self.key else short)[:300]
+
+    def complete(self, request: Mapping[str, Any], idempotency_key: str, seconds: float) -> bytes:
+        """The body of the answer, within `seconds` in all.
+
+        Raises openai.APIStatusError for a status other than 2xx, StepTimeout, and StepFailed of the kinds
+        `connection`, `response_too_large` and `config`.
+        """
+        import httpx2
+        import openai
+
+        try:
+            return _within(seconds, self._send(request, idempotency_key))
+        except (TimeoutError, openai.APITimeoutError):
+            raise StepTimeout(f"{self.name} did not answer within {seconds:g} s") from None
+        except openai.APIConnectionError as error:
+            raise StepFailed(f"{self.name}: {self.quote(_root(error))}", kind="connection") from error
+        except _TooLarge:
+            raise StepFailed(
+                f"{self.name}: the answer is larger than executor.max_response, {self.max_bytes} bytes",
+                kind="response_too_large",
+                retryable=False,
+            ) from None
+        except httpx2.InvalidURL as error:
+            raise _mistake(f"llm.base_url, {shown(self.url)}, is not valid: {error}") from None
+
+    async def _send(self, request: Mapping[str, Any], idempotency_key: str) -> bytes:
+        from openai import AsyncOpenAI, omit
+
+        client = AsyncOpenAI(
+            base_url=self.url,
+            api_key=self.key or "none",
+            max_retries=0,  # the step's retry policy decides
+            timeout=None,  # _within bounds the whole
+            http_client=_LOOP.http_client(self.max_bytes),
+        )
+        # Said for each request, because the library would otherwise take these from the environment.
+        headers = {
+            "Authorization": f"Bearer {self.key}" if self.key else omit,
+            "OpenAI-Organization": omit,
+            "OpenAI-Project": omit,
+            "Idempotency-Key": idempotency_key,
+        }
+        answer = await client.chat.completions.with_raw_response.create(**request, extra_headers=headers)
+        content: bytes = answer.content
+        return content
+
+    def read(self, body: bytes) -> dict[str, Any]:
+        """The answer as _ANSWER describes it, with at least one choice."""
+        # The library takes what it gets for a completion, whatever it is.
+        try:
+            answer = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            self._no_completion("is not JSON", body)
+        wrong = best_match(_ANSWER.iter_errors(answer))
+        if wrong is not None:
+            self._no_completion(f"is no chat completion (see its {wrong.json_path})", body)
+        if not answer["choices"]:
+            self._no_completion("has no choices", body)
+        return dict(answer)
+
+    def _no_completion(self, what: str, body: bytes) -> NoReturn:
+        said = self.quote(body.decode(errors="replace"))
+        raise StepFailed(f"the answer of {self.name} {what}: {said}", kind="output")
+
+
+def _rest(context: StepContext, service: _Service, error: openai.APIStatusError) -> Wait:
+    """The rest that the service asks for; raises what `error` means if it asks for none, or too often."""
+    failure = _failure(service, error)
+    rests = (context.state or {}).get("throttled", 0)
+    delay = _retry_after(error.response.headers) if failure.kind in ("rate_limited", "server") else None
+    if delay is None or rests >= MAX_RESTS:
+        raise failure
+    context.log(f"{failure}; it asks to come back in {delay:g} s (rest {rests + 1} of {MAX_RESTS})", "warning")
+    return Wait(datetime.now(UTC) + timedelta(seconds=delay), {"throttled": rests + 1})
+
+
+def _failure(service: _Service, error: openai.APIStatusError) -> StepFailed:
+    status = error.status_code
+    said, hint = service.quote(_message(error)), _hint(status, service.model)
+    return StepFailed(
+        f"{service.name} answered {status}" + (f": {said}" if said else "") + (f" ({hint})" if hint else ""),
+        kind="rate_limited" if status == 429 else "server" if status >= 500 else "http_status",
+        retryable=status >= 500 or status in _WORTH_RETRYING,
+    )
+
+
+def _message(error: openai.APIStatusError) -> str:
+    """The `message` of the service's error object, or all it said."""
+    body = error.body
+    message = body.get("message") if isinstance(body, dict) else body
+    return message if isinstance(message, str) else error.response.text
+
+
+def _hint(status: int, model: str) -> str:
+    if 300 <= status < 400:
+        return "it redirects; set llm.base_url to where it leads"
+    hints = {401: "check llm.api_key", 404: f"check llm.base_url and the model, {model!r}"}
+    return hints.get(status, "")
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, at most MAX_REST: retry-after-ms, a convention of OpenAI's, or else Retry-After, a number or an
+    HTTP date (RFC 9110, 10.2.3). None if neither can be read."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        with suppress(ValueError):
+            seconds = float(headers.get(name, "")) * unit
+            if not math.isnan(seconds):
+                return min(max(0.0, seconds), MAX_REST)
+    with suppress(ValueError, OverflowError):
+        date = parsedate_to_datetime(headers.get("retry-after", ""))
+        seconds = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+        return min(max(0.0, seconds), MAX_REST)
+    return None
+
+
+def _output(service: _Service, answer: Mapping[str, Any], schema: Mapping[str, Any] | None) -> dict[str, Any]:
+    choice, usage = answer["choices"][0], answer.get("usage") or {}
+    output = {
+        "text": choice["message"].get("content"),
+        "finish_reason": choice.get("finish_reason"),
+        "model": answer.get("model"),
+        "usage": {name: usage.get(name) for name in _USAGE},
+        "id": answer.get("id"),
+    }
+    _count(service.model, output["usage"])
+    _check_finish(service, output, choice["message"].get("refusal"))
+    if schema is not None:
+        output["parsed"] = _parsed(service, output, schema)
+    return output
+
+
+def _count(model: str, usage: Mapping[str, int | None]) -> None:
+    # By the model that was asked for: what a service answers could be any number of names.
+    for kind in ("prompt", "completion"):
+        _TOKENS.labels(model, kind).inc(usage[f"{kind}_tokens"] or 0)
+
+
+def _check_finish(service: _Service, output: Mapping[str, Any], refusal: str | None) -> None:
+    """Raises StepFailed, with what there is as its output, unless the model has answered."""
+    reason = output["finish_reason"]
+    if refusal:
+        raise StepFailed(f"the model refused: {service.quote(refusal)}", kind="refusal", output=output)
+    if reason == "content_filter":
+        raise StepFailed("the service's content filter stopped the answer", kind=reason, output=output)
+    if output["text"] is None:
+        raise StepFailed(f"the model answered without a text (finish_reason {reason})", kind="output", output=output)
+
+
+def _parsed(service: _Service, output: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
+    text: str = output["text"]
+    if output["finish_reason"] == "length":
+        raise StepFailed(
+            "the answer was cut off before its JSON was whole (finish_reason length); raise max_tokens",
+            kind="length",
+            output=output,
+        )
+    try:
+        parsed = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise StepFailed(
+            f"the model's answer is not JSON, as response_schema asks: {service.quote(text)}",
+            kind="output",
+            output=output,
+        ) from None
+    # An empty registry: nothing that a $ref names is fetched from the network.
+    validator = validator_for(schema, default=Draft202012Validator)(schema, registry=Registry())
+    try:
+        wrong = best_match(validator.iter_errors(parsed))
+    except Unresolvable as error:
+        raise _mistake(f"response_schema refers to {error.ref!r}, which is not in it") from None
+    except RecursionError:
+        raise StepFailed(
+            "the model's answer cannot be checked: it, or response_schema, goes too deep", kind="output", output=output
+        ) from None
+    if wrong is not None:
+        raise StepFailed(
+            f"the model's answer does not fit response_schema at {wrong.json_path}: {service.quote(wrong.message)}",
+            kind="output",
+            output=output,
+        )
+    return parsed
+
+
+def _root(error: BaseException) -> str:
+    """What first went wrong: `Connection refused`, `certificate verify failed`."""
+    while True:
+        cause = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__ or error.__context__
+        if cause is None:
+            break
+        error = cause
+    # asyncio puts the address in the place of the system's own words.
+    if isinstance(error, OSError) and error.errno and not isinstance(error, (ssl.SSLError, socket.gaierror)):
+        return os.strerror(error.errno)
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
+# --- the loop that all calls of the process share -----------------------------------------------------------
+
+
+class _TooLarge(Exception):
+    pass
+
+
+class _Loop:
+    """An event loop in a thread of its own, begun with the first call, and its pooled connections."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._http_clients: dict[int, httpx2.AsyncClient] = {}
+
+    def submit(self, call: Coroutine[Any, Any, T]) -> Any:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="llm-calls", daemon=True).start()
+        return asyncio.run_coroutine_threadsafe(call, self._loop)
+
+    def http_client(self, max_bytes: int) -> httpx2.AsyncClient:
+        """The client for answers of at most `max_bytes`. To be called on the loop."""
+        if max_bytes not in self._http_clients:
+            self._http_clients[max_bytes] = _http_client(max_bytes)
+        return self._http_clients[max_bytes]
+
+
+_LOOP = _Loop()
+
+
+def _within(seconds: float, call: Coroutine[Any, Any, T]) -> T:
+    """What `call` returns. Raises TimeoutError when that takes longer than `seconds`; it is then cancelled, and
+    its connection closed."""
+    future = _LOOP.submit(call)
+    try:
+        result: T = future.result(seconds)
+    finally:
+        future.cancel()
+    return result
+
+
+def _http_client(max_bytes: int) -> httpx2.AsyncClient:
+    """Pooled connections; neither proxies nor credentials are taken from the environment, no cookies are kept
+    and no redirects are followed."""
+    import httpx2
+
+    class Transport(httpx2.AsyncHTTPTransport):
+        """Reads each body itself, up to the limit. Raises _TooLarge."""
+
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            response = await super().handle_async_request(request)
+            body = bytearray()
+            try:
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) > max_bytes:
+                        raise _TooLarge
+            finally:
+                await response.aclose()
+            headers = [(name, value) for name, value in response.headers.multi_items() if name not in _NOT_KEPT]
+            return httpx2.Response(
+                response.status_code, headers=headers, content=bytes(body), extensions=response.extensions
+            )
+
+    # It logs each url as it is, with the credentials and the query that may be in it.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
+    return httpx2.AsyncClient(transport=Transport(trust_env=False, limits=limits), trust_env=False)
+
+
+_NOT_KEPT = frozenset({"content-encoding", "content-length", "transfer-encoding", "set-cookie"})
+"""Headers that are not true of a body that has been read, and cookies."""
