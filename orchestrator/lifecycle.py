@@ -103,10 +103,12 @@ FOLLOW = _step("follow", {StepStatus.PENDING, StepStatus.QUEUED}, StepStatus.RUN
 """The worker that just recorded the step before it goes straight on with it."""
 COMPLETE = _step("complete", {StepStatus.RUNNING}, StepStatus.COMPLETED)
 FAIL = _step("fail", {StepStatus.RUNNING}, StepStatus.FAILED)
+DECLINE = _step("decline", {StepStatus.RUNNING}, StepStatus.SKIPPED)
+"""Its `when` turned out not to be true."""
 REST = _step("rest", {StepStatus.RUNNING}, StepStatus.WAITING)
 """A failed attempt with another one to come, or a step that asked to wait."""
 WAKE = _step("wake", {StepStatus.WAITING}, StepStatus.QUEUED)
-"""Its time has come (reconcile)."""
+"""Its time has come (reconcile), or what it waits for has."""
 LOSE = _step("lose", {StepStatus.RUNNING}, StepStatus.QUEUED)
 """Its worker is gone (reconcile)."""
 SKIP = _step("skip", {StepStatus.PENDING}, StepStatus.SKIPPED)

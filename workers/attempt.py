@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -17,16 +18,19 @@ import marshmallow
 
 from orchestrator.config import Settings
 from orchestrator.definition.model import Step
+from orchestrator.definition.scopes import phase_of
 from orchestrator.definition.templates import Compiled, compile_expression, compile_value
-from orchestrator.engine.advance import execution_facts
+from orchestrator.engine.endings import execution_facts
 from orchestrator.engine.programs import Program
 from orchestrator.engine.start import check_payload
 from orchestrator.errors import InputError, StepFailed, StepTimeout, TemplateError
-from orchestrator.store import Store, logs, steps
+from orchestrator.store import Store, cached_results, executions, logs, steps
 from orchestrator.store.logs import LogLine
 from orchestrator.store.steps import Claim, ExecutionFacts
+from workers.rounds import rounds
 from workers.secrets import Secrets
-from workers.steps.contract import Done, LogLevel, StepContext, StepType, Wait
+from workers.steps.condition import is_true
+from workers.steps.contract import Done, LogLevel, Spawn, StepContext, StepType, Wait, Workflows
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +46,22 @@ class Prepared:
     type: StepType
     config: Tree
     input_mapping: Compiled | None
+    when: Compiled | None
+    output_mapping: Compiled | None
+    cache_key: Compiled | None
     references: frozenset[str]
-    """Steps whose outputs the templates name."""
+    """Ids of the steps whose outputs the templates name."""
+    roots: frozenset[str]
+    """What the templates start from."""
     loaded: Mapping[str, Any] | None
     """The checked configuration, if it has no templates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """The step's `when` is not true."""
+
+    reason: str
 
 
 class Tree:
@@ -54,6 +70,8 @@ class Tree:
     def __init__(self, config: Mapping[str, Any], step_type: StepType) -> None:
         self._type = step_type
         self.parts: list[Compiled] = []
+        self.deferred: dict[str, Compiled] = {}
+        """What the type evaluates itself, by its place."""
         self._root = self._compile(dict(config), "")
         self.constant = all(part.constant for part in self.parts)
 
@@ -62,6 +80,9 @@ class Tree:
 
     def _compile(self, value: Any, path: str) -> Any:
         if path and path in self._type.raw_fields:
+            return value
+        if path in self._type.deferred_fields:
+            self.deferred[path] = compile_expression(value) if isinstance(value, str) else compile_value(value)
             return value
         if path in self._type.expression_fields and isinstance(value, str):
             return self._part(compile_expression(value))
@@ -98,12 +119,19 @@ def prepare(program: Program, step: Step, catalogue: Mapping[str, Any]) -> Prepa
         )
     config = Tree(step.config or {}, step_type)
     mapping = None if step.input_mapping is None else compile_value(dict(step.input_mapping))
-    parts = [*config.parts, *([] if mapping is None else [mapping])]
+    when = compile_expression(step.when) if isinstance(step.when, str) else None
+    exported = None if step.output_mapping is None else compile_value(dict(step.output_mapping))
+    cache_key = None if step.cache is None else compile_value(step.cache.key)
+    parts = [*config.parts, *(part for part in (mapping, when, exported, cache_key) if part is not None)]
     prepared = Prepared(
         step_type,
         config,
         mapping,
+        when,
+        exported,
+        cache_key,
         frozenset(reference for part in parts for reference in part.steps),
+        frozenset(root for part in (*parts, *config.deferred.values()) for root in part.roots),
         _load(step_type, config.render({})) if config.constant else None,
     )
     program.prepared[step.id] = prepared
@@ -126,7 +154,8 @@ class StoreFailed(Exception):
 
 @dataclass(slots=True)
 class Attempt:
-    """A claimed step about to be performed; `seen` is `steps.<id>` as far as the worker knows it already."""
+    """A claimed step about to be performed; `seen` is what templates see of other steps, by their paths, as far as
+    the worker knows it already."""
 
     store: Store
     settings: Settings
@@ -139,14 +168,16 @@ class Attempt:
     seen: dict[str, dict[str, Any]]
     ends_at: float | None
     """On time.monotonic()'s clock: when the execution's time is up."""
+    workflows: Workflows
     recorded_input: Any = None
+    variables: Any = None
+    """What the output was mapped to."""
 
-    def perform(self) -> Done | Wait | StepFailed:
+    def perform(self) -> Done | Wait | Spawn | Skipped | StepFailed:
         """The outcome, fit to be stored: secrets masked, JSON, within the size limit."""
         log = LogBuffer(self)
         try:
-            outcome = self._perform(log)
-            return self._storable(outcome) if isinstance(outcome, Done) else outcome
+            return self._perform(log)
         except StoreFailed:
             raise
         except StepFailed as failure:
@@ -159,12 +190,46 @@ class Attempt:
         finally:
             log.close()
 
-    def _perform(self, log: LogBuffer) -> Done | Wait:
+    def _perform(self, log: LogBuffer) -> Done | Wait | Spawn | Skipped:
         prepared = prepare(self.program, self.step, self.catalogue)
         context = self._template_context(prepared)
+        if not self._is_wanted(prepared, context):
+            return Skipped(f"`when` is not true: {self.step.when}")
+        cached, key = self._cached(prepared, context)
+        outcome = self._performed(prepared, context, log) if cached is None else cached
+        if not isinstance(outcome, Done):
+            return outcome
+        done = self._storable(outcome)
+        if prepared.output_mapping is not None:
+            mapped = prepared.output_mapping.render({**context, "output": done.output})
+            self.variables = self.secrets.mask(mapped)
+        if cached is not None:
+            log.add("the result was taken from the cache")
+        elif key is not None and self.step.cache is not None:
+            with self.store.single() as connection:
+                cached_results.keep(connection, key, done.output, self.step.cache.ttl)
+        return done
+
+    def _is_wanted(self, prepared: Prepared, context: Mapping[str, Any]) -> bool:
+        if self.claim.state is not None or self.step.when is None:
+            return True
+        return is_true(self.step.when if prepared.when is None else prepared.when.render(context))
+
+    def _cached(self, prepared: Prepared, context: Mapping[str, Any]) -> tuple[Done | None, cached_results.Key | None]:
+        if prepared.cache_key is None:
+            return None, None
+        rendered = prepared.cache_key.render(context)
+        key = cached_results.key(self.execution.workflow_id, self.step.id, rendered)
+        if self.claim.state is not None:
+            return None, key
+        with self.store.single() as connection:
+            found = cached_results.find(connection, key)
+        return (None if found is None else Done(found[0])), key
+
+    def _performed(self, prepared: Prepared, context: Mapping[str, Any], log: LogBuffer) -> Done | Wait | Spawn:
         rendered = prepared.config.render(context)
         mapped = None if prepared.input_mapping is None else prepared.input_mapping.render(context)
-        self.recorded_input = self.secrets.mask(rendered if mapped is None else mapped)
+        self.recorded_input = self.secrets.mask(self._worth_recording(rendered) if mapped is None else mapped)
         config = _load(prepared.type, rendered) if prepared.loaded is None else prepared.loaded
         deadline = self._deadline()
         step_context = StepContext(
@@ -179,28 +244,79 @@ class Attempt:
             reveal=self._reveal,
             log=log.add,
             deadline=deadline,
-            state=self.claim.state,
+            state=self._state(),
+            evaluate=partial(self._evaluate, prepared, context),
+            body=partial(rounds, self.store, self.execution.id, self.claim.path, self.step),
+            workflows=self.workflows,
         )
         with interrupted_at(deadline):
             return prepared.type.perform(step_context)
 
+    def _worth_recording(self, rendered: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The config without the steps in it, which have rows of their own."""
+        if not self.step.bodies:
+            return rendered
+        raw = self.catalogue[self.step.type].raw_fields
+        return {name: value for name, value in rendered.items() if name not in raw}
+
+    def _state(self) -> Any:
+        """What the type itself left; of a step with a body, the engine keeps more beside it."""
+        state = self.claim.state
+        return state["own"] if self.step.bodies and isinstance(state, dict) and "own" in state else state
+
     def _template_context(self, prepared: Prepared) -> Mapping[str, Any]:
-        unread = prepared.references - self.seen.keys()
-        if unread:
-            try:
-                with self.store.single() as connection:
-                    self.seen |= steps.outputs(connection, self.execution.id, unread)
-            except Exception as error:
-                raise StoreFailed from error
+        path, scopes = self.claim.path, self.program.scopes
+        named = {step_id: scopes.path_of(step_id, path) for step_id in prepared.references}
+        mappers = self.program.mappers(path) if "variables" in prepared.roots else ()
+        self._read({other for other in (*named.values(), *mappers) if other is not None})
         execution = self.execution
-        return {
-            "variables": self.program.variables,
+        context = {
+            "variables": self.program.variables_after(mappers, self.seen) if mappers else self.program.variables,
             "input": execution.input,
-            "steps": self.seen,
+            "steps": {id: self.seen[other] for id, other in named.items() if other in self.seen},
             "secrets": self.secrets,
             "trigger": {"id": execution.trigger_id},
             "execution": execution_facts(execution.id, execution.workflow_id, execution.version, execution.priority),
         }
+        if "execution" in prepared.roots and phase_of(path):
+            context["execution"] |= self._outcome()
+        if self.claim.loop is not None:
+            context["loop"] = self.claim.loop
+        return context
+
+    def _read(self, paths: set[str]) -> None:
+        unread = paths - self.seen.keys()
+        if not unread:
+            return
+        try:
+            with self.store.single() as connection:
+                read = steps.outputs(connection, self.execution.id, unread)
+        except Exception as error:
+            raise StoreFailed from error
+        self.seen |= read
+
+    def _outcome(self) -> dict[str, Any]:
+        """What a step that runs at the end sees of how its execution ends."""
+        try:
+            with self.store.single() as connection:
+                locked = executions.look(connection, self.execution.id)
+        except Exception as error:
+            raise StoreFailed from error
+        if locked is None or locked.outcome is None:
+            return {}
+        return {"status": locked.outcome.value, "error": locked.error_message}
+
+    def _evaluate(self, prepared: Prepared, context: Mapping[str, Any], field: str, **names: Any) -> Any:
+        """A deferred field: what stands in the body is seen as the last round left it."""
+        compiled = prepared.config.deferred[field]
+        last = names.get("loop", {}).get("index", 0) - 1
+        inner = {
+            step.id: f"{self.claim.path}[{last}].{step.id}" for body in self.step.bodies.values() for step in body.steps
+        }
+        named = {id: inner.get(id) or self.program.scopes.path_of(id, self.claim.path) for id in compiled.steps}
+        self._read({path for path in named.values() if path is not None})
+        seen = {id: self.seen[path] for id, path in named.items() if path in self.seen}
+        return compiled.render({**context, "steps": seen, **names})
 
     def _reveal(self, value: Any) -> Any:
         try:

@@ -17,24 +17,27 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.definition.graph import CONTROL
-from orchestrator.definition.model import Step
 from orchestrator.engine.advance import (
     Advance,
     End,
     Failure,
     Worker,
     advance,
+    begin_body,
     end_failed_attempt,
     go_on,
     surroundings,
 )
 from orchestrator.engine.plan import Message, Plan, split
 from orchestrator.engine.programs import Program
+from orchestrator.engine.waiting import rest_awaiting
 from orchestrator.errors import StepFailed
+from orchestrator.lifecycle import StepStatus
 from orchestrator.store import steps
 from orchestrator.store.steps import Claim, ExecutionFacts, Result
-from workers.attempt import Attempt
-from workers.steps.contract import Done, Wait
+from workers.attempt import Attempt, Skipped
+from workers.children import Children
+from workers.steps.contract import Done, Spawn, Wait
 
 if TYPE_CHECKING:
     from workers.process import WorkerProcess
@@ -134,7 +137,7 @@ class Lane:
 
     def go(self, claim: Claim | None) -> None:
         while claim is not None:
-            step = self.program.graph.steps[claim.path]
+            step = self.program.scopes.step(claim.path)
             attempt = Attempt(
                 store=self.store,
                 settings=self.process.settings,
@@ -146,9 +149,10 @@ class Lane:
                 secrets=self.process.secrets,
                 seen=self.seen,
                 ends_at=self.ends_at,
+                workflows=Children(self.store, self.process.programs, self.process.doorbell, self.facts, claim),
             )
             outcome = attempt.perform()
-            claim = self._record(step, claim, attempt.recorded_input, outcome)
+            claim = self._record(claim, attempt, outcome)
 
     def hand_back_after(self, seconds: float) -> None:
         if self.pack.first() is not None:
@@ -168,7 +172,7 @@ class Lane:
                 continue
             claim, self.facts = claimed
             self.program = self.process.programs.get(self.store, self.facts.workflow_id, self.facts.version)
-            self.queue = self.program.graph.queue_for(start)
+            self.queue = self.program.scopes.of(start).queue_for(start)
             left = self.facts.seconds_left
             self.ends_at = None if left is None else time.monotonic() + left
             return claim
@@ -176,14 +180,31 @@ class Lane:
 
     # --- what follows an attempt -----------------------------------------------------------------------------
 
-    def _record(self, step: Step, claim: Claim, given: Any, outcome: Done | Wait | StepFailed) -> Claim | None:
+    def _record(
+        self, claim: Claim, attempt: Attempt, outcome: Done | Wait | Spawn | Skipped | StepFailed
+    ) -> Claim | None:
+        given = attempt.recorded_input
         if isinstance(outcome, Done):
-            return self._completed(step, claim, Result(given, outcome.output), outcome.skip)
+            result = Result(given, outcome.output, variables=attempt.variables)
+            return self._completed(claim, result, outcome.skip)
         if isinstance(outcome, Wait):
-            delay = max(0.0, (outcome.until - datetime.now(UTC)).total_seconds())
-            with self.store.single() as connection:
-                steps.rest(connection, claim, Result(given), delay=delay, resumes=True, state=outcome.state)
-            return self.claim_next()
+            return self._rested(claim, given, outcome)
+        if isinstance(outcome, Spawn):
+            return self._settled(
+                begin_body(
+                    self.store,
+                    self.program,
+                    self.execution_id,
+                    claim,
+                    given,
+                    outcome,
+                    self.process.doorbell.ring,
+                    worker=self._keeper(),
+                )
+            )
+        if isinstance(outcome, Skipped):
+            end = End(claim.path, claim, Result(error_message=outcome.reason), StepStatus.SKIPPED)
+            return self._advanced(end)
         failure = Failure(outcome.kind, str(outcome), outcome.retryable, given, outcome.output)
         return self._settled(
             end_failed_attempt(
@@ -191,35 +212,60 @@ class Lane:
             )
         )
 
-    def _completed(self, step: Step, claim: Claim, result: Result, skip: frozenset[str]) -> Claim | None:
-        self.seen[step.id] = steps.as_seen_by_templates("completed", result.output)
-        following = None if skip else self._straight_on(step.id)
+    def _rested(self, claim: Claim, given: Any, wait: Wait) -> Claim | None:
+        delay = None if wait.until is None else max(0.0, (wait.until - datetime.now(UTC)).total_seconds())
+        if wait.awaits is None:
+            with self.store.single() as connection:
+                steps.rest(connection, claim, Result(given), delay=delay, resumes=True, state=wait.state)
+            return self.claim_next()
+        return self._settled(
+            rest_awaiting(
+                self.store,
+                self.execution_id,
+                claim,
+                given,
+                delay=delay,
+                state=wait.state,
+                awaits=wait.awaits,
+                queue=self.queue,
+            )
+        )
+
+    def _completed(self, claim: Claim, result: Result, skip: frozenset[str]) -> Claim | None:
+        path, graph = claim.path, self.program.scopes.of(claim.path)
+        self.seen[path] = steps.as_seen_by_templates("completed", result.output, variables=result.variables)
+        following = None if skip else self._straight_on(path)
         if following is not None:
             return self._complete_and_follow(claim, result, following)
-        if self._ends_execution(step):
+        if self._ends_execution(path):
             steps.complete_and_finish(self.store, self.execution_id, claim, result)
             return None
         keeper = self._keeper()
-        around = None if skip or self.rung or keeper is None else surroundings(self.program, step.id)
+        around = None if skip or self.rung or keeper is None else surroundings(self.program, path)
         if around is not None and keeper is not None:
             return self._settled(go_on(self.store, self.program, self.facts, claim, result, around, keeper))
-        end = End(step.id, claim, result, skip=skip)
-        return self._settled(advance(self.store, self.program, self.execution_id, end, worker=keeper, rung=self.rung))
+        return self._advanced(End(path, claim, result, skip=frozenset(map(graph.path_of, skip))))
 
-    def _straight_on(self, step_id: str) -> str | None:
+    def _advanced(self, end: End) -> Claim | None:
+        return self._settled(
+            advance(self.store, self.program, self.execution_id, end, worker=self._keeper(), rung=self.rung)
+        )
+
+    def _straight_on(self, path: str) -> str | None:
         """The step to go on with that takes no look at the others: the next of this run, or the next run of
         the pack if whoever waits for this one waits for that one too."""
         if self._over_budget():
             return None
-        graph = self.program.graph
-        following = graph.next_in_run(step_id, self.queue)
+        graph = self.program.scopes.of(path)
+        following = graph.next_in_run(path, self.queue)
         if following is not None:
             return following
         upcoming = self.pack.first()
         if upcoming is None:
             return None
-        *_, last = graph.run(upcoming)
-        return self.pack.take() if graph.children[last] == graph.children[step_id] else None
+        other = self.program.scopes.of(upcoming)
+        *_, last = other.run(upcoming)
+        return self.pack.take() if other.dependents(last) == graph.dependents(path) else None
 
     def _complete_and_follow(self, claim: Claim, result: Result, following: str) -> Claim | None:
         recorded, follower = steps.complete_and_follow(
@@ -230,17 +276,17 @@ class Lane:
         if follower is not None:
             return follower
         # The execution is paused or ended, or somebody has that step: look at what this one has made ready.
-        end = End(claim.path, None)
-        return self._settled(
-            advance(self.store, self.program, self.execution_id, end, worker=self._keeper(), rung=self.rung)
-        )
+        return self._advanced(End(claim.path, None))
 
-    def _ends_execution(self, step: Step) -> bool:
-        graph = self.program.graph
-        return graph.is_one_run and not graph.children[step.id] and self.program.outputs is None
+    def _ends_execution(self, path: str) -> bool:
+        """Whether nothing but this step's end is left of an execution that asks for nothing at its end."""
+        program, graph = self.program, self.program.scopes.of(path)
+        alone = graph is program.scopes.root and graph.is_one_run and not graph.children[path]
+        return alone and program.outputs is None and not program.has_endings and self.facts.parent_step_id is None
 
     def _settled(self, advanced: Advance) -> Claim | None:
-        self.process.doorbell.ring(advanced.plan)
+        for planned in advanced.plans:
+            self.process.doorbell.ring(planned)
         if advanced.kept:
             self.pack.add(advanced.kept)
             self.hand_back_after(FORK_PATIENCE)

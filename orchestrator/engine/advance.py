@@ -6,20 +6,25 @@ and for which nobody was told, nor an execution that has ended in all its steps 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from orchestrator.definition.graph import CONTROL
-from orchestrator.engine.plan import Plan, frontier, plan, whole_frontier
+from orchestrator.definition.building import COMPENSATE
+from orchestrator.definition.graph import CONTROL, Graph
+from orchestrator.definition.model import TriggerRule
+from orchestrator.definition.scopes import phase_of, scope_of
+from orchestrator.engine import bodies as engine_bodies
+from orchestrator.engine import endings
+from orchestrator.engine.bodies import Spawn
+from orchestrator.engine.plan import Message, Plan, frontier, plan, whole_frontier
 from orchestrator.engine.programs import Program, Programs
-from orchestrator.errors import TemplateError
 from orchestrator.lifecycle import EXECUTION_TERMINAL, STEP_TERMINAL, ExecutionStatus, StepStatus
-from orchestrator.store import Store, executions, steps
-from orchestrator.store.executions import Locked
-from orchestrator.store.steps import EMPTY, Claim, ExecutionFacts, Result, Surroundings
+from orchestrator.store import Store, bodies, executions, steps
+from orchestrator.store.executions import AWAITS_BODY, Locked
+from orchestrator.store.steps import EMPTY, Claim, ExecutionFacts, Result, Ring, Surroundings
 
 KEPT = 8
 """Branches of a fork that one worker keeps for a moment, at most."""
@@ -40,7 +45,7 @@ class Worker:
 class Advance:
     """What an advance led to. `counted` is False if the claim was no longer held: then nothing was written.
 
-    `claim` is what the worker goes on with, `kept` what it may go on with after that; `plan` is to be dispatched.
+    `claim` is what the worker goes on with, `kept` what it may go on with after that; `plans` are to be dispatched.
     `exhausted` says that there is nothing else to claim: the execution is over, or a look at it found nothing.
     """
 
@@ -48,7 +53,7 @@ class Advance:
     exhausted: bool = False
     claim: Claim | None = None
     kept: tuple[str, ...] = ()
-    plan: Plan | None = None
+    plans: tuple[Plan, ...] = ()
 
 
 _LOST = Advance(counted=False)
@@ -80,37 +85,48 @@ def advance(
     `worker`, if given, keeps what it can go on with at once. `rung` names steps for which the canvas itself
     sends the next message (a chord's body, a chain's next link): they are queued, not dispatched.
     """
-    outlook = program.graph.outlook({end.path, *end.skip})
+    graph = program.scopes.of(end.path)
+    outlook = graph.outlook({end.path, *end.skip})
     with steps.ending(store, execution_id, end.held, end.result, end.status, outlook) as opened:
         if opened is None:
             return _LOST
         connection, locked, states = opened
         if locked.status in EXECUTION_TERMINAL:
             return Advance(counted=True, exhausted=True)
+        going = _Going(connection, program, locked, worker, rung)
+        if _stops_the_others(connection, graph, execution_id, end):
+            return going.beyond(graph)
         states[end.path] = end.status
         if end.skip:
             steps.skip(connection, execution_id, dict.fromkeys(end.skip, f"{end.path} took another branch"))
             states |= dict.fromkeys(end.skip, StepStatus.SKIPPED)
-        ready = _follow_up(connection, program, execution_id, {end.path, *end.skip}, states)
-        waits_for_others = any(status not in STEP_TERMINAL for status in states.values())
-        return _go_on(connection, program, locked, ready, worker, rung, waits_for_others=waits_for_others)
+        ready = _follow_up(connection, graph, execution_id, {end.path, *end.skip}, states)
+        if ready:
+            return going.on(ready)
+        if any(status not in STEP_TERMINAL for status in states.values()):
+            return Advance(counted=True)  # a dependent that waits for others says already that this is not the end
+        return going.beyond(graph)
 
 
-def surroundings(program: Program, step_id: str) -> Surroundings | None:
-    """What `go_on` looks at after `step_id`; None if it is not for that step: a wide fork, one that a chord
-    counts, or a join of many, where the general advance costs no more; or the last step of all."""
-    graph = program.graph
-    if step_id not in program.surroundings:
-        children = graph.children[step_id]
+def surroundings(program: Program, path: str) -> Surroundings | None:
+    """What `go_on` looks at after the step `path`; None if it is not for that step: a wide fork, one that a chord
+    counts, or a join of many, where the general advance costs no more; dependents with rules of their own; or the
+    last step of a scope."""
+    if path not in program.surroundings:
+        graph = program.scopes.of(path)
+        children = graph.children[path]
         waits = tuple(
-            (child, needed) for child in children for needed in graph.steps[child].depends_on if needed != step_id
+            (child, needed) for child in children for needed in graph.steps[child].depends_on if needed != path
         )
-        is_last = not children and len(graph.sinks) == 1
+        is_last = not children and (graph is not program.scopes.root or len(graph.sinks) == 1)
         is_narrow = len(children) <= KEPT and len(waits) <= _FEW_WAITS
+        is_plain = all(graph.steps[child].trigger_rule is TriggerRule.ALL_SUCCESS for child in children)
         counted = is_narrow and bool(children) and plan(graph, "", 0, children).join is not None
-        fits = is_narrow and not counted and not is_last
-        program.surroundings[step_id] = Surroundings(children, waits) if fits else None
-    return program.surroundings[step_id]
+        fits = is_narrow and is_plain and not counted and not is_last
+        if graph is not program.scopes.root:
+            return Surroundings(children, waits) if fits else None  # not kept: there is no end of scopes
+        program.surroundings[path] = Surroundings(children, waits) if fits else None
+    return program.surroundings[path]
 
 
 def go_on(
@@ -130,10 +146,75 @@ def go_on(
         return _LOST
     if not gone_on.settled:
         return advance(store, program, facts.id, End(held.path, None), worker=worker)
-    mine = [path for path in gone_on.queued if program.graph.queue_for(path) in (worker.queue, CONTROL)]
+    served = (worker.queue, CONTROL)
+    mine = [path for path in gone_on.queued if program.scopes.of(path).queue_for(path) in served]
     others = [path for path in gone_on.queued if path not in mine]
-    planned = plan(program.graph, facts.id, facts.priority, others) if others else None
-    return Advance(True, exhausted=gone_on.claim is None, claim=gone_on.claim, kept=tuple(mine), plan=planned)
+    plans = (plan(program.scopes, facts.id, facts.priority, others),) if others else ()
+    return Advance(True, exhausted=gone_on.claim is None, claim=gone_on.claim, kept=tuple(mine), plans=plans)
+
+
+def begin_body(
+    store: Store,
+    program: Program,
+    execution_id: str,
+    held: Claim,
+    given: Any,
+    spawn: Spawn,
+    ring: Callable[[Plan], None],
+    *,
+    worker: Worker | None,
+) -> Advance:
+    """Insert the scopes of a step's body and let the step rest until they have ended. What is ready of a long body
+    is rung for while the rest of it is on its way."""
+    container = held.path
+    limit = len(spawn.scopes) if spawn.concurrency is None else spawn.concurrency
+    loops = iter(spawn.scopes)
+    begun = 0
+    *earlier, last = list(engine_bodies.chunks(program, container, spawn)) or [[]]
+
+    def rows(graphs: list[Graph]) -> tuple[list[bodies.InnerRow], list[str]]:
+        nonlocal begun
+        made: list[bodies.InnerRow] = []
+        starts: list[str] = []
+        for graph in graphs:
+            begins = begun < limit
+            begun += 1
+            loop = _loop_inside(program, held.loop, next(loops).loop)
+            made += engine_bodies.rows_of(graph, begins=begins, loop=loop, sees_loop=program.sees_loop)
+            starts += graph.roots if begins else ()
+        return made, starts
+
+    for number, chunk in enumerate(earlier):
+        made, starts = rows(chunk)
+        with store.transaction() as connection:
+            if number == 0 and not bodies.note(connection, held, spawn.noted):
+                return _LOST
+            if not bodies.insert(connection, execution_id, made, container=container, held=held):
+                return _LOST
+            locked = executions.look(connection, execution_id)
+        if starts and locked is not None:
+            ring(plan(program.scopes, execution_id, locked.priority, starts))
+    made, starts = rows(last)
+    with store.transaction() as connection:
+        locked = executions.lock(connection, execution_id)
+        if locked is None or locked.status in EXECUTION_TERMINAL:
+            return _LOST
+        bodies.insert(connection, execution_id, made, container=container, held=held)
+        result = Result(given)
+        if not steps.rest(connection, held, result, delay=None, resumes=True, state=spawn.noted, awaits=AWAITS_BODY):
+            return _LOST
+        going = _Going(connection, program, locked, worker, frozenset())
+        if not bodies.is_unfinished(connection, execution_id, container):
+            return going.on(engine_bodies.after_scope(connection, program, execution_id, container))
+        whole = not earlier and spawn.concurrency is None
+        return going.on(starts, join=container if whole else None)
+
+
+def _loop_inside(program: Program, outer: Any, own: Any) -> Any:
+    """What templates in a scope see as `loop`: a branch has that of the loop around it, if there is one."""
+    if own is None:
+        return outer
+    return {**own, "parent": outer} if outer is not None and program.sees_outer_loop else own
 
 
 def replan(store: Store, programs: Programs, execution_id: str) -> Plan | None:
@@ -143,30 +224,73 @@ def replan(store: Store, programs: Programs, execution_id: str) -> Plan | None:
         if locked is None or locked.status in EXECUTION_TERMINAL:
             return None
         program = programs.get(store, locked.workflow_id, locked.version)
-        states = steps.states(connection, execution_id)
-        decided = whole_frontier(program.graph, states, _blocked(connection, execution_id, states))
+        ready = _all_ready(connection, program, execution_id)
+        going = _Going(connection, program, locked, None, frozenset())
+        advanced = going.on(ready) if ready else going.beyond(program.scopes.root)
+        return advanced.plans[0] if advanced.plans else None
+
+
+def _all_ready(connection: Connection, program: Program, execution_id: str) -> list[str]:
+    by_scope: dict[str, dict[str, StepStatus]] = {}
+    for path, status in steps.states(connection, execution_id).items():
+        by_scope.setdefault(scope_of(path), {})[path] = status
+    ready: list[str] = []
+    for scope, states in by_scope.items():
+        if phase_of(scope) == COMPENSATE or StepStatus.PENDING not in states.values():
+            continue
+        graph = program.scopes.at(scope)
+        if graph.limited and set(states.values()) == {StepStatus.PENDING}:
+            continue  # it has not begun; the scopes before it let it, below
+        decided = whole_frontier(graph, states, _blocked(connection, execution_id, states))
         if decided.skipped:
             steps.skip(connection, execution_id, decided.skipped, decided.blocked)
-        return _go_on(connection, program, locked, list(decided.ready), None, frozenset()).plan
+        ready += decided.ready
+    for container in bodies.waiting_containers(connection, execution_id):
+        ready += engine_bodies.after_scope(connection, program, execution_id, container)
+    return ready
 
 
-def end_early(store: Store, execution_id: str, message: str) -> bool:
-    """Fail an execution now, whatever its steps are doing: what has not ended is cancelled."""
+def end_early(store: Store, programs: Programs, execution_id: str, outcome: ExecutionStatus, message: str) -> Advance:
+    """End an execution now, whatever its steps are doing: what has not ended is cancelled. What runs at its end
+    still runs; if that is what is ended early, it is over."""
     with store.transaction() as connection:
-        if executions.lock(connection, execution_id) is None:
-            return False
-        ended = executions.fail(connection, execution_id, message)
-        if ended:
-            steps.cancel_all(connection, execution_id)
-        return ended
+        locked = executions.lock(connection, execution_id)
+        if locked is None or locked.status in EXECUTION_TERMINAL:
+            return _LOST
+        program = programs.get(store, locked.workflow_id, locked.version)
+        steps.cancel_all(connection, execution_id)
+        if locked.outcome is None and program.has_endings:
+            executions.settle_outcome(connection, execution_id, outcome, message)
+            locked = executions.lock(connection, execution_id)
+            assert locked is not None
+            return _Going(connection, program, locked, None, frozenset()).beyond(program.scopes.root)
+        if outcome is ExecutionStatus.CANCELLED:
+            executions.cancel(connection, execution_id, message)
+        else:
+            executions.fail(connection, execution_id, message)
+        return Advance(True, exhausted=True, plans=plans_of(endings.wake_parent(connection, locked)))
+
+
+def plans_of(ring: Ring | None) -> tuple[Plan, ...]:
+    """The message for a step of an execution about which nothing else is known."""
+    return () if ring is None else (Plan(ring.execution_id, ring.priority, ((Message(ring.queue, (ring.path,)),),)),)
+
+
+def _stops_the_others(connection: Connection, graph: Graph, execution_id: str, end: End) -> bool:
+    """Whether this failure ends all that is under way in the body that the step stands in; if so, that is done."""
+    if end.status is not StepStatus.FAILED or graph.container is None or graph.steps[end.path].on_error != "fail":
+        return False
+    if not bodies.container(connection, execution_id, graph.container).stops_on_failure:
+        return False
+    steps.cancel_all(connection, execution_id, inside=graph.container)
+    return True
 
 
 def _follow_up(
-    connection: Connection, program: Program, execution_id: str, ended: set[str], states: dict[str, StepStatus]
+    connection: Connection, graph: Graph, execution_id: str, ended: set[str], states: dict[str, StepStatus]
 ) -> list[str]:
     """The steps made ready by `ended`; those that are not to run are skipped on the way. `states` is what has
     been read so far."""
-    graph = program.graph
     ready: list[str] = []
     while ended:
         unknown = graph.outlook(ended) - states.keys()
@@ -188,34 +312,42 @@ def _blocked(connection: Connection, execution_id: str, states: Mapping[str, Ste
     return steps.blocked(connection, execution_id, skipped) if skipped else frozenset()
 
 
-def _go_on(
-    connection: Connection,
-    program: Program,
-    locked: Locked,
-    ready: list[str],
-    worker: Worker | None,
-    rung: frozenset[str],
-    *,
-    waits_for_others: bool = False,
-) -> Advance:
-    if not ready:
-        # A dependent that still waits for others says already that this is not the end.
-        ended = not waits_for_others and _finish_if_done(connection, program, locked)
-        return Advance(counted=True, exhausted=ended)
-    if locked.status is ExecutionStatus.PAUSED:
-        return Advance(counted=True)  # they stay pending; resume plans them
-    announced = [step_id for step_id in ready if step_id in rung]
-    left = [step_id for step_id in ready if step_id not in rung]
-    planned = plan(program.graph, locked.id, locked.priority, left) if left else None
-    if planned is not None and worker is not None:
-        mine, planned = _keep(planned, worker.queue)
-        if mine:
-            first, *kept = mine
-            others = [step_id for step_id in (*announced, *left) if step_id != first]
-            claim = steps.queue_and_follow(connection, locked.id, others, first, worker.id)
-            return Advance(counted=True, claim=claim, kept=tuple(kept), plan=planned)
-    steps.queue(connection, locked.id, [*announced, *left])
-    return Advance(counted=True, plan=planned)
+@dataclass(frozen=True, slots=True)
+class _Going:
+    """How an advance goes on, in its transaction."""
+
+    connection: Connection
+    program: Program
+    locked: Locked
+    worker: Worker | None
+    rung: frozenset[str]
+
+    def beyond(self, graph: Graph) -> Advance:
+        """Nothing of this scope is left for this end to move on: what does that mean for what is around it?"""
+        if graph.container is not None:
+            return self.on(engine_bodies.after_scope(self.connection, self.program, self.locked.id, graph.container))
+        after = endings.after_part(self.connection, self.program, self.locked)
+        if after.ready:
+            return self.on(list(after.ready))
+        return Advance(counted=True, exhausted=after.ended, plans=plans_of(after.parent))
+
+    def on(self, ready: list[str], join: str | None = None) -> Advance:
+        """Queue what is ready, and let the worker claim of it what it can go on with."""
+        if not ready or self.locked.status is ExecutionStatus.PAUSED:
+            return Advance(counted=True)  # when paused they stay pending; resume plans them
+        announced = [path for path in ready if path in self.rung]
+        left = [path for path in ready if path not in self.rung]
+        locked = self.locked
+        planned = plan(self.program.scopes, locked.id, locked.priority, left, join) if left else None
+        if planned is not None and self.worker is not None:
+            mine, planned = _keep(planned, self.worker.queue)
+            if mine:
+                first, *kept = mine
+                others = [path for path in (*announced, *left) if path != first]
+                claim = steps.queue_and_follow(self.connection, locked.id, others, first, self.worker.id)
+                return Advance(True, claim=claim, kept=tuple(kept), plans=(planned,) if planned else ())
+        steps.queue(self.connection, locked.id, [*announced, *left])
+        return Advance(True, plans=(planned,) if planned else ())
 
 
 def _keep(planned: Plan, queue: str) -> tuple[tuple[str, ...], Plan | None]:
@@ -234,46 +366,6 @@ def _keep(planned: Plan, queue: str) -> tuple[tuple[str, ...], Plan | None]:
     others = tuple(branch for branch in planned.branches if branch not in kept)
     starts = tuple(start for branch in kept for start in branch[0].starts)
     return starts, Plan(planned.execution_id, planned.priority, others) if others else None
-
-
-def _finish_if_done(connection: Connection, program: Program, locked: Locked) -> bool:
-    if steps.is_unfinished(connection, locked.id):
-        return False
-    counting = [
-        (path, message)
-        for path, message in steps.failures(connection, locked.id)
-        if program.graph.steps[path].on_error == "fail"
-    ]
-    if counting:
-        path, message = counting[0]
-        executions.fail(connection, locked.id, f"step {path} failed: {message}")
-    elif program.outputs is None:
-        executions.finish_with_outputs_of(connection, locked.id, program.graph.sinks)
-    else:
-        _finish_with_outputs(connection, program, locked)
-    return True
-
-
-def _finish_with_outputs(connection: Connection, program: Program, locked: Locked) -> None:
-    assert program.outputs is not None
-    context: Mapping[str, Any] = {
-        "variables": program.variables,
-        "input": locked.input,
-        "steps": steps.outputs(connection, locked.id, program.outputs.steps),
-        "execution": execution_facts(locked.id, locked.workflow_id, locked.version, locked.priority),
-        "trigger": {"id": locked.trigger_id},
-    }
-    try:
-        output = program.outputs.render(context)
-    except TemplateError as error:
-        executions.fail(connection, locked.id, f"outputs: {error}")
-    else:
-        executions.finish(connection, locked.id, output)
-
-
-def execution_facts(id: str, workflow_id: str, version: int, priority: int) -> dict[str, Any]:
-    """What templates see as `execution`."""
-    return {"id": id, "workflow_id": workflow_id, "version": version, "priority": priority}
 
 
 # --- failed attempts -----------------------------------------------------------------------------------------
@@ -303,7 +395,7 @@ def end_failed_attempt(
     rung: frozenset[str] = frozenset(),
 ) -> Advance:
     """Let the step rest before its next attempt, or fail it for good and settle what follows."""
-    policy = program.retry_policy(program.graph.steps[held.path])
+    policy = program.retry_policy(program.scopes.step(held.path))
     # An attempt that a dying worker took with it says nothing about the step: it does not use up the policy.
     attempt = held.attempt - held.losses
     if failure.retryable and policy.allows(failure.kind, attempt):

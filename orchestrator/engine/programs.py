@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
 from typing import Any
 
+from jsonschema import Draft202012Validator
+from referencing import Registry
+
 from orchestrator.config import Settings
-from orchestrator.definition import build_definition
-from orchestrator.definition.graph import Graph
+from orchestrator.definition import build_definition, paths
+from orchestrator.definition.document import walk
 from orchestrator.definition.model import RetryPolicy, Step
+from orchestrator.definition.scopes import Scopes
 from orchestrator.definition.templates import Compiled, compile_value
+from orchestrator.errors import InputError, Problem
 from orchestrator.lifecycle import StepStatus
 from orchestrator.plugins import Catalogue
 from orchestrator.store import Store, workflows
@@ -29,7 +34,7 @@ class Program:
 
     def __init__(self, source: Mapping[str, Any], catalogue: Catalogue, settings: Settings) -> None:
         self.definition = build_definition(source, catalogue)
-        self.graph = Graph(self.definition.steps)
+        self.scopes = Scopes(self.definition)
         self._default_retry = RetryPolicy(
             max_attempts=settings.scheduler.retry.max_attempts,
             initial_delay=settings.scheduler.retry.initial_delay,
@@ -47,14 +52,14 @@ class Program:
 
     @cached_property
     def step_rows(self) -> StepRows:
+        graph = self.scopes.root
         steps = self.definition.steps
-        roots = set(self.graph.roots)
         return StepRows(
             paths=tuple(step.id for step in steps),
             types=tuple(step.type for step in steps),
-            queues=tuple(self.graph.queue_for(step.id) for step in steps),
-            statuses=tuple(StepStatus.QUEUED if step.id in roots else StepStatus.PENDING for step in steps),
-            heights=tuple(self.graph.heights[step.id] for step in steps),
+            queues=tuple(graph.queue_for(step.id) for step in steps),
+            statuses=tuple(StepStatus.PENDING if step.depends_on else StepStatus.QUEUED for step in steps),
+            heights=tuple(graph.heights[step.id] for step in steps),
             timeouts=tuple(step.timeout for step in steps),
         )
 
@@ -65,6 +70,95 @@ class Program:
     @cached_property
     def outputs(self) -> Compiled | None:
         return None if self.definition.outputs is None else compile_value(dict(self.definition.outputs))
+
+    def checked_input(self, given: Any) -> Any:
+        """`given` with the defaults of `inputs` filled in. Raises InputError with all that does not fit."""
+        if self._inputs is None:
+            return given
+        properties = self.definition.inputs.get("properties") if self.definition.inputs else None
+        if isinstance(given, dict) and isinstance(properties, Mapping):
+            defaults = {
+                name: schema["default"]
+                for name, schema in properties.items()
+                if isinstance(schema, Mapping) and "default" in schema
+            }
+            given = defaults | given
+        problems = [
+            Problem(paths.join_all(error.absolute_path, "input"), error.message[:500])
+            for error in self._inputs.iter_errors(given)
+        ]
+        if problems:
+            raise InputError(problems)
+        return given
+
+    @cached_property
+    def _inputs(self) -> Draft202012Validator | None:
+        schema = self.definition.inputs
+        # A registry of its own has nothing to fetch: a $ref to elsewhere is an error, not a request.
+        return None if schema is None else Draft202012Validator(schema, registry=Registry())
+
+    @cached_property
+    def undoable(self) -> frozenset[str]:
+        """The ids of the steps that another can undo."""
+        return frozenset(step.id for step in self._all_steps() if step.compensate is not None)
+
+    @cached_property
+    def has_endings(self) -> bool:
+        return bool(self.definition.on_failure or self.definition.finally_ or self.undoable)
+
+    @cached_property
+    def sees_loop(self) -> frozenset[str]:
+        """The ids of the steps whose templates may speak of `loop`: a text with that word in it."""
+        return frozenset(step.id for step in self._all_steps() if _speaks_of(step, "loop"))
+
+    @cached_property
+    def sees_outer_loop(self) -> bool:
+        """Whether anything speaks of `loop.parent`."""
+        return any(_speaks_of(step, "loop.parent") for step in self.definition.steps)
+
+    # --- variables that steps map their outputs to ---------------------------------------------------------------
+
+    def mappers(self, path: str) -> tuple[str, ...]:
+        """The steps before `path` that map their output to variables, the furthest first: the nearest has the last
+        word."""
+        if not self._has_mappers:
+            return ()
+        nearest_first = [step.path for step in self.scopes.upstream(path) if step.output_mapping]
+        return tuple(reversed(nearest_first))
+
+    def mappers_of_all(self) -> tuple[str, ...]:
+        """Those among the definition's own steps."""
+        root = self.scopes.root
+        found = [path for path, step in root.steps.items() if step.output_mapping]
+        return tuple(sorted(found, key=lambda path: -root.heights[path]))
+
+    def variables_after(self, mappers: Iterable[str], seen: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The variables once `mappers` have ended; `seen` has what templates see of them."""
+        variables = dict(self.variables)
+        for path in mappers:
+            variables |= seen.get(path, {}).get("variables", {})
+        return variables
+
+    @cached_property
+    def _has_mappers(self) -> bool:
+        return any(step.output_mapping for step in self._all_steps())
+
+    def _all_steps(self) -> Iterator[Step]:
+        """Those in bodies included."""
+        left = [*self.definition.steps, *self.definition.on_failure, *self.definition.finally_]
+        while left:
+            step = left.pop()
+            yield step
+            for body in step.bodies.values():
+                left += body.steps
+
+
+def _speaks_of(step: Step, word: str) -> bool:
+    """Whether a text of the step, or of one in its bodies, holds the word."""
+    undo = step.compensate
+    parts = [step.config, step.input_mapping, step.when, step.output_mapping, step.cache and step.cache.key]
+    parts += [undo.config, undo.input_mapping] if undo else []
+    return any(isinstance(text, str) and word in text for part in parts for _, text in walk(part))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from orchestrator.config import Settings
 from orchestrator.engine.advance import Advance, Failure, end_early, end_failed_attempt, replan
 from orchestrator.engine.plan import Message, Plan, plan
 from orchestrator.engine.programs import Programs
+from orchestrator.lifecycle import ExecutionStatus
 from orchestrator.store import Store, executions, steps, workers
 from orchestrator.store.steps import Orphan, Ring
 
@@ -147,8 +148,14 @@ class Reconciler:
     def end_overdue(self) -> None:
         with self.store.single() as connection:
             overdue = executions.overdue(connection, _BATCH)
+            abandoned = executions.abandoned(connection, _BATCH)
         for execution_id in overdue:
-            end_early(self.store, execution_id, "the execution's time was up")
+            self._end_early(execution_id, ExecutionStatus.FAILED, "the execution's time was up")
+        for execution_id in abandoned:
+            self._end_early(execution_id, ExecutionStatus.CANCELLED, "the step that started it has ended")
+
+    def _end_early(self, execution_id: str, outcome: ExecutionStatus, message: str) -> None:
+        self._send_of(end_early(self.store, self.programs, execution_id, outcome, message))
 
     def ring_lost_messages(self) -> None:
         """Ring again for queued steps whose message is certainly gone; a long backlog is no loss."""
@@ -189,11 +196,11 @@ class Reconciler:
             if locked is None:
                 return
             program = self.programs.get(self.store, locked.workflow_id, locked.version)
-        self.send(plan(program.graph, execution_id, locked.priority, [path]))
+        self.send(plan(program.scopes, execution_id, locked.priority, [path]))
 
     def _send_of(self, advanced: Advance) -> None:
-        if advanced.plan is not None:
-            self.send(advanced.plan)
+        for planned in advanced.plans:
+            self.send(planned)
 
     def _until_next(self, interval: float) -> float:
         with self.store.single() as connection:

@@ -12,6 +12,7 @@ from orchestrator.engine.programs import Programs
 from orchestrator.errors import Conflict, InputError, PayloadTooLarge, Problem
 from orchestrator.lifecycle import STARTABLE
 from orchestrator.store import Store, executions, workflows
+from orchestrator.store.executions import Parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,12 @@ def start_execution(
     *,
     priority: int = 5,
     idempotency_key: str | None = None,
+    parent: Parent | None = None,
 ) -> Started:
     """Store an execution of the workflow's newest version; the caller dispatches the plan.
 
-    Raises NotFound; Conflict if the workflow's status does not allow it; PayloadTooLarge.
+    Raises NotFound; Conflict if the workflow's status does not allow it; InputError if the input does not fit the
+    workflow's `inputs`; PayloadTooLarge.
     """
     check_payload(input, programs.settings.executor.max_payload)
     version = programs.newest.get(workflow_id, 0)
@@ -42,19 +45,21 @@ def start_execution(
         # inserts nothing.
         if version:
             program = programs.get(store, workflow_id, version)
+            given = program.checked_input(input)
             inserted = executions.insert(
                 store,
                 workflow_id,
                 version,
-                input,
+                given,
                 program.step_rows,
                 priority=priority,
                 timeout=program.timeout,
                 idempotency_key=idempotency_key,
+                parent=parent,
             )
             status, newest = inserted.status, inserted.version
             if inserted.id is not None:
-                return Started(inserted.id, plan(program.graph, inserted.id, priority, program.graph.roots))
+                return Started(inserted.id, plan(program.scopes, inserted.id, priority, program.scopes.root.roots))
         else:
             with store.single() as connection:
                 status, newest = workflows.current(connection, workflow_id)

@@ -16,6 +16,7 @@ from orchestrator.lifecycle import (
     FAIL_EXECUTION,
     FINISH,
     STARTABLE,
+    STEP_TERMINAL,
     ExecutionStatus,
     StepStatus,
     Transition,
@@ -25,6 +26,9 @@ from orchestrator.lifecycle import (
 from orchestrator.store import models as tables
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Store, as_dicts, new_id, run, to_json
+
+AWAITS_BODY, AWAITS_CHILD = "body", "child"
+"""What a step waits for whose body runs, and one that started another execution (step_executions.awaits)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +41,24 @@ class StepRows:
     statuses: tuple[str, ...]
     heights: tuple[int, ...]
     timeouts: tuple[float | None, ...]
+    ids: tuple[str, ...] = ()
+    """Of the steps, where these are not their paths."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The step that starts an execution (None: it does not wait for it); `depth` is that of its own execution."""
+
+    step_execution_id: str | None
+    depth: int
 
 
 _INSERT = f"""
 WITH created AS (
-    INSERT INTO executions (id, workflow_id, version, status, input, priority, trigger_id, idempotency_key, timeout)
+    INSERT INTO executions (id, workflow_id, version, status, input, priority, trigger_id, idempotency_key, timeout,
+                            parent_step_id, depth)
     SELECT %(id)s, w.id, w.version, '{ExecutionStatus.QUEUED}', %(input)s, %(priority)s, %(trigger)s,
-           %(key)s, %(timeout)s
+           %(key)s, %(timeout)s, %(parent)s, %(depth)s
     FROM workflows w
     WHERE w.id = %(workflow)s AND w.version = %(version)s AND w.status IN ({sql_words(STARTABLE)})
     ON CONFLICT (workflow_id, idempotency_key) DO NOTHING
@@ -71,6 +86,8 @@ _INSERT_ROUTINE = Routine(
         "trigger": "uuid",
         "key": "text",
         "timeout": "float8",
+        "parent": "uuid",
+        "depth": "smallint",
         "ids": "uuid[]",
         "paths": "text[]",
         "types": "text[]",
@@ -104,6 +121,7 @@ def insert(
     timeout: float | None,
     trigger_id: str | None = None,
     idempotency_key: str | None = None,
+    parent: Parent | None = None,
 ) -> Inserted:
     """Insert an execution with all its step rows, if `version` is still the workflow's newest and its status
     allows it. Raises NotFound if there is no such workflow."""
@@ -119,6 +137,8 @@ def insert(
             "trigger": trigger_id,
             "key": idempotency_key,
             "timeout": timeout,
+            "parent": parent.step_execution_id if parent else None,
+            "depth": parent.depth + 1 if parent else 0,
             "ids": [new_id() for _ in steps.paths],
             "paths": list(steps.paths),
             "types": list(steps.types),
@@ -154,21 +174,73 @@ class Locked:
     input: Any
     priority: int
     trigger_id: str | None
+    outcome: ExecutionStatus | None = None
+    error_message: str | None = None
+    parent_step_id: str | None = None
 
 
 def lock(connection: Connection, execution_id: str) -> Locked | None:
     """Hold the execution's row: the one lock by which steps that end at the same time see each other."""
+    return _read(connection, execution_id, "FOR NO KEY UPDATE")
+
+
+def look(connection: Connection, execution_id: str) -> Locked | None:
+    """The same, as it is now, without holding it."""
+    return _read(connection, execution_id, "")
+
+
+def _read(connection: Connection, execution_id: str, lock: str) -> Locked | None:
     row = run(
         connection,
         "SELECT id::text AS id, workflow_id::text AS workflow_id, version, status, input, priority, "
-        "trigger_id::text AS trigger_id FROM executions WHERE id = %(id)s::uuid FOR NO KEY UPDATE",
+        "trigger_id::text AS trigger_id, outcome, error_message, parent_step_id::text AS parent_step_id "
+        f"FROM executions WHERE id = %(id)s::uuid {lock}",
         {"id": execution_id},
     ).first()
     if row is None:
         return None
+    return locked_row(row, execution_id)
+
+
+def locked_row(row: Any, execution_id: str) -> Locked:
     return Locked(
-        row.id, row.workflow_id, row.version, ExecutionStatus(row.status), row.input, row.priority, row.trigger_id
+        execution_id,
+        row.workflow_id,
+        row.version,
+        ExecutionStatus(row.status),
+        row.input,
+        row.priority,
+        row.trigger_id,
+        None if row.outcome is None else ExecutionStatus(row.outcome),
+        row.error_message,
+        row.parent_step_id,
     )
+
+
+def has_ended(connection: Connection, execution_id: str) -> bool:
+    """Whether the execution has ended; it cannot before this transaction does."""
+    status = run(
+        connection, "SELECT status FROM executions WHERE id = %(id)s::uuid FOR SHARE", {"id": execution_id}
+    ).scalar()
+    return status is None or status in EXECUTION_TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of an execution, as far as it has."""
+
+    status: ExecutionStatus
+    output: Any
+    error_message: str | None
+
+
+def outcome(connection: Connection, execution_id: str) -> Outcome | None:
+    row = run(
+        connection,
+        "SELECT status, output, error_message FROM executions WHERE id = %(id)s::uuid",
+        {"id": execution_id},
+    ).first()
+    return None if row is None else Outcome(ExecutionStatus(row.status), row.output, row.error_message)
 
 
 def finish(connection: Connection, execution_id: str, output: Any) -> bool:
@@ -211,6 +283,30 @@ def _end(connection: Connection, transition: Transition, execution_id: str, also
         f"WHERE id = %(id)s::uuid AND {transition.guard}"
     )
     return run(connection, sql, {"id": execution_id, **params}).rowcount == 1
+
+
+def settle_outcome(connection: Connection, execution_id: str, outcome: ExecutionStatus, message: str | None) -> None:
+    """What the execution will end as, once the steps have run that run at its end. The first word counts; they
+    have the time that the whole had."""
+    run(
+        connection,
+        "UPDATE executions SET outcome = %(outcome)s, error_message = %(message)s, "
+        "started_at = coalesce(started_at, clock_timestamp()), "
+        f"status = '{ExecutionStatus.RUNNING}', deadline = clock_timestamp() + timeout * interval '1 second' "
+        f"WHERE id = %(id)s::uuid AND outcome IS NULL AND {FAIL_EXECUTION.guard}",
+        {"id": execution_id, "outcome": outcome, "message": message},
+    )
+
+
+def spoil_outcome(connection: Connection, execution_id: str, message: str) -> None:
+    """A step that runs at the end has failed: what would have completed fails for it."""
+    run(
+        connection,
+        f"UPDATE executions SET outcome = '{ExecutionStatus.FAILED}', "
+        "error_message = coalesce(error_message, %(message)s) "
+        f"WHERE id = %(id)s::uuid AND outcome = '{ExecutionStatus.COMPLETED}'",
+        {"id": execution_id, "message": message},
+    )
 
 
 # --- what users read -----------------------------------------------------------------------------------------
@@ -326,15 +422,32 @@ def overdue(connection: Connection, limit: int) -> list[str]:
     return [id for (id,) in rows]
 
 
+def abandoned(connection: Connection, limit: int) -> list[str]:
+    """Live executions whose parent has gone on without them: the step that started them has ended."""
+    rows = run(
+        connection,
+        f"""
+        SELECT e.id::text FROM executions e JOIN step_executions s ON s.id = e.parent_step_id
+        WHERE e.status NOT IN ({sql_words(EXECUTION_TERMINAL)}) AND s.status IN ({sql_words(STEP_TERMINAL)})
+          AND e.outcome IS NULL
+        LIMIT %(limit)s
+        """,
+        {"limit": limit},
+    )
+    return [id for (id,) in rows]
+
+
 def stalled(connection: Connection, limit: int) -> list[str]:
-    """Live executions of which nothing is queued, running or waiting: whoever was to advance them died."""
+    """Live executions of which nothing is queued, running or waiting, except for their own bodies: whoever was to
+    advance them died."""
     rows = run(
         connection,
         f"""
         SELECT e.id::text FROM executions e
         WHERE e.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')
           AND NOT EXISTS (SELECT FROM step_executions s WHERE s.execution_id = e.id
-                          AND s.status IN ('queued', 'running', 'waiting'))
+                          AND (s.status IN ('queued', 'running')
+                               OR (s.status = 'waiting' AND s.awaits IS DISTINCT FROM '{AWAITS_BODY}')))
         LIMIT %(limit)s
         """,
         {"limit": limit},

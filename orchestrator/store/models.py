@@ -82,6 +82,9 @@ executions = sa.Table(
     sa.Column("created_at", _Time, nullable=False, server_default=_now),
     sa.Column("started_at", _Time),
     sa.Column("finished_at", _Time),
+    sa.Column("outcome", sa.Text, comment="what it ends as, once the steps have run that run at its end"),
+    sa.Column("parent_step_id", _Id, comment="the step execution that started it"),
+    sa.Column("depth", sa.SmallInteger, nullable=False, server_default="0", comment="parents above it"),
     sa.ForeignKeyConstraint(
         ["workflow_id", "version"],
         ["workflow_versions.workflow_id", "workflow_versions.version"],
@@ -89,6 +92,7 @@ executions = sa.Table(
         ondelete="CASCADE",
     ),
     _known("status", ExecutionStatus),
+    sa.CheckConstraint(f"outcome IN ({sql_words(EXECUTION_TERMINAL)})", name="outcome_known"),
     sa.CheckConstraint("priority BETWEEN 0 AND 9", name="priority_range"),
     # An end that has no time, or a time without an end, would make durations and retention lie.
     sa.CheckConstraint(
@@ -103,6 +107,7 @@ executions = sa.Table(
         "id",
         postgresql_where=sa.text(f"status NOT IN ({sql_words(EXECUTION_TERMINAL)})"),
     ),
+    sa.Index("ix_executions_parent_step_id", "parent_step_id", postgresql_where=sa.text("parent_step_id IS NOT NULL")),
 )
 
 step_executions = sa.Table(
@@ -121,6 +126,11 @@ step_executions = sa.Table(
     sa.Column("timeout", sa.Double, comment="seconds that one attempt may take"),
     sa.Column("resumes", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("state", JSONB, comment="what an attempt that rests left for itself"),
+    sa.Column("scope", sa.Text, nullable=False, server_default="", comment="what stands before the dot in its path"),
+    sa.Column("container", sa.Text, comment="path of the step in whose body it stands"),
+    sa.Column("iteration", JSONB, comment="what templates see as loop"),
+    sa.Column("awaits", sa.Text, comment="what a waiting step waits for, besides its time"),
+    sa.Column("variables", JSONB, comment="what it mapped its output to"),
     sa.Column("input", JSONB),
     sa.Column("output", JSONB),
     sa.Column("error_kind", sa.Text),
@@ -141,6 +151,8 @@ step_executions = sa.Table(
     sa.CheckConstraint("(status = 'running') = (claim_token IS NOT NULL)", name="running_is_claimed"),
     # A timer on a row that is not waiting would fire for nobody.
     sa.CheckConstraint("next_attempt_at IS NULL OR status = 'waiting'", name="timer_is_waiting"),
+    # Who waits for something that will not come would wait for ever.
+    sa.CheckConstraint("awaits IS NULL OR status = 'waiting'", name="waiter_is_waiting"),
     # The one index reconcile works from: what is queued, running or waiting, never the finished millions.
     sa.Index(
         "ix_step_executions_live",
@@ -148,8 +160,39 @@ step_executions = sa.Table(
         "path",  # or a plan made while the table was small would look through all that is live of an execution
         postgresql_where=sa.text("status IN ('queued', 'running', 'waiting')"),
     ),
+    # What is left to do in a body, in the order of its scopes.
+    sa.Index(
+        "ix_step_executions_inner",
+        "execution_id",
+        "container",
+        "id",
+        postgresql_where=sa.text(f"container IS NOT NULL AND status IN ({sql_words(set(StepStatus) - STEP_TERMINAL)})"),
+    ),
     # Rows are updated three or four times in their life; room on the page keeps the versions together.
     postgresql_with={"fillfactor": "70"},
+)
+
+signals = sa.Table(
+    "signals",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("execution_id", _Id, sa.ForeignKey("executions.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("payload", JSONB),
+    sa.Column("sent_at", _Time, nullable=False, server_default=_now),
+    sa.Column("taken_by", _Id, comment="the step execution that it woke; NULL until one asks for it"),
+    sa.Index("ix_signals_untaken", "execution_id", "name", "id", postgresql_where=sa.text("taken_by IS NULL")),
+)
+
+cached_results = sa.Table(
+    "cached_results",
+    metadata,
+    sa.Column("workflow_id", _Id, sa.ForeignKey("workflows.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("step_id", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True, comment="digest of the rendered key"),
+    sa.Column("output", JSONB),
+    sa.Column("expires_at", _Time, nullable=False),
+    sa.Index("ix_cached_results_expires_at", "expires_at"),
 )
 
 step_logs = sa.Table(

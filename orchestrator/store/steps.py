@@ -14,6 +14,7 @@ from orchestrator.lifecycle import (
     CANCEL_STEP,
     CLAIM,
     COMPLETE,
+    DECLINE,
     FAIL,
     FINISH,
     FOLLOW,
@@ -27,7 +28,7 @@ from orchestrator.lifecycle import (
     StepStatus,
     sql_words,
 )
-from orchestrator.store.executions import Locked
+from orchestrator.store.executions import Locked, locked_row
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Store, new_id, run, to_json
 
@@ -43,6 +44,8 @@ class Claim:
     token: str
     state: Any = None
     """What this attempt left for itself when it went to rest."""
+    loop: Any = None
+    """What its templates see as `loop`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ class ExecutionFacts:
     trigger_id: str | None
     seconds_left: float | None
     """Until the execution's deadline, at the time of the claim."""
+    parent_step_id: str | None = None
+    depth: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ class Result:
     output: Any = None
     error_kind: str | None = None
     error_message: str | None = None
+    variables: Any = None
 
 
 EMPTY = Result()
@@ -91,8 +97,11 @@ _TAKE = f"""
 # What one attempt left behind is written over by the next.
 _RECORD = """
     input = %(input)s::jsonb, output = %(output)s::jsonb, error_kind = %(error_kind)s,
-    error_message = %(error_message)s, claim_token = NULL, deadline = NULL
+    error_message = %(error_message)s, variables = %(variables)s::jsonb, claim_token = NULL, deadline = NULL
 """
+# What a claim returns, whichever statement makes it.
+_CLAIMED = {"id": "text", "path": "text", "attempt": "int", "losses": "int", "state": "jsonb", "iteration": "jsonb"}
+_CLAIMED_ROW = "s.id::text AS id, s.path, s.attempt, s.losses, s.state, s.iteration"
 _HELD = "id = %(id)s::uuid AND claim_token = %(held_token)s::uuid"
 
 _CLAIM = f"""
@@ -101,9 +110,10 @@ WITH claimed AS (
     FROM executions e
     WHERE s.execution_id = %(execution)s::uuid AND s.path = %(path)s AND s.{CLAIM.guard}
       AND e.id = s.execution_id AND e.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')
-    RETURNING s.id::text AS id, s.attempt, s.losses, s.state, e.workflow_id::text AS workflow_id, e.version, e.input,
+    RETURNING {_CLAIMED_ROW}, e.workflow_id::text AS workflow_id, e.version, e.input,
         e.priority, e.trigger_id::text AS trigger_id,
-        coalesce(extract(epoch FROM e.deadline - clock_timestamp())::float8, e.timeout) AS seconds_left
+        coalesce(extract(epoch FROM e.deadline - clock_timestamp())::float8, e.timeout) AS seconds_left,
+        e.parent_step_id::text AS parent_step_id, e.depth
 ), begun AS (
     UPDATE executions SET {BEGIN.assignment}, started_at = clock_timestamp(),
         deadline = clock_timestamp() + timeout * interval '1 second'
@@ -116,17 +126,16 @@ _CLAIM_ROUTINE = Routine(
     "claim_step",
     _CLAIM,
     {"execution": "uuid", "path": "text", "worker": "uuid", "token": "uuid"},
-    {
-        "id": "text",
-        "attempt": "int",
-        "losses": "int",
-        "state": "jsonb",
+    _CLAIMED
+    | {
         "workflow_id": "text",
         "version": "int",
         "input": "jsonb",
         "priority": "smallint",
         "trigger_id": "text",
         "seconds_left": "float8",
+        "parent_step_id": "text",
+        "depth": "smallint",
     },
 )
 
@@ -140,8 +149,12 @@ def claim(store: Store, execution_id: str, path: str, worker_id: str) -> tuple[C
     rows = store.call(_CLAIM_ROUTINE, {"execution": execution_id, "path": path, "worker": worker_id, "token": token})
     if not rows:
         return None
-    id, attempt, losses, state, *facts = rows[0]
-    return Claim(id, path, attempt, losses, token, state), ExecutionFacts(execution_id, *facts)
+    return _claim(rows[0][:6], token), ExecutionFacts(execution_id, *rows[0][6:])
+
+
+def _claim(row: Sequence[Any], token: str) -> Claim:
+    id, path, attempt, losses, state, loop = row
+    return Claim(id, path, attempt, losses, token, state, loop)
 
 
 _FEW = 64
@@ -161,10 +174,10 @@ _CLAIM_QUEUED_ROUTINE = Routine(
       AND s.id = (SELECT q.id FROM step_executions q
                   WHERE q.execution_id = %(execution)s AND q.{CLAIM.guard} AND q.queue = ANY(%(queues)s)
                   ORDER BY q.height DESC LIMIT 1 FOR UPDATE SKIP LOCKED)
-    RETURNING s.id::text, s.path, s.attempt, s.losses, s.state
+    RETURNING {_CLAIMED_ROW}
     """,
     {"execution": "uuid", "queues": "text[]", "worker": "uuid", "token": "uuid"},
-    {"id": "text", "path": "text", "attempt": "int", "losses": "int", "state": "jsonb"},
+    _CLAIMED,
 )
 
 
@@ -178,8 +191,7 @@ def claim_queued(store: Store, execution_id: str, queues: Collection[str], worke
     rows = store.call(_CLAIM_QUEUED_ROUTINE, params)
     if not rows:
         return None
-    id, path, attempt, losses, state = rows[0]
-    return Claim(id, path, attempt, losses, token, state)
+    return _claim(rows[0], token)
 
 
 _COMPLETE_AND_FOLLOW = f"""
@@ -191,7 +203,7 @@ WITH recorded AS (
     FROM executions e
     WHERE s.execution_id = %(execution)s::uuid AND s.path = %(path)s AND s.{FOLLOW.guard}
       AND e.id = s.execution_id AND e.status = '{ExecutionStatus.RUNNING}' AND EXISTS (SELECT FROM recorded)
-    RETURNING s.id::text AS id, s.attempt, s.losses
+    RETURNING {_CLAIMED_ROW}
 )
 SELECT EXISTS (SELECT FROM recorded) AS recorded, claimed.* FROM (SELECT) AS one LEFT JOIN claimed ON true
 """
@@ -204,12 +216,13 @@ _WRITTEN = {
     "output": "jsonb",
     "error_kind": "text",
     "error_message": "text",
+    "variables": "jsonb",
 }
 _COMPLETE_AND_FOLLOW_ROUTINE = Routine(
     "complete_and_follow",
     _COMPLETE_AND_FOLLOW,
     _WRITTEN | {"execution": "uuid", "path": "text", "worker": "uuid", "token": "uuid"},
-    {"recorded": "bool", "id": "text", "attempt": "int", "losses": "int"},
+    {"recorded": "bool"} | _CLAIMED,
 )
 
 
@@ -228,8 +241,8 @@ def complete_and_follow(
         "worker": worker_id,
         "token": token,
     }
-    ((recorded, id, attempt, losses),) = store.call(_COMPLETE_AND_FOLLOW_ROUTINE, params)
-    return recorded, Claim(id, path, attempt, losses, token) if id else None
+    ((recorded, *claimed),) = store.call(_COMPLETE_AND_FOLLOW_ROUTINE, params)
+    return recorded, _claim(claimed, token) if claimed[0] else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +302,7 @@ _COMPLETE_AND_GO_ON_ROUTINE = Routine(
                   SELECT count(*) FROM (SELECT FROM step_executions f WHERE f.execution_id = %(execution)s
                                         AND f.{CLAIM.guard} LIMIT {_FEW} + 1) AS few))
             ORDER BY q.height DESC LIMIT 1 FOR UPDATE SKIP LOCKED)
-        RETURNING s.id::text, s.path, s.attempt, s.losses, s.state INTO id, path, attempt, losses, state;
+        RETURNING {_CLAIMED_ROW} INTO id, path, attempt, losses, state, iteration;
         queued := array_remove(ready, path);
         RETURN NEXT;
     END
@@ -304,16 +317,7 @@ _COMPLETE_AND_GO_ON_ROUTINE = Routine(
         "worker": "uuid",
         "token": "uuid",
     },
-    {
-        "recorded": "bool",
-        "settled": "bool",
-        "id": "text",
-        "path": "text",
-        "attempt": "int",
-        "losses": "int",
-        "state": "jsonb",
-        "queued": "text[]",
-    },
+    {"recorded": "bool", "settled": "bool"} | _CLAIMED | {"queued": "text[]"},
 )
 
 
@@ -354,8 +358,8 @@ def complete_and_go_on(
         "worker": worker_id,
         "token": token,
     }
-    ((recorded, settled, id, path, attempt, losses, state, queued),) = store.call(_COMPLETE_AND_GO_ON_ROUTINE, params)
-    claim = Claim(id, path, attempt, losses, token, state) if id else None
+    ((recorded, settled, *claimed, queued),) = store.call(_COMPLETE_AND_GO_ON_ROUTINE, params)
+    claim = _claim(claimed, token) if claimed[0] else None
     return GoneOn(recorded, settled, claim, tuple(queued or ()))
 
 
@@ -396,12 +400,12 @@ WITH recorded AS (
     WHERE {_HELD} AND {COMPLETE.guard} RETURNING id
 )
 SELECT %(id)s IS NULL OR EXISTS (SELECT FROM recorded), e.workflow_id::text, e.version, e.status, e.input, e.priority,
-       e.trigger_id::text,
+       e.trigger_id::text, e.outcome, e.error_message, e.parent_step_id::text,
        (SELECT jsonb_object_agg(path, status) FROM step_executions
         WHERE execution_id = e.id AND path = ANY(%(outlook)s))
 FROM executions e WHERE e.id = %(execution)s
 """
-assert COMPLETE.sources == FAIL.sources
+assert COMPLETE.sources == FAIL.sources == DECLINE.sources
 _END_ROUTINE = Routine(
     "end_step",
     _END,
@@ -414,6 +418,9 @@ _END_ROUTINE = Routine(
         "input": "jsonb",
         "priority": "smallint",
         "trigger_id": "text",
+        "outcome": "text",
+        "error_message": "text",
+        "parent_step_id": "text",
         "states": "jsonb",
     },
 )
@@ -430,8 +437,8 @@ def ending(
     status: StepStatus,
     outlook: Collection[str],
 ) -> Iterator[tuple[Connection, Locked, dict[str, StepStatus]] | None]:
-    """A transaction that holds the execution's row, in which `held` has been recorded as `status` (completed
-    or failed) and the states of `outlook` were read. None if the claim was no longer held; a `held` of None
+    """A transaction that holds the execution's row, in which `held` has been recorded as `status` (completed,
+    failed or skipped) and the states of `outlook` were read. None if the claim was no longer held; a `held` of None
     has been recorded before.
     """
     written = _written(held, result) if held is not None else dict.fromkeys(_WRITTEN)
@@ -440,29 +447,29 @@ def ending(
         if row is None or not row.recorded:
             yield None
             return
-        locked = Locked(
-            execution_id,
-            row.workflow_id,
-            row.version,
-            ExecutionStatus(row.status),
-            row.input,
-            row.priority,
-            row.trigger_id,
-        )
+        locked = locked_row(row, execution_id)
         yield connection, locked, {path: StepStatus(state) for path, state in (row.states or {}).items()}
 
 
 def rest(
-    connection: Connection, held: Claim, result: Result, *, delay: float, resumes: bool, state: Any = None
+    connection: Connection,
+    held: Claim,
+    result: Result,
+    *,
+    delay: float | None,
+    resumes: bool,
+    state: Any = None,
+    awaits: str | None = None,
 ) -> bool:
     """Let the step wait `delay` seconds: before its next attempt, or (`resumes`) before going on with this one,
-    which finds `state`."""
+    which finds `state`. It goes on earlier when what it `awaits` comes; a `delay` of None has no end by itself."""
     sql = (
         f"UPDATE step_executions SET {REST.assignment}, {_RECORD}, resumes = %(resumes)s, state = %(state)s::jsonb, "
+        "awaits = %(awaits)s, "
         "next_attempt_at = clock_timestamp() + %(delay)s * interval '1 second' "
         f"WHERE {_HELD} AND {REST.guard}"
     )
-    params = _written(held, result) | {"delay": delay, "resumes": resumes, "state": _json(state)}
+    params = _written(held, result) | {"delay": delay, "resumes": resumes, "state": _json(state), "awaits": awaits}
     return run(connection, sql, params).rowcount == 1
 
 
@@ -478,7 +485,7 @@ WITH queued AS (
 ), claimed AS (
     UPDATE step_executions s SET {FOLLOW.assignment}, {_TAKE}
     WHERE s.execution_id = %(execution)s AND s.path = %(path)s AND s.{FOLLOW.guard}
-    RETURNING s.id::text AS id, s.attempt, s.losses
+    RETURNING {_CLAIMED_ROW}
 )
 SELECT * FROM claimed
 """
@@ -486,7 +493,7 @@ _QUEUE_AND_FOLLOW_ROUTINE = Routine(
     "queue_and_follow",
     _QUEUE_AND_FOLLOW,
     {"execution": "uuid", "paths": "text[]", "path": "text", "worker": "uuid", "token": "uuid"},
-    {"id": "text", "attempt": "int", "losses": "int"},
+    _CLAIMED,
 )
 
 
@@ -500,7 +507,7 @@ def queue_and_follow(
         _QUEUE_AND_FOLLOW_ROUTINE.call,
         {"execution": execution_id, "paths": list(paths), "path": path, "worker": worker_id, "token": token},
     ).first()
-    return Claim(row.id, path, row.attempt, row.losses, token) if row else None
+    return _claim(tuple(row), token) if row else None
 
 
 def skip(
@@ -537,14 +544,20 @@ def blocked(connection: Connection, execution_id: str, paths: Iterable[str]) -> 
     return frozenset(path for (path,) in rows)
 
 
-def cancel_all(connection: Connection, execution_id: str) -> None:
-    """Whatever of this execution has not ended is cancelled, and who holds a claim can no longer record."""
+def cancel_all(connection: Connection, execution_id: str, inside: str | None = None) -> None:
+    """Whatever of this execution (or of the bodies `inside` one of its steps) has not ended is cancelled, and who
+    holds a claim can no longer record."""
     run(
         connection,
         f"UPDATE step_executions SET {CANCEL_STEP.assignment}, finished_at = clock_timestamp(), "
-        "claim_token = NULL, next_attempt_at = NULL, deadline = NULL "
-        f"WHERE execution_id = %(execution)s::uuid AND {CANCEL_STEP.guard}",
-        {"execution": execution_id},
+        "claim_token = NULL, next_attempt_at = NULL, awaits = NULL, deadline = NULL "
+        f"WHERE execution_id = %(execution)s::uuid AND {CANCEL_STEP.guard}"
+        + (
+            ""
+            if inside is None
+            else " AND (starts_with(path, %(inside)s || '.') OR starts_with(path, %(inside)s || '['))"
+        ),
+        {"execution": execution_id, "inside": inside},
     )
 
 
@@ -564,6 +577,7 @@ def _written(held: Claim, result: Result) -> dict[str, Any]:
         "output": _json(result.output),
         "error_kind": result.error_kind,
         "error_message": result.error_message,
+        "variables": _json(result.variables),
     }
 
 
@@ -587,20 +601,27 @@ def states(connection: Connection, execution_id: str, paths: Iterable[str] | Non
 
 
 def outputs(connection: Connection, execution_id: str, paths: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What templates see as `steps.<id>` of each of `paths`."""
+    """What templates see as `steps.<id>` of each of `paths`, and under `variables` what it mapped its output to."""
     rows = run(
         connection,
-        "SELECT path, status, output, error_kind, error_message FROM step_executions "
+        "SELECT path, status, output, error_kind, error_message, variables FROM step_executions "
         "WHERE execution_id = %(execution)s::uuid AND path = ANY(%(paths)s)",
         {"execution": execution_id, "paths": list(paths)},
     )
-    return {row.path: as_seen_by_templates(row.status, row.output, row.error_kind, row.error_message) for row in rows}
+    return {
+        row.path: as_seen_by_templates(row.status, row.output, row.error_kind, row.error_message, row.variables)
+        for row in rows
+    }
 
 
 def as_seen_by_templates(
-    status: str, output: Any, error_kind: str | None = None, error_message: str | None = None
+    status: str,
+    output: Any,
+    error_kind: str | None = None,
+    error_message: str | None = None,
+    variables: Any = None,
 ) -> dict[str, Any]:
-    seen: dict[str, Any] = {"status": status, "output": {} if output is None else output}
+    seen: dict[str, Any] = {"status": status, "output": {} if output is None else output, "variables": variables or {}}
     if error_kind is not None:
         seen["error"] = {"kind": error_kind, "message": error_message}
     return seen
@@ -627,13 +648,14 @@ def is_unfinished(connection: Connection, execution_id: str) -> bool:
     return unfinished
 
 
-def failures(connection: Connection, execution_id: str) -> list[tuple[str, str]]:
-    """(path, message) of the steps that failed, in the order in which they did."""
+def failures(connection: Connection, execution_id: str, scope: str) -> list[tuple[str, str]]:
+    """(path, message) of the steps of a scope that failed, in the order in which they did."""
     rows = run(
         connection,
         "SELECT path, coalesce(error_message, '') AS message FROM step_executions "
-        f"WHERE execution_id = %(execution)s::uuid AND status = '{StepStatus.FAILED}' ORDER BY finished_at, path",
-        {"execution": execution_id},
+        "WHERE execution_id = %(execution)s::uuid AND scope = %(scope)s "
+        f"AND status = '{StepStatus.FAILED}' ORDER BY finished_at, path",
+        {"execution": execution_id, "scope": scope},
     )
     return [(row.path, row.message) for row in rows]
 
@@ -706,7 +728,8 @@ def wake_due(connection: Connection, limit: int) -> list[Ring]:
     return _rung(
         connection,
         f"""
-        UPDATE step_executions s SET {WAKE.assignment}, next_attempt_at = NULL, rung_at = clock_timestamp()
+        UPDATE step_executions s SET {WAKE.assignment}, next_attempt_at = NULL, awaits = NULL,
+            rung_at = clock_timestamp()
         FROM executions e
         WHERE e.id = s.execution_id AND e.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')
           AND s.id IN (SELECT id FROM step_executions WHERE {WAKE.guard}

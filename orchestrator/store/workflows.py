@@ -22,6 +22,19 @@ def current(connection: Connection, workflow_id: str) -> tuple[WorkflowStatus, i
     return WorkflowStatus(row.status), row.version
 
 
+def find(connection: Connection, reference: str) -> str:
+    """The id of the workflow with this id, or else of the newest one with this name. Raises NotFound."""
+    id: str | None = run(
+        connection,
+        "SELECT id::text FROM workflows WHERE id::text = %(ref)s OR name = %(ref)s "
+        "ORDER BY (id::text = %(ref)s) DESC, id DESC LIMIT 1",
+        {"ref": reference},
+    ).scalar()
+    if id is None:
+        raise NotFound("workflow", reference)
+    return id
+
+
 def definition(connection: Connection, workflow_id: str, version: int) -> dict[str, Any]:
     """The document of one version, as it was given. Raises NotFound."""
     source: dict[str, Any] | None = run(

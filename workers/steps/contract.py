@@ -4,20 +4,64 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import marshmallow
 
 from orchestrator.config import Settings
+from orchestrator.engine.bodies import Scope, Spawn
 from orchestrator.errors import StepTimeout
+from orchestrator.plugins import BodyInfo
+from orchestrator.store.executions import Outcome
+
+__all__ = [
+    "BodyInfo",
+    "Done",
+    "Outcome",
+    "QueueClass",
+    "Round",
+    "Scope",
+    "Spawn",
+    "StepContext",
+    "StepType",
+    "Wait",
+    "Workflows",
+]
 
 Json = Any
 QueueClass = Literal["control", "io", "cpu"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 SchemaClass = type[marshmallow.Schema]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What became of one scope of a body. `output` is that of its last step; with several last steps, theirs by
+    id. `error` says which step failed and how."""
+
+    name: int | str
+    status: Literal["completed", "failed", "cancelled"]
+    output: Json = None
+    error: Mapping[str, Json] | None = None
+
+
+class Workflows(Protocol):
+    """What a step may do with other workflows."""
+
+    def start(self, workflow: str, input: Json, *, attached: bool) -> str:
+        """Start an execution of a workflow, named by its id or name; its id. One that is `attached` is cancelled
+        when this step is. Called again by the same step of the same execution, it finds the one that it started.
+        Raises StepFailed."""
+
+    def outcome(self, execution_id: str) -> Outcome:
+        """What came of it, as far as it has. Raises StepFailed if it is gone."""
+
+
+def _nothing_to_evaluate(field: str, **_: Json) -> Json:
+    raise LookupError(f"{field} is not among this type's deferred_fields")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +86,15 @@ class StepContext:
     deadline: float | None = None
     """On time.monotonic()'s clock: when the attempt's time is up."""
     state: Json = None
-    """What the Wait before this performance left; None at the first performance of an attempt."""
+    """What the Wait or Spawn before this performance left; None at the first performance of an attempt. What the
+    step waited for is in it: `signal`, or `decision`."""
+    evaluate: Callable[..., Json] = _nothing_to_evaluate
+    """`evaluate(field, **names)`: the value of one of the config's `deferred_fields`, with more names to start
+    from (or others in the place of `loop`)."""
+    body: Callable[[], Sequence[Round]] = tuple
+    """What became of the scopes of this step's body, in their order."""
+    workflows: Workflows | None = None
+    """Other workflows; None where a step is only tried out."""
 
     @property
     def idempotency_key(self) -> str:
@@ -70,10 +122,15 @@ class Done:
 @dataclass(frozen=True, slots=True)
 class Wait:
     """The step rests without a worker until `until`, and is then performed again as the same attempt, with
-    `state` (JSON, small: an id on the other side, say) as its context's state."""
+    `state` (JSON, small: an id on the other side, say) as its context's state.
 
-    until: datetime
+    It goes on earlier if what it `awaits` comes: "decision", "signal:NAME", or "child" (the end of the execution
+    that `state["execution_id"]` names). With None as `until` it waits for nothing else.
+    """
+
+    until: datetime | None
     state: Json = None
+    awaits: str | None = None
 
 
 class StepType(ABC):
@@ -98,11 +155,18 @@ class StepType(ABC):
     """Fields of the config whose text is an expression even without braces around it; `perform` finds the
     value. A dotted path passes through the items of lists: `cases.when` is `when` of each of `cases`."""
 
+    deferred_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields of the config whose text is an expression that `perform` evaluates itself, by `context.evaluate`."""
+
     @abstractmethod
-    def perform(self, context: StepContext) -> Done | Wait:
+    def perform(self, context: StepContext) -> Done | Wait | Spawn:
         """Do it. Raises StepFailed (or StepTimeout) when the attempt failed; anything else that is raised is
         taken for a failed attempt of kind `error`."""
 
     def references(self, config: Mapping[str, object]) -> Iterable[tuple[str, str]]:  # noqa: ARG002
         """(path within config, step id) of each step that `config` names; those must depend on this one."""
+        return ()
+
+    def bodies(self, config: Mapping[str, object]) -> Iterable[BodyInfo]:  # noqa: ARG002
+        """The steps that stand in `config`, which may not be valid."""
         return ()

@@ -23,7 +23,7 @@ from typing import (
 
 from marshmallow import Schema, fields, validate
 
-from workers.steps.contract import Done, QueueClass, StepContext, StepType, Wait
+from workers.steps.contract import Done, QueueClass, Spawn, StepContext, StepType, Wait
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,12 +42,12 @@ class FunctionStep(StepType, Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.function(*args, **kwargs)
 
-    def perform(self, context: StepContext) -> Done | Wait:
+    def perform(self, context: StepContext) -> Done | Wait | Spawn:
         arguments = dict(context.config)
         if self.context_parameter:
             arguments[self.context_parameter] = context
         result: Any = cast(Callable[..., Any], self.function)(**arguments)
-        if isinstance(result, (Done, Wait)):
+        if isinstance(result, (Done, Wait, Spawn)):
             return result
         return Done(result if isinstance(result, dict) else {"result": result})
 

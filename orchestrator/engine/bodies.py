@@ -1,0 +1,117 @@
+"""Steps inside steps: how the scopes of a body begin, and what follows the end of one.
+
+A step with a body (a loop, a fork of named branches) says which scopes there are to be, and rests; the last one of
+them to end wakes it, and it makes its result of theirs. Between the two it holds no worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from orchestrator.definition.graph import Graph
+from orchestrator.engine.programs import Program
+from orchestrator.lifecycle import StepStatus
+from orchestrator.store import bodies
+from orchestrator.store.bodies import InnerRow
+
+CHUNK = 2000
+"""Rows inserted at a time: while the next are on their way, workers are busy with these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """One round of a loop (`name` is its index), or one branch."""
+
+    name: int | str
+    loop: Any = None
+    """What templates inside see as `loop`."""
+
+    def of(self, container: str) -> str:
+        return f"{container}[{self.name}]" if isinstance(self.name, int) else f"{container}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """The scopes that are to run; the step is performed again when they have ended, and then finds `state`.
+
+    `concurrency` limits how many of them run at a time (only for bodies that are declared as limited). With
+    `stops_on_failure` the first that fails ends the others.
+    """
+
+    scopes: Sequence[Scope]
+    state: Any = None
+    concurrency: int | None = None
+    stops_on_failure: bool = True
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What the step's row keeps while the body runs."""
+        return {"own": self.state, "concurrency": self.concurrency, "stops_on_failure": self.stops_on_failure}
+
+
+def chunks(program: Program, container: str, spawn: Spawn) -> Iterator[list[Graph]]:
+    """The graphs of the scopes, about as many at a time as have CHUNK rows."""
+    graphs = (program.scopes.at(scope.of(container)) for scope in spawn.scopes)
+    first = next(graphs, None)
+    if first is None:
+        return
+    size = max(1, CHUNK // len(first.steps))
+    yield [first, *islice(graphs, size - 1)]
+    while chunk := list(islice(graphs, size)):
+        yield chunk
+
+
+def rows_of(graph: Graph, *, begins: bool, loop: Any, sees_loop: frozenset[str]) -> Iterator[InnerRow]:
+    """The rows of a scope; its first steps are queued if it `begins` at once."""
+    for path, step in graph.steps.items():
+        queued = begins and not step.depends_on
+        yield InnerRow(
+            path,
+            step.id,
+            graph.scope,
+            step.type,
+            graph.queue_for(path),
+            StepStatus.QUEUED if queued else StepStatus.PENDING,
+            graph.heights[path],
+            step.timeout,
+            loop if step.id in sees_loop else None,
+        )
+
+
+def after_scope(connection: Connection, program: Program, execution_id: str, container: str) -> list[str]:
+    """What becomes ready when a scope in the body of `container` has ended: the next scopes, or the container."""
+    if any(body.limited for body in program.scopes.step(container).bodies.values()):
+        more = _next_scopes(connection, program, execution_id, container)
+        if more:
+            return more
+    if bodies.is_unfinished(connection, execution_id, container):
+        return []
+    return [container] if bodies.wake(connection, execution_id, container) else []
+
+
+def _next_scopes(connection: Connection, program: Program, execution_id: str, container: str) -> list[str]:
+    """The first steps of the scopes that may begin now. Scopes begin in their order, so that those which have begun
+    stand before those which have not."""
+    limit = bodies.container(connection, execution_id, container).concurrency
+    if limit is None:
+        return []
+    longest = max(len(body.steps) for body in program.scopes.step(container).bodies.values())
+    left = bodies.unfinished(connection, execution_id, container, (2 * limit + 1) * longest)
+    begun = 0
+    starts: list[str] = []
+    for scope, members in groupby(left, key=lambda row: row.scope):
+        pending = {row.path for row in members if row.status is StepStatus.PENDING}
+        roots = program.scopes.at(scope).roots
+        if not pending.issuperset(roots):
+            begun += 1
+        elif begun < limit:
+            begun += 1
+            starts += roots
+        else:
+            break
+    return starts

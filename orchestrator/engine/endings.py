@@ -1,0 +1,156 @@
+"""How an execution ends: what undoes it, what runs on failure and at the end, its outputs, and who waits for it.
+
+Each part is a scope of its own that begins when the one before it has ended:
+
+    the definition's steps > compensate (if it fails or is cancelled) > on_failure (likewise) > finally
+
+The outcome is settled before the first of these begins; only a failure in `finally` can still spoil it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from orchestrator.definition.building import COMPENSATE
+from orchestrator.definition.scopes import FINALLY, ON_FAILURE, scope_of
+from orchestrator.engine import bodies as engine_bodies
+from orchestrator.engine.programs import Program
+from orchestrator.errors import TemplateError
+from orchestrator.lifecycle import ExecutionStatus, StepStatus
+from orchestrator.store import bodies, executions, signals, steps
+from orchestrator.store.bodies import InnerRow
+from orchestrator.store.executions import Locked
+from orchestrator.store.steps import Ring
+
+COMPLETED, FAILED = ExecutionStatus.COMPLETED, ExecutionStatus.FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class After:
+    """What follows when nothing of a part is left to do: the first steps of the next, or the end; then `parent` is
+    to be rung for, if there is one that waits."""
+
+    ready: tuple[str, ...] = ()
+    ended: bool = False
+    parent: Ring | None = None
+
+
+_GOES_ON = After()
+
+
+def after_part(connection: Connection, program: Program, locked: Locked) -> After:
+    """To be called when a last step has ended; others may still be at work."""
+    if steps.is_unfinished(connection, locked.id):
+        return _GOES_ON
+    outcome, message = _outcome(connection, program, locked)
+    if program.has_endings:
+        if locked.outcome is None:
+            executions.settle_outcome(connection, locked.id, outcome, message)
+        ready = _next_part(connection, program, locked.id, outcome)
+        if ready:
+            return After(ready)
+        if outcome is COMPLETED:
+            outcome, message = _judged(connection, program, locked.id, FINALLY)
+    _end(connection, program, locked, outcome, message)
+    return After(ended=True, parent=wake_parent(connection, locked))
+
+
+def wake_parent(connection: Connection, locked: Locked) -> Ring | None:
+    return None if locked.parent_step_id is None else signals.wake_parent(connection, locked.parent_step_id)
+
+
+def _outcome(connection: Connection, program: Program, locked: Locked) -> tuple[ExecutionStatus, str | None]:
+    if locked.outcome is not None:
+        return locked.outcome, locked.error_message
+    return _judged(connection, program, locked.id, "")
+
+
+def _judged(
+    connection: Connection, program: Program, execution_id: str, scope: str
+) -> tuple[ExecutionStatus, str | None]:
+    """Failed if a step of this scope failed that counts, with the first of these as the message."""
+    for path, message in steps.failures(connection, execution_id, scope):
+        if program.scopes.step(path).on_error == "fail":
+            return FAILED, f"step {path} failed: {message}"
+    return COMPLETED, None
+
+
+def _next_part(
+    connection: Connection, program: Program, execution_id: str, outcome: ExecutionStatus
+) -> tuple[str, ...]:
+    definition = program.definition
+    if definition.finally_ and bodies.scope_exists(connection, execution_id, FINALLY):
+        return ()
+    if outcome is not COMPLETED:
+        handled = bool(definition.on_failure) and bodies.scope_exists(connection, execution_id, ON_FAILURE)
+        undone = () if handled else _undo_next(connection, program, execution_id)
+        if undone:
+            return undone
+        if definition.on_failure and not handled:
+            return _begin(connection, program, execution_id, ON_FAILURE)
+    return _begin(connection, program, execution_id, FINALLY) if definition.finally_ else ()
+
+
+def _begin(connection: Connection, program: Program, execution_id: str, scope: str) -> tuple[str, ...]:
+    graph = program.scopes.at(scope)
+    rows = engine_bodies.rows_of(graph, begins=True, loop=None, sees_loop=frozenset())
+    bodies.insert(connection, execution_id, list(rows))
+    return graph.roots
+
+
+def _undo_next(connection: Connection, program: Program, execution_id: str) -> tuple[str, ...]:
+    """Undo the step that completed last of those not yet undone; one that cannot be undone keeps no other from
+    it."""
+    if not program.undoable:
+        return ()
+    last = bodies.next_to_undo(connection, execution_id, program.undoable)
+    if last is None:
+        return ()
+    path = f"{COMPENSATE}.{last.path}"
+    undo = program.scopes.step(path)
+    row = InnerRow(
+        path, undo.id, scope_of(path), undo.type, undo.queue, StepStatus.QUEUED, 1, undo.timeout, last.iteration
+    )
+    bodies.insert(connection, execution_id, [row])
+    return (path,)
+
+
+def _end(
+    connection: Connection, program: Program, locked: Locked, outcome: ExecutionStatus, message: str | None
+) -> None:
+    if outcome is ExecutionStatus.CANCELLED:
+        executions.cancel(connection, locked.id, message or "")
+    elif outcome is FAILED:
+        executions.fail(connection, locked.id, message or "")
+    elif program.outputs is None:
+        executions.finish_with_outputs_of(connection, locked.id, program.scopes.root.sinks)
+    else:
+        _finish_with_outputs(connection, program, locked)
+
+
+def _finish_with_outputs(connection: Connection, program: Program, locked: Locked) -> None:
+    assert program.outputs is not None
+    mappers = program.mappers_of_all()
+    seen = steps.outputs(connection, locked.id, {*program.outputs.steps, *mappers})
+    context: Mapping[str, Any] = {
+        "variables": program.variables_after(mappers, seen),
+        "input": locked.input,
+        "steps": seen,
+        "execution": execution_facts(locked.id, locked.workflow_id, locked.version, locked.priority),
+        "trigger": {"id": locked.trigger_id},
+    }
+    try:
+        output = program.outputs.render(context)
+    except TemplateError as error:
+        executions.fail(connection, locked.id, f"outputs: {error}")
+    else:
+        executions.finish(connection, locked.id, output)
+
+
+def execution_facts(id: str, workflow_id: str, version: int, priority: int) -> dict[str, Any]:
+    """What templates see as `execution`."""
+    return {"id": id, "workflow_id": workflow_id, "version": version, "priority": priority}

@@ -1,0 +1,86 @@
+"""What a step waits for besides its time: a signal, somebody's decision, the end of an execution it started.
+
+Whoever brings it holds the execution's row, as the step that comes to rest does: what arrives in between is found
+by the later of the two.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.engine.advance import Advance, plans_of
+from orchestrator.engine.plan import Plan, plan
+from orchestrator.engine.programs import Programs
+from orchestrator.errors import Conflict, NotFound
+from orchestrator.lifecycle import EXECUTION_TERMINAL
+from orchestrator.store import Store, executions, signals, steps
+from orchestrator.store.executions import AWAITS_CHILD
+from orchestrator.store.signals import AWAITS_SIGNAL
+from orchestrator.store.steps import Claim, Result, Ring
+
+
+def rest_awaiting(
+    store: Store,
+    execution_id: str,
+    held: Claim,
+    given: Any,
+    *,
+    delay: float | None,
+    state: Any,
+    awaits: str,
+    queue: str,
+) -> Advance:
+    """Let a step rest until what it `awaits` is there, or `delay` seconds have passed; that may be there already."""
+    with store.transaction() as connection:
+        locked = executions.lock(connection, execution_id)
+        if locked is None:
+            return Advance(counted=False)
+        if awaits == AWAITS_CHILD:
+            # Held while this step is brought to rest: its end comes before that, and is seen, or after it, and wakes.
+            child_ended = executions.has_ended(connection, state["execution_id"])
+        if not steps.rest(connection, held, Result(given), delay=delay, resumes=True, state=state, awaits=awaits):
+            return Advance(counted=False)
+        arrived = None
+        if awaits == AWAITS_CHILD and child_ended:
+            arrived = signals.wake_parent(connection, held.id)
+        elif awaits.startswith(AWAITS_SIGNAL):
+            path = signals.deliver(connection, execution_id, awaits.removeprefix(AWAITS_SIGNAL))
+            arrived = Ring(execution_id, path, queue, locked.priority) if path else None
+    return Advance(True, plans=plans_of(arrived))
+
+
+def send_signal(
+    store: Store, programs: Programs, execution_id: str, name: str, payload: Any
+) -> tuple[str, Plan | None]:
+    """Keep a signal for an execution, and wake the step that waits for it; the signal's id, and what to dispatch.
+
+    Raises NotFound; Conflict if the execution has ended.
+    """
+    with store.transaction() as connection:
+        locked = executions.lock(connection, execution_id)
+        if locked is None:
+            raise NotFound("execution", execution_id)
+        if locked.status in EXECUTION_TERMINAL:
+            raise Conflict(f"execution {execution_id} is {locked.status} and takes no signals", locked.status)
+        signal_id = signals.insert(connection, execution_id, name, payload)
+        path = signals.deliver(connection, execution_id, name)
+        if path is None:
+            return signal_id, None
+        program = programs.get(store, locked.workflow_id, locked.version)
+        return signal_id, plan(program.scopes, execution_id, locked.priority, [path])
+
+
+def decide(store: Store, programs: Programs, step_execution_id: str, decision: Any) -> Plan:
+    """Give a step the decision that it waits for; what to dispatch.
+
+    Raises NotFound; Conflict if the step does not wait for a decision.
+    """
+    with store.transaction() as connection:
+        step = signals.address(connection, step_execution_id)
+        locked = executions.lock(connection, step.execution_id)
+        assert locked is not None
+        if not signals.decide(connection, step_execution_id, decision):
+            status = signals.address(connection, step_execution_id).status
+            raise Conflict(f"step {step.path} is {status} and waits for no decision", status)
+        program = programs.get(store, locked.workflow_id, locked.version)
+        return plan(program.scopes, step.execution_id, locked.priority, [step.path])

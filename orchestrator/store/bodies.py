@@ -1,0 +1,216 @@
+"""Steps inside steps: the rows of a body's scopes, and what is left to do in them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from orchestrator.lifecycle import STEP_TERMINAL, WAKE, StepStatus, sql_words
+from orchestrator.store.executions import AWAITS_BODY
+from orchestrator.store.session import new_id, run, to_json
+from orchestrator.store.steps import Claim
+
+_UNFINISHED = f"status IN ({sql_words(set(StepStatus) - STEP_TERMINAL)})"
+"""The predicate of the index ix_step_executions_inner."""
+
+
+@dataclass(frozen=True, slots=True)
+class InnerRow:
+    """A step of a scope, about to be inserted."""
+
+    path: str
+    step_id: str
+    scope: str
+    type: str
+    queue: str
+    status: StepStatus
+    height: int
+    timeout: float | None
+    iteration: Any = None
+    """What its templates see as `loop`."""
+
+
+def insert(
+    connection: Connection,
+    execution_id: str,
+    rows: Sequence[InnerRow],
+    *,
+    container: str | None = None,
+    held: Claim | None = None,
+) -> bool:
+    """Insert what is not there yet, in this order; False, and nothing, if the claim `held` is held no longer."""
+    written = run(
+        connection,
+        f"""
+        WITH mine AS (
+            SELECT FROM executions WHERE id = %(execution)s::uuid AND (%(held)s::uuid IS NULL OR EXISTS (
+                SELECT FROM step_executions WHERE id = %(held)s::uuid AND claim_token = %(token)s::uuid FOR UPDATE))
+        ), inserted AS (
+            INSERT INTO step_executions (id, execution_id, path, step_id, scope, container, type, queue, status, height,
+                                         timeout, iteration, rung_at)
+            SELECT u.id, %(execution)s::uuid, u.path, u.step_id, u.scope, %(container)s, u.type, u.queue, u.status,
+                   u.height, u.timeout, u.iteration,
+                   CASE WHEN u.status = '{StepStatus.QUEUED}' THEN clock_timestamp() END
+            FROM mine, unnest(%(ids)s::uuid[], %(paths)s::text[], %(step_ids)s::text[], %(scopes)s::text[],
+                              %(types)s::text[], %(queues)s::text[], %(statuses)s::text[], %(heights)s::int[],
+                              %(timeouts)s::float8[], %(iterations)s::jsonb[])
+                       AS u(id, path, step_id, scope, type, queue, status, height, timeout, iteration)
+            ON CONFLICT (execution_id, path) DO NOTHING
+        )
+        SELECT EXISTS (SELECT FROM mine)
+        """,
+        {
+            "execution": execution_id,
+            "container": container,
+            "held": held.id if held else None,
+            "token": held.token if held else None,
+            "ids": [new_id() for _ in rows],
+            "paths": [row.path for row in rows],
+            "step_ids": [row.step_id for row in rows],
+            "scopes": [row.scope for row in rows],
+            "types": [row.type for row in rows],
+            "queues": [row.queue for row in rows],
+            "statuses": [row.status for row in rows],
+            "heights": [row.height for row in rows],
+            "timeouts": [row.timeout for row in rows],
+            "iterations": [None if row.iteration is None else to_json(row.iteration) for row in rows],
+        },
+    ).scalar_one()
+    return bool(written)
+
+
+def is_unfinished(connection: Connection, execution_id: str, container: str) -> bool:
+    """Whether any step in the bodies of `container` has not ended."""
+    unfinished: bool = run(
+        connection,
+        "SELECT EXISTS (SELECT FROM step_executions WHERE execution_id = %(execution)s::uuid "
+        f"AND container = %(container)s AND {_UNFINISHED})",
+        {"execution": execution_id, "container": container},
+    ).scalar_one()
+    return unfinished
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    path: str
+    scope: str
+    status: StepStatus
+
+
+def unfinished(connection: Connection, execution_id: str, container: str, limit: int) -> list[Unfinished]:
+    """The first steps in the bodies of `container` that have not ended, in the order of its scopes."""
+    rows = run(
+        connection,
+        "SELECT path, scope, status FROM step_executions WHERE execution_id = %(execution)s::uuid "
+        f"AND container = %(container)s AND {_UNFINISHED} ORDER BY id LIMIT %(limit)s",
+        {"execution": execution_id, "container": container, "limit": limit},
+    )
+    return [Unfinished(row.path, row.scope, StepStatus(row.status)) for row in rows]
+
+
+def scope_exists(connection: Connection, execution_id: str, scope: str) -> bool:
+    exists: bool = run(
+        connection,
+        "SELECT EXISTS (SELECT FROM step_executions WHERE execution_id = %(execution)s::uuid AND scope = %(scope)s)",
+        {"execution": execution_id, "scope": scope},
+    ).scalar_one()
+    return exists
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A step that waits for its bodies, and what it said of them when they began."""
+
+    status: StepStatus
+    stops_on_failure: bool
+    concurrency: int | None
+
+
+def container(connection: Connection, execution_id: str, path: str) -> Container:
+    row = run(
+        connection,
+        "SELECT status, state FROM step_executions WHERE execution_id = %(execution)s::uuid AND path = %(path)s",
+        {"execution": execution_id, "path": path},
+    ).one()
+    state = row.state or {}
+    return Container(StepStatus(row.status), bool(state.get("stops_on_failure")), state.get("concurrency"))
+
+
+def note(connection: Connection, held: Claim, state: Any) -> bool:
+    """Keep a running step's state; False if the claim is held no longer."""
+    sql = (
+        "UPDATE step_executions SET state = %(state)s::jsonb WHERE id = %(id)s::uuid AND claim_token = %(token)s::uuid"
+    )
+    return run(connection, sql, {"id": held.id, "token": held.token, "state": to_json(state)}).rowcount == 1
+
+
+def wake(connection: Connection, execution_id: str, path: str) -> bool:
+    """Queue the step that waits for its bodies: they have ended."""
+    sql = (
+        f"UPDATE step_executions SET {WAKE.assignment}, awaits = NULL, next_attempt_at = NULL, "
+        "rung_at = clock_timestamp() WHERE execution_id = %(execution)s::uuid AND path = %(path)s "
+        f"AND awaits = '{AWAITS_BODY}' AND {WAKE.guard}"
+    )
+    return run(connection, sql, {"execution": execution_id, "path": path}).rowcount == 1
+
+
+def waiting_containers(connection: Connection, execution_id: str) -> list[str]:
+    rows = run(
+        connection,
+        "SELECT path FROM step_executions WHERE execution_id = %(execution)s::uuid "
+        f"AND status = '{StepStatus.WAITING}' AND awaits = '{AWAITS_BODY}' ORDER BY path",
+        {"execution": execution_id},
+    )
+    return [path for (path,) in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """A step in a body, as its container's result is made of it."""
+
+    scope: str
+    step_id: str
+    status: StepStatus
+    output: Any
+    error_kind: str | None
+    error_message: str | None
+
+
+def ended(connection: Connection, execution_id: str, container: str, shown: Collection[str]) -> Iterator[Inner]:
+    """Every step in the bodies of `container`, in the order of its scopes; `shown` are the ids of those whose
+    output is wanted."""
+    rows = run(
+        connection,
+        "SELECT scope, step_id, status, error_kind, error_message, "
+        "CASE WHEN step_id = ANY(%(shown)s) THEN output END AS output FROM step_executions "
+        "WHERE execution_id = %(execution)s::uuid AND container = %(container)s ORDER BY id",
+        {"execution": execution_id, "container": container, "shown": list(shown)},
+    )
+    for row in rows:
+        yield Inner(row.scope, row.step_id, StepStatus(row.status), row.output, row.error_kind, row.error_message)
+
+
+@dataclass(frozen=True, slots=True)
+class Undoable:
+    path: str
+    iteration: Any
+
+
+def next_to_undo(connection: Connection, execution_id: str, step_ids: Collection[str]) -> Undoable | None:
+    """Of the completed steps with one of these ids, the one that completed last and has not been undone."""
+    row = run(
+        connection,
+        f"""
+        SELECT s.path, s.iteration FROM step_executions s
+        WHERE s.execution_id = %(execution)s::uuid AND s.status = '{StepStatus.COMPLETED}'
+          AND s.step_id = ANY(%(steps)s)
+          AND NOT EXISTS (SELECT FROM step_executions u WHERE u.execution_id = s.execution_id
+                          AND u.path = 'compensate.' || s.path)
+        ORDER BY s.finished_at DESC, s.id DESC LIMIT 1
+        """,
+        {"execution": execution_id, "steps": list(step_ids)},
+    ).first()
+    return None if row is None else Undoable(row.path, row.iteration)

@@ -1,0 +1,49 @@
+"""What became of the scopes of a step's body, made of the rows of its steps."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+from orchestrator.definition.model import Body, Step
+from orchestrator.lifecycle import StepStatus
+from orchestrator.store import Store, bodies
+from orchestrator.store.bodies import Inner
+from workers.steps.contract import Round
+
+
+def rounds(store: Store, execution_id: str, container: str, step: Step) -> list[Round]:
+    """The scopes in the bodies of `step`, which stands at the path `container`, in their order."""
+    lasts = {name: _lasts(body) for name, body in step.bodies.items()}
+    shown = {step_id for ids in lasts.values() for step_id in ids}
+    with store.single() as connection:
+        rows = list(bodies.ended(connection, execution_id, container, shown))
+    made = []
+    for scope, members in groupby(rows, key=lambda row: row.scope):
+        name = _name(scope, container)
+        body = "" if isinstance(name, int) else name
+        made.append(_round(name, list(members), step.bodies[body], lasts[body]))
+    return made
+
+
+def _name(scope: str, container: str) -> int | str:
+    name = scope[len(container) :]
+    return int(name[1:-1]) if name.startswith("[") else name[1:]
+
+
+def _lasts(body: Body) -> list[str]:
+    """The ids of the steps that no other waits for."""
+    waited_for = {needed for step in body.steps for needed in step.depends_on}
+    return [step.id for step in body.steps if step.id not in waited_for]
+
+
+def _round(name: int | str, rows: list[Inner], body: Body, lasts: list[str]) -> Round:
+    tolerated = {step.id for step in body.steps if step.on_error == "continue"}
+    for row in rows:
+        if row.status is StepStatus.FAILED and row.step_id not in tolerated:
+            error = {"step": row.step_id, "kind": row.error_kind, "message": row.error_message}
+            return Round(name, "failed", error=error)
+    if any(row.status is StepStatus.CANCELLED for row in rows):
+        return Round(name, "cancelled")
+    outputs: dict[str, Any] = {row.step_id: row.output for row in rows if row.step_id in lasts}
+    return Round(name, "completed", outputs.get(lasts[0]) if len(lasts) == 1 else outputs)

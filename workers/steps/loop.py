@@ -1,0 +1,130 @@
+"""`loop`: its steps for each item of a list, or for as long as an expression is true."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+
+from orchestrator.errors import StepFailed
+from workers.steps.condition import is_true
+from workers.steps.contract import BodyInfo, Done, QueueClass, Round, Scope, Spawn, StepContext, StepType
+
+MAX_ITEMS = 100_000
+SHOWN_ERRORS = 100
+
+
+class Loop(StepType):
+    """Over `items`, all of them at the same time or `concurrency` at a time; or, one after the other, `while` an
+    expression is true, `max_iterations` times at most. In the steps, `loop.item` and `loop.index` (from 0) say where
+    they are; in a `while`, `loop.index` is the number of rounds done and `loop.last` the result of the last.
+
+    Output: `results` in the order of the items (the output of the last step; of several last steps, theirs by id;
+    null for an item that failed), `count`, `succeeded`, `failed`, `errors` (of the first failures: index, step, kind,
+    message). With `on_item_error: fail` the first failure ends the others and fails the step.
+    """
+
+    type: ClassVar[str] = "loop"
+    queue: ClassVar[QueueClass] = "control"
+    raw_fields: ClassVar[frozenset[str]] = frozenset({"steps"})
+    deferred_fields: ClassVar[frozenset[str]] = frozenset({"while"})
+
+    class Config(Schema):
+        items = fields.Raw(allow_none=True)
+        while_ = fields.Raw(data_key="while")
+        max_iterations = fields.Integer(strict=True, load_default=1000, validate=validate.Range(1, MAX_ITEMS))
+        concurrency = fields.Integer(strict=True, validate=validate.Range(1, 10_000))
+        on_item_error = fields.String(load_default="fail", validate=validate.OneOf(["fail", "continue"]))
+        collect = fields.Boolean(load_default=True)
+        steps = fields.List(fields.Raw(), required=True, validate=validate.Length(min=1, error="has no steps"))
+
+        @validates_schema
+        def _one_form(self, data: Mapping[str, Any], **_: object) -> None:
+            if "while_" in data and "items" in data:
+                raise ValidationError("write either `items` or `while`, not both", "while")
+            if "while_" not in data and "items" not in data:
+                raise ValidationError("is missing; write `items` (a list), or `while` (an expression)", "items")
+            if "while_" in data and "concurrency" in data:
+                raise ValidationError("is for `items`; the rounds of a `while` follow each other", "concurrency")
+
+    def bodies(self, config: Mapping[str, object]) -> Iterable[BodyInfo]:
+        steps: Any = config.get("steps")
+        if isinstance(steps, list):
+            yield BodyInfo("", ("steps",), steps, loops=True, limited="concurrency" in config)
+
+    def perform(self, context: StepContext) -> Done | Spawn:
+        return self._next_round(context) if "while_" in context.config else self._over_items(context)
+
+    def _over_items(self, context: StepContext) -> Done | Spawn:
+        config = context.config
+        if context.state is not None:
+            return _done(context, context.body())
+        items = _list(config["items"])
+        if not items:
+            return _done(context, ())
+        return Spawn(
+            [Scope(index, {"index": index, "item": item}) for index, item in enumerate(items)],
+            state={},
+            concurrency=config.get("concurrency"),
+            stops_on_failure=config["on_item_error"] == "fail",
+        )
+
+    def _next_round(self, context: StepContext) -> Done | Spawn:
+        rounds = context.body() if context.state is not None else ()
+        last = rounds[-1] if rounds else None
+        if last is not None and last.status != "completed" and context.config["on_item_error"] == "fail":
+            return _done(context, rounds)
+        seen = {"index": len(rounds), "last": last.output if last else None}
+        if not is_true(context.evaluate("while", loop=seen)):
+            return _done(context, rounds)
+        if len(rounds) >= context.config["max_iterations"]:
+            raise StepFailed(
+                f"`while` was still true after {len(rounds)} rounds (max_iterations)", kind="loop", retryable=False
+            )
+        return Spawn([Scope(len(rounds), seen)], state={})
+
+
+def _list(value: Any) -> Sequence[Any]:
+    if isinstance(value, Mapping):
+        value = [{"key": key, "value": item} for key, item in value.items()]
+    if value is None:
+        return ()
+    if not isinstance(value, (list, tuple)):
+        raise StepFailed(
+            f"`items` must be a list or a mapping, not {type(value).__name__}", kind="config", retryable=False
+        )
+    if len(value) > MAX_ITEMS:
+        raise StepFailed(
+            f"`items` has {len(value):,} items; at most {MAX_ITEMS:,} are possible: divide them among several loops",
+            kind="config",
+            retryable=False,
+        )
+    return value
+
+
+def _done(context: StepContext, rounds: Sequence[Round]) -> Done:
+    failed = [one for one in rounds if one.status == "failed"]
+    output: dict[str, Any] = {
+        "count": len(rounds),
+        "succeeded": sum(one.status == "completed" for one in rounds),
+        "failed": len(failed),
+        "errors": [{"index": one.name, **(one.error or {})} for one in failed[:SHOWN_ERRORS]],
+    }
+    if context.config["collect"]:
+        output["results"] = [one.output for one in rounds]
+    if failed and context.config["on_item_error"] == "fail":
+        first = failed[0]
+        raise body_failed(f"item {first.name}", first, output)
+    return Done(output)
+
+
+def body_failed(where: str, first: Round, output: Any) -> StepFailed:
+    """The failure of a step because of one in its body: that has had its own attempts, so there are no more."""
+    error = first.error or {}
+    return StepFailed(
+        f"{where}: step {error.get('step')} failed: {error.get('message')}",
+        kind="body",
+        retryable=False,
+        output=output,
+    )

@@ -1,0 +1,62 @@
+"""`wait`: for a while, or until a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar
+
+from marshmallow import Schema, ValidationError, fields, validates_schema
+
+from workers.steps.contract import Done, QueueClass, StepContext, StepType
+from workers.steps.contract import Wait as Rest
+from workers.steps.fields import Duration
+
+
+class Moment(fields.Field[datetime]):
+    """An RFC 3339 time with its offset, such as 2030-01-01T08:00:00+01:00."""
+
+    def _deserialize(
+        self,
+        value: Any,
+        attr: str | None,  # noqa: ARG002
+        data: Mapping[str, Any] | None,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> datetime:
+        try:
+            moment = datetime.fromisoformat(str(value))
+        except ValueError:
+            moment = None
+        if moment is None or moment.tzinfo is None:
+            raise ValidationError(f"'{value}' is not a moment; write it with its offset: 2030-01-01T08:00:00+01:00")
+        return moment
+
+
+class WaitFor(StepType):
+    """`duration`, or `until` a moment; a moment that has passed is not waited for. It holds no worker, and outlives
+    restarts. Output: `until`, `waited` (seconds)."""
+
+    type: ClassVar[str] = "wait"
+    queue: ClassVar[QueueClass] = "control"
+
+    class Config(Schema):
+        duration = Duration()
+        until = Moment()
+
+        @validates_schema
+        def _one_form(self, data: Mapping[str, Any], **_: object) -> None:
+            if "duration" in data and "until" in data:
+                raise ValidationError("write either `duration` or `until`, not both", "until")
+            if "duration" not in data and "until" not in data:
+                raise ValidationError("is missing; write `duration`, or `until` a moment", "duration")
+
+    def perform(self, context: StepContext) -> Done | Rest:
+        now = datetime.now(UTC)
+        if context.state is None:
+            began = now
+            until = context.config.get("until") or now + timedelta(seconds=context.config["duration"])
+        else:
+            began, until = (datetime.fromisoformat(context.state[name]) for name in ("began", "until"))
+        if until > now:
+            return Rest(until, {"began": began.isoformat(), "until": until.isoformat()})
+        return Done({"until": until.astimezone(UTC).isoformat(), "waited": (now - began).total_seconds()})
