@@ -168,3 +168,26 @@ class HealthOut(Schema):
     status = fields.String(validate=validate.OneOf(["healthy", "unhealthy"]))
     checks = fields.Dict(keys=fields.String(), values=fields.String())
     stats = fields.Dict(keys=fields.String(), values=fields.Integer())
+
+
+class SignalIn(_In):
+    name = fields.String(required=True, validate=[validate.Length(1, 200), _is_stored_as_text])
+    payload = fields.Raw(load_default=None, allow_none=True, metadata={"description": "any JSON"})
+
+
+class SignalOut(Schema):
+    id = fields.UUID()
+    name = fields.String()
+
+
+class DecisionIn(_In):
+    approved = fields.Boolean(required=True, truthy={True}, falsy={False})
+    comment = fields.String(
+        load_default=None, allow_none=True, validate=[validate.Length(max=10_000), _is_stored_as_text]
+    )
+    by = fields.String(
+        load_default=None,
+        allow_none=True,
+        validate=[validate.Length(max=200), _is_stored_as_text],
+        metadata={"description": "who decided"},
+    )
