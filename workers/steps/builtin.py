@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from orchestrator.plugins import StepTypeInfo, hookimpl
+from workers.steps.agent import Agent
 from workers.steps.approval import Approval
 from workers.steps.condition import Condition
 from workers.steps.email import Email
@@ -24,6 +25,7 @@ from workers.steps.workflow import Workflow
 @hookimpl
 def orchestrator_step_types() -> Iterable[StepTypeInfo]:
     return [
+        Agent(),
         Approval(),
         Condition(),
         Email(),
