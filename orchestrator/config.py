@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import yaml
 
@@ -121,13 +122,13 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseSettings:
-    url: str = _setting("", _text, "PostgreSQL URL; empty starts the embedded server")
+    url: str = _setting("", _text, "PostgreSQL URL; empty starts the embedded server", secret=True)
     pool_size: int = _setting(5, _whole, "connections kept per process", minimum=1)
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
-    url: str = _setting("", _text, "Redis-protocol URL; empty starts the embedded server")
+    url: str = _setting("", _text, "Redis-protocol URL; empty starts the embedded server", secret=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,7 +409,20 @@ def _secrets_in(settings: Any) -> Iterator[str]:
             for one in value.values():
                 yield from _secrets_in(one)
         elif item.metadata["secret"] and value:
-            yield from (value.values() if isinstance(value, Mapping) else [value])
+            for text in value.values() if isinstance(value, Mapping) else [value]:
+                yield text
+                yield from _password_in(text)
+
+
+def _password_in(text: str) -> Iterator[str]:
+    """The password of a URL, as it is written there and as it is meant."""
+    try:
+        password = urlsplit(text).password if "://" in text else None
+    except ValueError:
+        password = None
+    if password:
+        yield password
+        yield unquote(password)
 
 
 def _variable(path: str) -> str:

@@ -6,6 +6,8 @@ operators expect of `celery worker`, `celery inspect` and Flower.
 
 from __future__ import annotations
 
+from urllib.parse import unquote, urlsplit
+
 from celery import Celery
 from kombu import Exchange, Queue
 from kombu.transport import TRANSPORT_ALIASES
@@ -37,6 +39,7 @@ def configure(app: Celery, settings: Settings) -> Celery:
     # By its alias and not as `broker_transport`: URLs keep their scheme, by which Flower tells the broker.
     TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), "workers.transport:Transport"))
     app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "workers.results:ChordCounter")
+    app.amqp.autoexchange = lambda _: Exchange("")  # type: ignore[assignment]  # the stubs take it for an exchange
     app.steps["worker"].add("workers.process:Exit")
     app.conf.update(
         broker_url=settings.broker.url,
@@ -47,7 +50,8 @@ def configure(app: Celery, settings: Settings) -> Celery:
         task_queues=[Queue(name, Exchange(""), routing_key=name) for name in QUEUES],
         task_default_queue="control",
         task_default_exchange="",
-        task_create_missing_queues=False,
+        # A step may name any queue, which workers started with `-Q name` serve.
+        task_create_missing_queues=True,
         broker_transport_options=transport,
         result_backend_transport_options=transport,
         broker_connection_retry_on_startup=True,
@@ -69,11 +73,26 @@ def configure(app: Celery, settings: Settings) -> Celery:
         worker_hijack_root_logger=True,
         # Claims decide; Celery's own time limits would kill a process that serves many steps.
         task_time_limit=None,
-        redbeat_redis_url=settings.broker.url,
+        **_redbeat_connection(settings.broker.url),
         redbeat_lock_timeout=60,
         beat_max_loop_interval=5,
     )
     return app
+
+
+def _redbeat_connection(url: str) -> dict[str, object]:
+    """RedBeat's own settings for the broker, its login apart: `celery report` masks what is called a password, and
+    of the URLs only the broker's."""
+    parts = urlsplit(url)
+    login = {"username": parts.username, "password": parts.password}
+    return {
+        "redbeat_redis_url": parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(),
+        "redbeat_redis_options": {
+            **{name: unquote(value) for name, value in login.items() if value},
+            "socket_timeout": 30,
+            "socket_connect_timeout": 5,
+        },
+    }
 
 
 app = configure(Celery("orchestrator"), load_settings())

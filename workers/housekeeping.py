@@ -15,7 +15,7 @@ from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import Reconciler
 from orchestrator.plugins import load_catalogue
 from orchestrator.store import Store, new_id
-from workers.app import PRIORITY_STEPS, QUEUES, app
+from workers.app import PRIORITY_STEPS, app
 from workers.dispatch import send
 from workers.process import host_identity
 
@@ -37,21 +37,20 @@ class RedisBroker:
     def remember(self) -> None:
         self._asked(lambda: self._client.set(_REMEMBERS, "1"))
 
-    def empty_queues(self) -> Sequence[str]:
+    def empty_queues(self, queues: Sequence[str]) -> Sequence[str]:
         """A queue is a list for each priority; a message that was taken and not acknowledged is in none."""
         separator = app.conf.broker_transport_options["sep"]
 
         def lengths() -> list[int]:
             pipeline = self._client.pipeline(transaction=False)
-            for queue in QUEUES:
+            for queue in queues:
                 for step in PRIORITY_STEPS:
                     pipeline.llen(f"{queue}{separator}{step}" if step else queue)
             counted: list[int] = pipeline.execute()
             return counted
 
         counts = iter(self._asked(lengths))
-        depth = {queue: sum(next(counts) for _ in PRIORITY_STEPS) for queue in QUEUES}
-        return [queue for queue in QUEUES if depth[queue] == 0]
+        return [queue for queue in queues if not sum([next(counts) for _ in PRIORITY_STEPS])]
 
     def _asked(self, question: Any) -> Any:
         try:

@@ -42,8 +42,8 @@ class Broker(Protocol):
     def remember(self) -> None:
         """Leave the token."""
 
-    def empty_queues(self) -> Sequence[str]:
-        """The queues that hold no message."""
+    def empty_queues(self, queues: Sequence[str]) -> Sequence[str]:
+        """Those of `queues` that hold no message."""
 
 
 class Reconciler:
@@ -159,9 +159,11 @@ class Reconciler:
 
     def ring_lost_messages(self) -> None:
         """Ring again for queued steps whose message is certainly gone; a long backlog is no loss."""
+        with self.store.single() as connection:
+            waited_on = steps.queues_waited_on(connection)
         try:
             forgotten = not self.broker.remembers()
-            empty = self.broker.empty_queues()
+            empty = self.broker.empty_queues(waited_on)
         except OSError:
             return  # away: there is nobody to ring
         age, queues = (0.0, None) if forgotten else (_RING_AGAIN_AFTER, empty)

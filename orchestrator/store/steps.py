@@ -741,6 +741,12 @@ def wake_due(connection: Connection, limit: int) -> list[Ring]:
     )
 
 
+def queues_waited_on(connection: Connection) -> list[str]:
+    """The queues of all queued steps."""
+    sql = f"SELECT DISTINCT queue FROM step_executions WHERE status = '{StepStatus.QUEUED}' ORDER BY queue"
+    return [queue for (queue,) in run(connection, sql)]
+
+
 def ring_again(connection: Connection, *, older_than: float, queues: Sequence[str] | None, limit: int) -> list[Ring]:
     """The queued steps whose message was lost, marked as rung for now.
 

@@ -9,6 +9,8 @@ import pytest
 from deployment import Deployment, wait_until
 from test_execution import rows_of, states_of, step, workflow
 
+from orchestrator.engine.plan import Message, Plan
+
 
 def body(*steps: dict[str, Any]) -> dict[str, Any]:
     return {"steps": list(steps)}
@@ -544,3 +546,24 @@ def test_a_workflow_that_starts_itself_comes_to_an_end(deployment: Deployment):
     execution = deployment.ended(deployment.execute(workflow_id))
     assert execution["status"] == "failed"
     assert "10 levels deep" in execution["error_message"]
+
+
+# --- queues and priorities -----------------------------------------------------------------------------------
+
+
+def test_a_step_waits_for_a_worker_of_the_queue_it_names(deployment: Deployment):
+    definition = workflow(step("a"), {**step("b", needs="a"), "queue": "gpu"}, step("c", needs="b"))
+    execution_id = deployment.execute(deployment.create(definition))
+    queued = {"a": "completed", "b": "queued", "c": "pending"}
+    wait_until(lambda: deployment.statuses(execution_id) == queued, what="b, which nobody serves yet")
+    deployment.start_worker("gpu", concurrency=1)
+    assert deployment.ended(execution_id)["status"] == "completed"
+
+
+def test_a_step_goes_out_with_a_priority_of_its_own(deployment: Deployment):
+    assert deployment.client  # points the app at this deployment
+    from workers.canvas import canvas
+
+    branches = ((Message("cpu", ("urgent",), 9),), (Message("cpu", ("usual",)),))
+    urgent, usual = canvas(Plan("the-execution", 5, branches)).tasks
+    assert (urgent.options["priority"], usual.options["priority"]) == (0, 4)  # on Redis 0 comes first

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -163,3 +164,6 @@ def test_report_names_the_broker_and_the_queues(deployment: Deployment) -> None:
     host = deployment.settings.broker.url.rpartition("@")[2]
     assert f"broker_url: 'redis://:********@{host}'" in said
     assert all(f"Queue {name} -> " in said for name in ("control", "cpu", "io"))
+    password = urlsplit(deployment.settings.broker.url).password
+    assert password
+    assert password not in said

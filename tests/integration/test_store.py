@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psutil
@@ -267,8 +267,8 @@ class FakeBroker:
     def remember(self) -> None:
         self.token = True
 
-    def empty_queues(self) -> list[str]:
-        return self.empty
+    def empty_queues(self, queues: Sequence[str]) -> list[str]:
+        return [queue for queue in queues if queue in self.empty]
 
 
 class Bench:

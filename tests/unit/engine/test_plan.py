@@ -52,6 +52,17 @@ DIAMOND = graph("a", "b < a", "c < a", "d < b c")
 N_SHAPE = graph("a", "b", "c < a", "d < a b")
 
 
+def test_a_step_with_a_priority_of_its_own_shares_no_message_with_others():
+    steps = [
+        Step("a", "noop", "cpu"),
+        Step("b", "noop", "cpu", priority=9),
+        *(Step(f"c{n}", "noop", "cpu") for n in range(20)),
+    ]
+    messages = [branch[0] for branch in planned(Graph(steps), *(step.id for step in steps)).branches]
+    assert Message("cpu", ("b",), 9) in messages
+    assert all(message.priority is None for message in messages if "b" not in message.starts)
+
+
 # --- runs --------------------------------------------------------------------------------------------------
 
 
