@@ -69,6 +69,22 @@ def over_queues(marks: Path) -> dict[str, Any]:
     }
 
 
+def bodies(marks: Path) -> dict[str, Any]:
+    """A loop of branches that rest, a limited loop, and what runs at the end."""
+    mark = {"file": str(marks)}
+    branches = {"left": [step("l", "mark", **mark)], "right": [{**step("r", "wait"), "config": {"duration": "50ms"}}]}
+    fork = {**step("fork", "parallel"), "config": {"branches": branches}}
+    few = [step("f1", "mark", **mark), step("f2", "io_noop", "f1")]
+    return {
+        "steps": [
+            {**step("wide", "loop"), "config": {"items": [1, 2, 3, 4], "steps": [fork]}},
+            {**step("few", "loop", "wide"), "config": {"items": [1, 2, 3, 4, 5], "concurrency": 2, "steps": few}},
+            step("last", "mark", "few", **mark),
+        ],
+        "finally": [step("tidy", "mark", **mark)],
+    }
+
+
 def start_many(deployment: Deployment, count: int, *definitions: dict[str, Any]) -> list[str]:
     workflows = [deployment.create(definition) for definition in definitions]
     return [deployment.execute(workflows[n % len(workflows)]) for n in range(count)]
@@ -156,7 +172,7 @@ def test_a_message_that_comes_five_times_is_performed_once(chaos: Deployment, tm
 
 def test_a_broker_that_forgets_everything_loses_no_execution(chaos: Deployment, tmp_path: Path):
     marks = tmp_path / "marks"
-    ids = start_many(chaos, 200, chain(marks, 5, 0.005), fan_out(marks, 8), over_queues(marks))
+    ids = start_many(chaos, 200, chain(marks, 5, 0.005), fan_out(marks, 8), over_queues(marks), bodies(marks))
     wait_for_some(chaos, ids)
     broker(chaos).flushall()
     assert_all_complete(chaos, ids)
@@ -213,7 +229,7 @@ def broker(deployment: Deployment) -> Any:
 
 def test_executions_survive_a_database_that_dies(chaos: Deployment, tmp_path: Path):
     marks = tmp_path / "marks"
-    ids = start_many(chaos, 60, chain(marks, 6, 0.01), fan_out(marks, 8), over_queues(marks))
+    ids = start_many(chaos, 60, chain(marks, 6, 0.01), fan_out(marks, 8), over_queues(marks), bodies(marks))
     wait_for_some(chaos, ids)
     restart_database(chaos)
     done = rows(chaos, ids, "status = 'completed' AND type = 'mark'")
@@ -269,7 +285,7 @@ def test_another_worker_ends_what_a_killed_one_began(chaos: Deployment, tmp_path
     marks = tmp_path / "marks"
     victim = chaos.workers[0]
     chaos.start_worker(concurrency=2)
-    ids = start_many(chaos, 40, chain(marks, 5, 0.02), fan_out(marks, 8))
+    ids = start_many(chaos, 40, chain(marks, 5, 0.02), fan_out(marks, 8), bodies(marks))
     wait_for_some(chaos, ids)
     chaos.kill_worker(victim)
     done = rows(chaos, ids, "status = 'completed' AND type = 'mark'")
