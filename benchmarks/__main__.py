@@ -230,6 +230,30 @@ def latencies(here: Orchestrator, rounds: int) -> Figure:
     )
 
 
+def loops(here: Orchestrator, items: int, rounds: int) -> Figure:
+    """A loop of no-ops beside a chord of as many: items a second."""
+    from celery import chord
+
+    from benchmarks.plain import noop
+
+    def build() -> Any:
+        return chord([noop.si() for _ in range(items)], noop.si())
+
+    workflow_id = here.create(f"loop{items}", workloads.loop(items))
+    few, ten = here.create("loop100", workloads.loop(100)), here.create("loop10000", workloads.loop(10_000))
+    here.timed(workflow_id, 1, items + 1)
+    plain_timed(build, 1)
+    ours, theirs = [], []
+    for _ in range(rounds):
+        ours.append(here.timed(workflow_id, 1, items + 1))
+        theirs.append(plain_timed(build, 1))
+    mine, plain = statistics.median(ours), statistics.median(theirs)
+    short = statistics.median(here.timed(few, 10, 101) / 1000 for _ in range(rounds))
+    long = here.timed(ten, 1, 10_001) / 10_000
+    print(f"loop: {short * 1000:.2f} ms an item at 100, {long * 1000:.2f} ms at 10,000 ({long / short:.2f}x)")
+    return Figure(f"loop{items}", items / mine, items / plain, plain / mine, seconds=mine, plain_seconds=plain)
+
+
 def w40(here: Orchestrator, rounds: int) -> Figure:
     from celery import chain
 
@@ -323,6 +347,7 @@ def measure(here: Orchestrator, rounds: int, only: str | None) -> list[Figure]:
         ),
         "diamond": lambda: throughput(here, "diamond", workloads.diamond(), lambda: fork(2), 200, rounds),
         "fan100": lambda: throughput(here, "fan100", workloads.fan(100), lambda: fork(100), 10, rounds),
+        "loop1000": lambda: loops(here, 1000, rounds),
         "W40": lambda: w40(here, rounds),
         "random DAGs": lambda: random_dags(here, rounds),
     }

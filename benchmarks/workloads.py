@@ -29,6 +29,11 @@ def fan(width: int) -> list[Step]:
     return [step("a"), *(step(id, "a") for id in middle), step("z", *middle)]
 
 
+def loop(items: int) -> list[Step]:
+    config = {"items": f"{{{{ range({items}) | list }}}}", "steps": [step("one")], "collect": False}
+    return [{"id": "each", "type": "loop", "config": config}]
+
+
 def random_dag(size: int, seed: int, seconds: float) -> list[Step]:
     """Every step waits for up to three of the twenty before it."""
     chance = random.Random(seed)
