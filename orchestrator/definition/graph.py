@@ -116,8 +116,11 @@ class Graph:
 
     @cached_property
     def is_one_run(self) -> bool:
-        """Whether a single run covers every step, so that its end is the end of all."""
-        return len(self.roots) == 1 and sum(1 for _ in self.run(self.roots[0])) == len(self.steps)
+        """Whether a single run covers every step and ends with the first failure, so that the completion of its
+        last step is the completion of all."""
+        if len(self.roots) != 1 or any(step.trigger_rule is TriggerRule.ALL_DONE for step in self.steps.values()):
+            return False
+        return sum(1 for _ in self.run(self.roots[0])) == len(self.steps)
 
     def outlook(self, step_ids: Iterable[str]) -> set[str]:
         """The steps whose states decide whether a dependent of `step_ids` is ready: those dependents and

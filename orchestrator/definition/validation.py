@@ -17,7 +17,7 @@ from orchestrator.definition.building import bodies_of, build_definition
 from orchestrator.definition.complaints import Complaint, Hints, complaints
 from orchestrator.definition.dependencies import Dependencies
 from orchestrator.definition.document import Document, check_plain, walk
-from orchestrator.definition.model import Definition
+from orchestrator.definition.model import Definition, TriggerRule
 from orchestrator.definition.paths import Key
 from orchestrator.definition.schema import MAX_STEPS, STEP_ID, DefinitionSchema, StepSchema
 from orchestrator.definition.syntax import Chain
@@ -34,6 +34,8 @@ _IN_STEPS = ROOTS - {"loop"}
 _IN_OUTPUTS = _IN_STEPS - {"secrets"}
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
+_EARLY = (TriggerRule.ONE_SUCCESS, TriggerRule.ONE_FAILED)
+"""Rules by which a step may begin while others that it depends on are still at it."""
 MAX_NESTING = 8
 """Bodies within bodies."""
 
@@ -266,6 +268,9 @@ class _Validation:
             self._check_part((*at, "cache"), cache, "key", wrong)
         undo = step.get("compensate")
         if isinstance(undo, Mapping):
+            known = self.catalogue.get(str(undo.get("type")))
+            if bodies_of(undo, known):
+                self._complain((*at, "compensate", "type"), "a step with a body cannot undo another; start a workflow")
             # It runs when all else has ended: whatever is there may be named.
             self._check_performed((*at, "compensate"), undo, None, lambda chain: self._wrong_at_the_end(chain, at))
 
@@ -336,6 +341,11 @@ class _Validation:
                 self._complain(
                     keys, f"the step '{other}' does not wait for this one; add '{step_id}' to its depends_on"
                 )
+            elif self.steps[self.ids[other]].get("trigger_rule") in _EARLY and len(self.depends_on[other]) > 1:
+                self._complain(
+                    keys,
+                    f"the step '{other}' need not wait for this one, by its trigger_rule; take another rule",
+                )
 
     # -- templates -------------------------------------------------------------------------------------------
 
@@ -361,7 +371,8 @@ class _Validation:
         for keys, text, how in _templates(value, known):
             if any(keys[: len(place)] == place for place in places):
                 continue
-            templated.add((*at, *keys), how is not Rendered.TEXT)
+            if how is not Rendered.LATER:  # for the schema that is the text as it stands
+                templated.add((*at, *keys), how is Rendered.EXPRESSION)
             is_expression = how is not Rendered.TEXT
             self._check_template((*at, *keys), text, is_expression, wrong_here if how is Rendered.LATER else wrong)
         return templated

@@ -47,7 +47,9 @@ def graphs(draw: st.DrawFn, prefix: str, most: int, kinds: list[str]) -> list[di
             one["config"] = draw(forks(f"{prefix}{n}_"))
         steps.append(one)
     for one in steps:
-        children = [other["id"] for other in steps if one["id"] in other["depends_on"]]
+        # A step that may begin early cannot be a branch: whether it had begun by then would be a matter of time.
+        dependents = [other for other in steps if one["id"] in other["depends_on"]]
+        children = [other["id"] for other in dependents if not other["trigger_rule"].startswith("one_")]
         if one["type"] == "condition" and children:
             one["config"]["expression"] = draw(st.sampled_from(["{{ false }}", "{{ true }}"]))
             one["config"]["then"] = draw(st.lists(st.sampled_from(children), unique=True))
