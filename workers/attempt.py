@@ -31,6 +31,7 @@ from workers.rounds import rounds
 from workers.secrets import Secrets
 from workers.steps.condition import is_true
 from workers.steps.contract import Done, LogLevel, Spawn, StepContext, StepType, Wait, Workflows
+from workers.stopping import Watch, ended_by
 
 logger = logging.getLogger(__name__)
 
@@ -168,6 +169,7 @@ class Attempt:
     seen: dict[str, dict[str, Any]]
     ends_at: float | None
     """On time.monotonic()'s clock: when the execution's time is up."""
+    watch: Watch
     workflows: Workflows
     recorded_input: Any = None
     variables: Any = None
@@ -249,7 +251,7 @@ class Attempt:
             body=partial(rounds, self.store, self.execution.id, self.claim.path, self.step),
             workflows=self.workflows,
         )
-        with interrupted_at(deadline):
+        with self.watch.over(self.claim.token), interruptible(deadline):
             return prepared.type.perform(step_context)
 
     def _worth_recording(self, rendered: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -350,23 +352,33 @@ class Attempt:
 
 
 @contextmanager
-def interrupted_at(deadline: float | None) -> Iterator[None]:
-    """Raise StepTimeout in the block once `deadline` has passed.
+def interruptible(deadline: float | None) -> Iterator[None]:
+    """Raise StepTimeout in the block once `deadline` has passed, or StepFailed once its result is not wanted.
 
     Only a process's main thread can be interrupted, as the prefork pool's is; elsewhere the step types bound
     themselves, and reconcile gives the step up by its row's deadline.
     """
-    if deadline is None or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    unwanted = False
+
+    def end() -> None:
+        nonlocal unwanted
+        unwanted = True
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
 
     def ring(_signal: int, _frame: FrameType | None) -> None:
+        if unwanted:
+            raise StepFailed("the step is not wanted any more", kind="cancelled", retryable=False)
         raise StepTimeout("the step's time is up")
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(0.001, deadline - time.monotonic() + ALARM_GRACE))
     try:
-        yield
+        if deadline is not None:
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, deadline - time.monotonic() + ALARM_GRACE))
+        with ended_by(end):
+            yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -24,6 +25,7 @@ from orchestrator.store import Store, new_id, steps, workers
 from workers.dispatch import Doorbell
 from workers.runner import run_steps
 from workers.secrets import Secrets
+from workers.stopping import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class WorkerProcess:
         self.programs = Programs(load_catalogue(settings.plugins), settings)
         self.secrets = Secrets(also=settings.secrets())
         self.doorbell = Doorbell()
+        self.watch = Watch(self.store)
         self.lease = Lease(self.store, node, settings.scheduler.lease / 4)
 
     def run_steps(self, execution_id: str, starts: Sequence[str], rung: Sequence[str]) -> None:
@@ -60,6 +63,7 @@ class WorkerProcess:
 
     def close(self) -> None:
         self.doorbell.close()
+        self.watch.close()
         self.lease.give_up()
         self.store.close()
 
@@ -173,6 +177,8 @@ def _end() -> None:
 
 @signals.worker_process_init.connect
 def _child_starts(sender: Any = None, **_: Any) -> None:
+    # What interrupts a step sends SIGALRM, which by default ends a process: a late one is to do nothing.
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
     process(str(sender))
 
 

@@ -149,6 +149,7 @@ class Lane:
                 secrets=self.process.secrets,
                 seen=self.seen,
                 ends_at=self.ends_at,
+                watch=self.process.watch,
                 workflows=Children(self.store, self.process.programs, self.process.doorbell, self.facts, claim),
             )
             outcome = attempt.perform()

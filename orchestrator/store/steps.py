@@ -62,6 +62,8 @@ class ExecutionFacts:
     """Until the execution's deadline, at the time of the claim."""
     parent_step_id: str | None = None
     depth: int = 0
+    begun: bool = False
+    """Whether it was this claim that began the execution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +119,9 @@ WITH claimed AS (
 ), begun AS (
     UPDATE executions SET {BEGIN.assignment}, started_at = clock_timestamp(),
         deadline = clock_timestamp() + timeout * interval '1 second'
-    WHERE id = %(execution)s::uuid AND {BEGIN.guard} AND EXISTS (SELECT FROM claimed)
+    WHERE id = %(execution)s::uuid AND {BEGIN.guard} AND EXISTS (SELECT FROM claimed) RETURNING id
 )
-SELECT * FROM claimed
+SELECT claimed.*, EXISTS (SELECT FROM begun) FROM claimed
 """
 
 _CLAIM_ROUTINE = Routine(
@@ -136,6 +138,7 @@ _CLAIM_ROUTINE = Routine(
         "seconds_left": "float8",
         "parent_step_id": "text",
         "depth": "smallint",
+        "begun": "bool",
     },
 )
 
@@ -370,9 +373,9 @@ WITH recorded AS (
 ), finished AS (
     UPDATE executions SET {FINISH.assignment}, finished_at = clock_timestamp(),
         output = jsonb_build_object(%(path)s, %(output)s::jsonb)
-    WHERE id = %(execution)s::uuid AND {FINISH.guard} AND EXISTS (SELECT FROM recorded)
+    WHERE id = %(execution)s::uuid AND {FINISH.guard} AND EXISTS (SELECT FROM recorded) RETURNING id
 )
-SELECT EXISTS (SELECT FROM recorded) AS recorded
+SELECT EXISTS (SELECT FROM recorded) AS recorded, EXISTS (SELECT FROM finished) AS finished
 """
 
 
@@ -380,18 +383,19 @@ _COMPLETE_AND_FINISH_ROUTINE = Routine(
     "complete_and_finish",
     _COMPLETE_AND_FINISH,
     _WRITTEN | {"execution": "uuid", "path": "text"},
-    {"recorded": "bool"},
+    {"recorded": "bool", "finished": "bool"},
 )
 
 
-def complete_and_finish(store: Store, execution_id: str, held: Claim, result: Result) -> bool:
-    """Record `held` as completed and with it, in one statement, its execution, whose output it becomes.
+def complete_and_finish(store: Store, execution_id: str, held: Claim, result: Result) -> tuple[bool, bool]:
+    """Record `held` as completed and with it, in one statement, its execution, whose output it becomes: whether
+    the record counted, and whether it ended the execution (not one that is paused).
 
     Only for the last step of an execution that is a single run: nobody else can be ending a step of it.
     """
     params = _written(held, result) | {"execution": execution_id, "path": held.path}
-    ((recorded,),) = store.call(_COMPLETE_AND_FINISH_ROUTINE, params)
-    return cast(bool, recorded)
+    ((recorded, finished),) = store.call(_COMPLETE_AND_FINISH_ROUTINE, params)
+    return recorded, finished
 
 
 _END = f"""
@@ -471,6 +475,15 @@ def rest(
     )
     params = _written(held, result) | {"delay": delay, "resumes": resumes, "state": _json(state), "awaits": awaits}
     return run(connection, sql, params).rowcount == 1
+
+
+def held(connection: Connection, tokens: Iterable[str]) -> set[str]:
+    """Those of the claims that still hold."""
+    sql = (
+        "SELECT claim_token::text FROM step_executions "
+        "WHERE status = 'running' AND claim_token = ANY(%(tokens)s::uuid[])"
+    )
+    return {token for (token,) in run(connection, sql, {"tokens": list(tokens)})}
 
 
 def queue(connection: Connection, execution_id: str, paths: Iterable[str]) -> None:

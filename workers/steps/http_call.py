@@ -25,6 +25,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from orchestrator.errors import StepFailed, StepTimeout
+from workers.stopping import ended_by
 
 # `verify: false` is the user's written choice; a warning for each call would only bury the worker's log.
 urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
@@ -55,7 +56,8 @@ def send(
     """
     call = _Call(request, seconds, max_bytes, verify, redirects)
     call.start()
-    call.join(seconds)
+    with ended_by(call.stop):
+        call.join(seconds)
     if call.is_alive():
         call.stop()
         raise StepTimeout(f"{request.method} {shown(request.url)} did not end within {seconds:g} s")

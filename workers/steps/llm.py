@@ -36,6 +36,7 @@ from orchestrator.errors import StepFailed, StepTimeout
 from workers.steps.contract import Done, QueueClass, StepContext, StepType, Wait
 from workers.steps.fields import Duration, Text
 from workers.steps.http_call import shown
+from workers.stopping import ended_by
 
 if TYPE_CHECKING:
     import httpx2
@@ -461,7 +462,8 @@ def _within(seconds: float, call: Coroutine[Any, Any, T]) -> T:
     its connection closed."""
     future = _LOOP.submit(call)
     try:
-        result: T = future.result(seconds)
+        with ended_by(future.cancel):
+            result: T = future.result(seconds)
     finally:
         future.cancel()
     return result

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -33,6 +34,7 @@ from orchestrator import __version__
 from orchestrator.errors import StepFailed, StepTimeout
 from workers.steps.contract import LogLevel, StepContext
 from workers.steps.mcp_transports import Link, Server
+from workers.stopping import ended_by
 
 _UNWIND = 0.3
 """Seconds that a call whose time is up has for its end, before it is left."""
@@ -60,7 +62,8 @@ def call_tool(server: Server, context: StepContext) -> CallToolResult:
     call = _Call(server, context, timeout if remaining is None else min(timeout, remaining))
     call.start()
     try:
-        call.join(call.seconds + _UNWIND)
+        with ended_by(call.stop):
+            call.join(call.seconds + _UNWIND)
     finally:
         call.leave()
     if call.result is not None:
@@ -86,6 +89,7 @@ class _Call(threading.Thread, Link):
         self._bytes_left = context.settings.executor.max_response
         self._failure: StepFailed | None = None
         self._left = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self) -> None:
         try:
@@ -93,6 +97,13 @@ class _Call(threading.Thread, Link):
                 asyncio.run(self._converse())
         except BaseException as error:  # noqa: BLE001  (raised again in the caller's thread)
             self.error = self._failure or error
+
+    def stop(self) -> None:
+        """End the call from another thread."""
+        loop = self._loop
+        if loop is not None:
+            with suppress(RuntimeError):  # it has just ended by itself
+                loop.call_soon_threadsafe(self._scope.cancel)
 
     def leave(self) -> None:
         """Whatever the thread still does is of no interest any more; what it started is ended."""
@@ -126,6 +137,7 @@ class _Call(threading.Thread, Link):
     # -- the loop ----------------------------------------------------------------------------------------------
 
     async def _converse(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._scope = anyio.CancelScope(deadline=anyio.current_time() + self._ends - time.monotonic())
         with self._scope:
             async with Client(

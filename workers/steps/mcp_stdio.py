@@ -52,15 +52,15 @@ class StdioServer(Server):
         self.shown = f"the MCP server {name!r}"
         self._command = command
         self._env = env
-        self._id = context.step_execution_id
-        self._prefix = f"orchestrator-{self._id}-mcp-"
+        self._mark = processes.mark_of(context.step_execution_id, context.attempt)
+        self._prefix = f"orchestrator-{context.step_execution_id}-mcp-"
         self._process: subprocess.Popen[bytes] | None = None
         self._exit_code: int | None = None
         self._link: Link | None = None
         # The step's log has the same limit, and says itself that it is reached.
         self._stderr = LogLines(self._log, LogBudget(context.settings.executor.max_log, lambda: None))
         if context.attempt > 1:
-            self._remove_leftovers()
+            self._remove_leftovers(processes.mark_of(context.step_execution_id))
 
     @contextmanager
     def running(self, link: Link, ends: float) -> Iterator[None]:
@@ -92,7 +92,7 @@ class StdioServer(Server):
         return ("" if code is None else f"; it ended with {_status(code)}") + (line and f"; it last said: {line}")
 
     def kill(self) -> None:
-        processes.kill_all(self._id)
+        processes.kill_all(self._mark)
 
     # -- the program -------------------------------------------------------------------------------------------
 
@@ -103,7 +103,7 @@ class StdioServer(Server):
             "HOME": folder,
             "TMPDIR": folder,
             **self._env,
-            processes.MARKER: self._id,
+            processes.MARKER: self._mark,
         }
         try:
             return subprocess.Popen(
@@ -135,13 +135,13 @@ class StdioServer(Server):
                 self._exit_code = process.returncode
         finally:
             _signal_group(process, signal.SIGKILL)
-            processes.kill_all(self._id)
+            processes.kill_all(self._mark)
             process.wait()
             self._finish_stderr()
 
-    def _remove_leftovers(self) -> None:
+    def _remove_leftovers(self, mark: str) -> None:
         """End what an earlier attempt left on this machine when its worker was killed."""
-        processes.kill_all(self._id)
+        processes.kill_all(mark)
         for folder in Path(tempfile.gettempdir()).glob(f"{self._prefix}*"):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -15,13 +15,16 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 import psutil
 
-MARKER = "ORCHESTRATOR_STEP_EXECUTION_ID"
-"""The variable that all processes of a step execution have in their environment."""
+from workers.stopping import ended_by
+
+MARKER = "ORCHESTRATOR_ATTEMPT_ID"
+"""The variable that all processes of an attempt have in their environment; its value is `mark_of(...)`."""
 
 _GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL."""
@@ -43,7 +46,7 @@ class CannotStart(Exception):
 def run(
     command: Sequence[str],
     *,
-    step_execution_id: str,
+    mark: str,
     environment: Mapping[str, str],
     folder: Path,
     stdin: IO[bytes],
@@ -63,7 +66,7 @@ def run(
         process = subprocess.Popen(
             ["/bin/sh", "-c", _LIMITED, "sh", limit, *command],
             cwd=folder,
-            env={**environment, MARKER: step_execution_id},
+            env={**environment, MARKER: mark},
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -84,7 +87,9 @@ def run(
             pipes.register(pipe, selectors.EVENT_READ, consumer)
         descendants: list[psutil.Process] = []
         try:
-            in_time = _read_until_exit(process, pipes, seconds)
+            # From the thread of whoever ends it: what is read here then comes to its end by itself.
+            with ended_by(partial(kill_all, mark)):
+                in_time = _read_until_exit(process, pipes, seconds)
             if in_time:
                 _read_until_closed(pipes)
             else:
@@ -95,19 +100,24 @@ def run(
                 _read_until_exit(process, pipes, _GRACE)
         finally:
             _kill(process, [*descendants, *_descendants(process)])
-            kill_all(step_execution_id)
+            kill_all(mark)
             process.wait()
         _read_until_closed(pipes)
     return process.returncode if in_time else None
 
 
-def kill_all(step_execution_id: str, patience: float = 2.0) -> None:
-    """SIGKILL every process of the step execution on this machine; callable from any thread or process.
+def mark_of(step_execution_id: str, attempt: int | None = None) -> str:
+    """The mark of one attempt, or of all attempts of a step: whoever ends its own must not end the next one's."""
+    return f"{step_execution_id}/" if attempt is None else f"{step_execution_id}/{attempt}"
+
+
+def kill_all(mark: str, patience: float = 2.0) -> None:
+    """SIGKILL every process with this mark on this machine; callable from any thread or process.
 
     A process may fork while it is looked for, so this looks again until none is left, for `patience` seconds.
     """
     end = time.monotonic() + patience
-    while found := list(_marked(step_execution_id)):
+    while found := list(_marked(mark)):
         for pid in found:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -116,8 +126,8 @@ def kill_all(step_execution_id: str, patience: float = 2.0) -> None:
         time.sleep(0.002)
 
 
-def _marked(step_execution_id: str) -> Iterator[int]:
-    marker = f"{MARKER}={step_execution_id}\0".encode()
+def _marked(mark: str) -> Iterator[int]:
+    marker = f"{MARKER}={mark}".encode() + (b"" if mark.endswith("/") else b"\0")
     for environ in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
             # A process that has ended and waits to be reaped has an empty environment.

@@ -136,7 +136,7 @@ class _Run:
             try:
                 return processes.run(
                     [*command, str(program), *self._context.config["args"]],
-                    step_execution_id=self._context.step_execution_id,
+                    mark=processes.mark_of(self._context.step_execution_id, self._context.attempt),
                     environment=self._environment(),
                     folder=self._work,
                     stdin=stdin,
@@ -246,6 +246,6 @@ def _signal_name(number: int) -> str:
 
 def _remove_leftovers(step_execution_id: str, prefix: str) -> None:
     """End what an earlier attempt left on this machine when its worker was killed."""
-    processes.kill_all(step_execution_id)
+    processes.kill_all(processes.mark_of(step_execution_id))
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         shutil.rmtree(folder, ignore_errors=True)

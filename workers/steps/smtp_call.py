@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from orchestrator.config import EmailSettings
 from orchestrator.errors import StepFailed, StepTimeout
+from workers.stopping import ended_by
 
 _MAX_REPLY = 64 * 1024
 """Bytes of one reply, all its lines together."""
@@ -37,7 +38,8 @@ def deliver(
     delivery = _Delivery(server, message, sender, recipients, seconds, _tls(server))
     delivery.start()
     try:
-        delivery.join(seconds)
+        with ended_by(delivery.stop):
+            delivery.join(seconds)
         late = delivery.is_alive()
     finally:
         delivery.stop()

@@ -22,7 +22,7 @@ from performing import context_of
 
 from orchestrator.config import ExecutorSettings, Settings
 from orchestrator.errors import StepFailed, StepTimeout
-from workers.steps.processes import MARKER, kill_all
+from workers.steps.processes import MARKER, kill_all, mark_of
 from workers.steps.script import Script
 
 needs_node = pytest.mark.skipif(not shutil.which("node"), reason="node is not installed")
@@ -64,7 +64,7 @@ class Bench:
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get(MARKER) == self.id:
+                if process.environ().get(MARKER, "").startswith(mark_of(self.id)):
                     found.append(process)
             except psutil.Error:
                 pass
@@ -76,7 +76,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     bench = Bench(tmp_path)
     yield bench
     left = bench.left_behind()
-    kill_all(bench.id)
+    kill_all(mark_of(bench.id))
     assert not left, "the script left processes behind"
     assert not list(Path(tempfile.gettempdir()).glob(f"orchestrator-{bench.id}-*")), "it left its folder behind"
 
@@ -158,7 +158,7 @@ def test_the_environment_is_scrubbed(bench: Bench, monkeypatch: pytest.MonkeyPat
     assert named == {
         "EXECUTION_ID": "execution",
         "STEP_ID": "step",
-        "STEP_EXECUTION_ID": bench.id,
+        "ATTEMPT_ID": mark_of(bench.id, 2),
         "ATTEMPT": "2",
         "IDEMPOTENCY_KEY": "execution:loop[1].step",
     }
@@ -378,7 +378,7 @@ time.sleep(0.1)
 
 
 def test_a_later_attempt_ends_what_a_killed_worker_left(bench: Bench) -> None:
-    environment = {"PATH": os.environ["PATH"], MARKER: bench.id}
+    environment = {"PATH": os.environ["PATH"], MARKER: mark_of(bench.id, 1)}
     orphan = subprocess.Popen(["sleep", "60"], env=environment, start_new_session=True)
     folder = Path(tempfile.mkdtemp(prefix=f"orchestrator-{bench.id}-"))
     try:
@@ -390,7 +390,7 @@ def test_a_later_attempt_ends_what_a_killed_worker_left(bench: Bench) -> None:
 
 
 def test_another_steps_processes_are_left_alone(bench: Bench) -> None:
-    environment = {"PATH": os.environ["PATH"], MARKER: f"{bench.id}0"}
+    environment = {"PATH": os.environ["PATH"], MARKER: mark_of(f"{bench.id}0", 1)}
     other = subprocess.Popen(["sleep", "60"], env=environment)
     try:
         bench.python("print(1)", attempt=2)
@@ -400,12 +400,24 @@ def test_another_steps_processes_are_left_alone(bench: Bench) -> None:
         other.wait()
 
 
+def test_the_end_of_an_attempt_leaves_the_next_one_alone(bench: Bench) -> None:
+    """As when a worker that was taken for dead wakes up while its step runs again."""
+    environment = {"PATH": os.environ["PATH"], MARKER: mark_of(bench.id, 2)}
+    following = subprocess.Popen(["sleep", "60"], env=environment)
+    try:
+        bench.python("print(1)", attempt=1)
+        assert following.poll() is None
+    finally:
+        following.kill()
+        following.wait()
+
+
 def test_a_running_script_can_be_ended_from_another_thread(bench: Bench) -> None:
     failures: list[StepFailed] = []
     thread = threading.Thread(target=lambda: failures.append(bench.failure(source="echo up; sleep 60", runtime="bash")))
     thread.start()
     eventually(lambda: ("info", "up") in bench.lines)
-    kill_all(bench.id)
+    kill_all(mark_of(bench.id))
     thread.join(5)
     assert [str(failed) for failed in failures] == ["the script was ended by SIGKILL"]
 
