@@ -1,0 +1,181 @@
+"""The operations of a `database` step: each gets a connection in a transaction, and its output is JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from orchestrator.errors import StepFailed
+from workers.steps.database_errors import config_mistake
+from workers.steps.database_sql import reads, statement
+from workers.steps.database_values import bound, bound_row, plain
+
+Row = Mapping[str, Any]
+Operation = Callable[[sa.Connection], dict[str, Any]]
+
+_FETCH = 100
+"""Rows asked for at a time: what is read past a limit at most."""
+
+
+def operation(config: Mapping[str, Any], rows: Sequence[Row], max_bytes: int) -> Operation:
+    """What the step does with a connection, and what it outputs. `rows` are those to insert or upsert."""
+    results = _Results(config["max_rows"], max_bytes)
+    match config["operation"]:
+        case "query":
+            return lambda connection: _query(connection, config, results)
+        case "execute":
+            return lambda connection: _execute(connection, config, results)
+        case "transaction":
+            return lambda connection: {
+                "results": [_execute(connection, each, results) for each in config["statements"]]
+            }
+        case "update":
+            values = bound_row(config["values"])
+            changed = _table(config, values).update().where(*_conditions(config)).values(values)
+            return lambda connection: _change(connection, changed, config, results)
+        case "delete":
+            deleted = _table(config).delete().where(*_conditions(config))
+            return lambda connection: _change(connection, deleted, config, results)
+    return lambda connection: _insert(connection, config, rows, results)
+
+
+def _query(connection: sa.Connection, config: Mapping[str, Any], results: _Results) -> dict[str, Any]:
+    if reads(config["sql"]):
+        connection = connection.execution_options(stream_results=True, max_row_buffer=_FETCH)
+    found = connection.execute(*statement(config["sql"], config.get("params", {}), connection.dialect.name))
+    rows = results.take(found)
+    return {"rows": rows, "row_count": len(rows), "columns": list(found.keys()) if found.returns_rows else []}
+
+
+def _execute(connection: sa.Connection, config: Mapping[str, Any], results: _Results) -> dict[str, Any]:
+    return results.output(
+        connection.execute(*statement(config["sql"], config.get("params", {}), connection.dialect.name))
+    )
+
+
+def _change(
+    connection: sa.Connection, change: sa.Update | sa.Delete, config: Mapping[str, Any], results: _Results
+) -> dict[str, Any]:
+    if "returning" in config:
+        return results.output(connection.execute(change.returning(*map(sa.column, config["returning"]))))
+    return results.output(connection.execute(change))
+
+
+def _insert(
+    connection: sa.Connection, config: Mapping[str, Any], rows: Sequence[Row], results: _Results
+) -> dict[str, Any]:
+    output: dict[str, Any] = {"row_count": 0} | ({"rows": []} if "returning" in config else {})
+    for batch in _batches(rows, config["batch_size"]):
+        part = results.output(connection.execute(_insertion(connection, config, batch)))
+        output = {name: output[name] + part[name] for name in output}
+    return output
+
+
+def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """At most `size` rows that follow each other and name the same columns: what is not named gets its default."""
+    for _, alike in groupby(rows, key=lambda row: row.keys()):
+        batch: list[Row] = []
+        for row in alike:
+            batch.append(row)
+            if len(batch) == size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def _insertion(connection: sa.Connection, config: Mapping[str, Any], batch: Sequence[Row]) -> sa.Insert:
+    table = _table(config, batch[0])
+    insertion: Any = table.insert()
+    if "key" in config:
+        dialect = connection.dialect.name
+        if dialect not in _UPSERTS:
+            raise config_mistake(f"upsert is for PostgreSQL and SQLite; write it as `execute` in the SQL of {dialect}")
+        # One statement may touch a row once only; the last row of a key is what single statements would leave.
+        batch = list({tuple(row[name] for name in config["key"]): row for row in batch}.values())
+        insertion = _UPSERTS[dialect](table)
+        others = {name: insertion.excluded[name] for name in batch[0] if name not in config["key"]}
+        if others:
+            insertion = insertion.on_conflict_do_update(index_elements=config["key"], set_=others)
+        else:
+            insertion = insertion.on_conflict_do_nothing(index_elements=config["key"])
+    if "returning" in config:
+        insertion = insertion.returning(*map(sa.column, config["returning"]))
+    values: sa.Insert = insertion.values([dict(row) for row in batch])
+    return values
+
+
+_UPSERTS: Mapping[str, Callable[[sa.TableClause], Any]] = {
+    "postgresql": postgresql.insert,
+    "sqlite": sqlite.insert,
+}
+
+
+def _table(config: Mapping[str, Any], columns: Iterable[str] = ()) -> sa.TableClause:
+    schema, _, name = config["table"].rpartition(".")
+    return sa.table(name, *map(sa.column, columns), schema=schema or None)
+
+
+def _conditions(config: Mapping[str, Any]) -> Iterator[sa.ColumnElement[bool]]:
+    for name, value in config.get("where", {}).items():
+        column: sa.ColumnElement[Any] = sa.column(name)
+        if isinstance(value, list):
+            # `IN (..., NULL)` would never find the rows without a value.
+            nothing = [column.is_(None)] if None in value else []
+            yield sa.or_(column.in_([bound(item) for item in value if item is not None]), *nothing)
+        elif value is None:
+            yield column.is_(None)
+        else:
+            yield column == sa.literal(bound(value))
+
+
+class _Results:
+    """Reads rows within bounds that hold for the whole step's output."""
+
+    def __init__(self, max_rows: int, max_bytes: int) -> None:
+        self._max_rows = max_rows
+        self._max_bytes = max_bytes
+        self._bytes = 0
+
+    def output(self, result: sa.CursorResult[Any]) -> dict[str, Any]:
+        if result.returns_rows:
+            rows = self.take(result)
+            return {"row_count": len(rows), "rows": rows}
+        return {"row_count": max(0, result.rowcount)}
+
+    def take(self, result: sa.CursorResult[Any]) -> list[dict[str, Any]]:
+        """Every row of `result`. Raises StepFailed past the bounds, and for two columns of one name."""
+        if not result.returns_rows:
+            return []
+        names = list(result.keys())
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise StepFailed(
+                f"two columns are called {twice[0]!r}; name them apart with AS", kind="sql", retryable=False
+            )
+        rows: list[dict[str, Any]] = []
+        while chunk := result.fetchmany(min(_FETCH, self._max_rows + 1 - len(rows))):
+            rows += (self._json(names, row) for row in chunk)
+            if len(rows) > self._max_rows:
+                raise StepFailed(
+                    f"more than {self._max_rows} rows (max_rows); raise max_rows, or narrow what is asked for",
+                    kind="too_many_rows",
+                    retryable=False,
+                )
+        return rows
+
+    def _json(self, names: Sequence[str], values: Iterable[Any]) -> dict[str, Any]:
+        row = {name: plain(value) for name, value in zip(names, values, strict=True)}
+        self._bytes += len(orjson.dumps(row))
+        if self._bytes > self._max_bytes:
+            raise StepFailed(
+                f"the rows have over {self._max_bytes} bytes (executor.max_payload); ask for fewer or smaller ones",
+                kind="output_too_large",
+                retryable=False,
+            )
+        return row
