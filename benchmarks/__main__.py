@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 import requests
 
-from benchmarks import workloads
+from benchmarks import step_types, workloads
 from orchestrator.config import load_settings
 from orchestrator.datafolder import DataFolder, Running
 from orchestrator.engine.programs import Programs
@@ -312,20 +312,28 @@ def main() -> None:
     parser.add_argument("--only", help="only the workloads whose name has this text in it")
     options = parser.parse_args()
     rounds: int = options.rounds
-    with tempfile.TemporaryDirectory(prefix="orchestrator-bench-") as folder:
+    types: list[step_types.TypeFigure] = []
+    with_types = options.only is None or options.only in "types"
+    sides: Any = step_types.other_sides if with_types else nullcontext
+    with tempfile.TemporaryDirectory(prefix="orchestrator-bench-") as folder, sides(Path(folder)):
         began = time.perf_counter()
         with orchestrator_up(Path(folder) / "data") as here:
             ready = time.perf_counter() - began
             resting = idle(here)
             with plain_worker():
                 figures = measure(here, rounds, options.only)
-    print(table(figures))
+            if with_types:
+                types = step_types.measure(here, rounds)
+    if figures:
+        print(table(figures))
+    if types:
+        print(step_types.table(types))
     print(
         f"ready after {ready:.1f} s; idle: {resting['processes']:.0f} processes, {resting['memory_mb']:.0f} MB "
         f"(proportional), {resting['cpu_percent']:.1f} % of a core"
     )
     RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n")
+    RESULT.write_text(json.dumps([*map(asdict, figures), *map(asdict, types)], indent=2) + "\n")
 
 
 def measure(here: Orchestrator, rounds: int, only: str | None) -> list[Figure]:
