@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -170,7 +170,8 @@ class Attempt:
     ends_at: float | None
     """On time.monotonic()'s clock: when the execution's time is up."""
     watch: Watch
-    workflows: Workflows
+    workflows: Workflows | None
+    """None where no other may be started."""
     recorded_input: Any = None
     variables: Any = None
     """What the output was mapped to."""
@@ -340,6 +341,11 @@ class Attempt:
             raise StepFailed(f"the step's {error}", kind="output", retryable=False) from None
         return Done(output, done.skip)
 
+    def keep_log(self, lines: Sequence[LogLine]) -> None:
+        """Called now and then while the step is performed, from any thread; what it raises is logged."""
+        with self.store.single() as connection:
+            logs.append(connection, self.execution.id, self.claim.id, self.step.id, self.claim.attempt, lines)
+
     def _masked_failure(self, failure: StepFailed) -> StepFailed:
         message = self.secrets.mask(str(failure)).replace("\0", "\N{REPLACEMENT CHARACTER}")[:10_000]
         output = None
@@ -385,7 +391,7 @@ def interruptible(deadline: float | None) -> Iterator[None]:
 
 
 class LogBuffer:
-    """Log lines on their way to the store: at most half a second apart from it, many to a statement."""
+    """Log lines on their way to where they are kept: at most half a second apart from it, many at a time."""
 
     _LINES = 200
     _SECONDS = 0.5
@@ -422,14 +428,10 @@ class LogBuffer:
                 self._timer = None
         if not lines:
             return
-        attempt = self._attempt
         try:
-            with attempt.store.single() as connection:
-                logs.append(
-                    connection, attempt.execution.id, attempt.claim.id, attempt.step.id, attempt.claim.attempt, lines
-                )
+            self._attempt.keep_log(lines)
         except Exception:  # a step does not fail for its log
-            logger.warning("%d log lines of step %s were lost", len(lines), attempt.claim.path, exc_info=True)
+            logger.warning("%d log lines of step %s were lost", len(lines), self._attempt.claim.path, exc_info=True)
 
     def close(self) -> None:
         self.flush()
