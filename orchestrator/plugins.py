@@ -12,6 +12,7 @@ import importlib.util
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import entry_points
 from typing import Any, Protocol, cast
 
 import marshmallow
@@ -80,12 +81,78 @@ class StepTypeInfo(Protocol):
         """(path within config, step id) of each step that `config` names; those must depend on this one."""
 
 
+@dataclass(frozen=True, slots=True)
+class ExecutionEvent:
+    """What a hook gets to know of an execution: ids are texts, values plain JSON, secrets masked. What is in it is
+    the plugin's own copy."""
+
+    id: str
+    workflow_id: str
+    version: int
+    status: str
+    """`running`, then `completed`, `failed` or `cancelled`."""
+    input: Any = None
+    output: Any = None
+    error_message: str | None = None
+    duration: float | None = None
+    """Seconds from its first step to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvent:
+    """What a hook gets to know of an attempt at a step, likewise."""
+
+    execution_id: str
+    step_execution_id: str
+    path: str
+    """The step's place in the execution: `loop1[3].fetch`."""
+    step_id: str
+    type: str
+    attempt: int
+    """1 for the first attempt."""
+    status: str
+    """`running`, then `completed`, `failed` or `skipped` (its `when` was not true)."""
+    output: Any = None
+    error_kind: str | None = None
+    error_message: str | None = None
+    """Why it failed or was skipped."""
+    retries: bool = False
+    """Whether a failed attempt is followed by another one."""
+    duration: float | None = None
+    """Seconds that it was performed for; of a step that rested in between, since it last went on. None if the worker
+    that performed it did not live to tell."""
+
+
 class Hooks:
-    """The hooks a plugin may implement, each a documented no-op here."""
+    """The hooks a plugin may implement, each a documented no-op here.
+
+    The four that tell of executions and steps are called in the workers, after the commit of what they tell of, and
+    only by who won the record: of one end they tell once. They are told in the background, by a thread for each
+    plugin in each worker process: nothing waits for them, and an exception is logged and counted. So calls of one
+    process come in their order, those of several processes may not; and what a worker had not told yet when it was
+    killed, or what a plugin is too slow to take (docs/plugins.md), is not told again. The database is the truth.
+    """
 
     @hookspec
     def orchestrator_step_types(self) -> Iterable[StepTypeInfo]:  # type: ignore[empty-body]
         """The step types this plugin adds."""
+
+    @hookspec
+    def workflow_started(self, execution: ExecutionEvent) -> None:
+        """The first step of an execution was taken on. Not of one that ended before that."""
+
+    @hookspec
+    def step_started(self, step: StepEvent) -> None:
+        """A worker took on a step: once for each attempt, and not again when one that rested goes on."""
+
+    @hookspec
+    def step_completed(self, step: StepEvent) -> None:
+        """An attempt has ended, in whatever way. Not of a step that no worker took on (a branch not taken, one behind
+        a failure), nor of one that was cancelled."""
+
+    @hookspec
+    def workflow_completed(self, execution: ExecutionEvent) -> None:
+        """An execution has ended, in whatever way."""
 
 
 Catalogue = Mapping[str, StepTypeInfo]
@@ -94,11 +161,27 @@ Catalogue = Mapping[str, StepTypeInfo]
 def load_plugins(modules: str) -> pluggy.PluginManager:
     """A manager with the installed plugins and those of `modules` (comma-separated module names).
 
-    Raises ConfigurationError that names the module which cannot be imported, and why.
+    Raises ConfigurationError that names the plugin which cannot be imported, or whose hooks are not ours, and why.
     """
     manager = pluggy.PluginManager("orchestrator")
     manager.add_hookspecs(Hooks)
-    manager.load_setuptools_entrypoints("orchestrator")
+    try:
+        _register(manager, modules)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise ConfigurationError(f"a plugin implements a hook that does not fit: {error}") from error
+    return manager
+
+
+def _register(manager: pluggy.PluginManager, modules: str) -> None:
+    try:
+        manager.load_setuptools_entrypoints("orchestrator")
+    except pluggy.PluginValidationError:
+        raise
+    except Exception as error:
+        known = {name for name, _ in manager.list_name_plugin()}
+        name = next((entry.name for entry in entry_points(group="orchestrator") if entry.name not in known), "?")
+        raise ConfigurationError(f"the installed plugin {name!r} cannot be imported: {error!r}") from error
     for name in filter(None, (part.strip() for part in modules.split(","))):
         try:
             module = importlib.import_module(name)
@@ -108,7 +191,6 @@ def load_plugins(modules: str) -> pluggy.PluginManager:
             ) from error
         if not manager.is_registered(module):
             manager.register(module, name)
-    return manager
 
 
 def missing_modules(step_type: StepTypeInfo) -> list[str]:

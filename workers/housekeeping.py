@@ -17,7 +17,9 @@ from orchestrator.plugins import load_catalogue
 from orchestrator.store import Store, new_id
 from workers.app import PRIORITY_STEPS, app
 from workers.dispatch import send
+from workers.hooks import announcer
 from workers.process import host_identity
+from workers.secrets import Secrets
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class Housekeeper:
 
     def __init__(self, settings: Settings) -> None:
         self._store = Store(settings.database)
+        self._hooks = announcer(settings, self._store, Secrets(also=settings.secrets()))
         self._reconciler = Reconciler(
             self._store,
             Programs(load_catalogue(settings.plugins), settings),
@@ -74,6 +77,7 @@ class Housekeeper:
             send,
             holder=new_id(),
             host=host_identity(),
+            observer=self._hooks,
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_house, name="reconcile", daemon=True)
@@ -98,4 +102,6 @@ class Housekeeper:
             except Exception:  # the database is away, or a single execution is odd: the next tick tries again
                 logger.exception("reconcile failed; it goes on in a second")
                 pause = 1.0
+        if self._hooks is not None:
+            self._hooks.close()
         self._store.close()

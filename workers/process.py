@@ -23,6 +23,7 @@ from orchestrator.engine.programs import Programs
 from orchestrator.plugins import load_catalogue
 from orchestrator.store import Store, new_id, steps, workers
 from workers.dispatch import Doorbell
+from workers.hooks import announcer
 from workers.runner import run_steps
 from workers.secrets import Secrets
 from workers.stopping import Watch
@@ -55,6 +56,7 @@ class WorkerProcess:
         self.programs = Programs(load_catalogue(settings.plugins), settings)
         self.secrets = Secrets(also=settings.secrets())
         self.doorbell = Doorbell()
+        self.hooks = announcer(settings, self.store, self.secrets)
         self.watch = Watch(self.store)
         self.lease = Lease(self.store, node, settings.scheduler.lease / 4)
 
@@ -63,6 +65,8 @@ class WorkerProcess:
 
     def close(self) -> None:
         self.doorbell.close()
+        if self.hooks is not None:
+            self.hooks.close()
         self.watch.close()
         self.lease.give_up()
         self.store.close()

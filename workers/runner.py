@@ -37,6 +37,7 @@ from orchestrator.store import steps
 from orchestrator.store.steps import Claim, ExecutionFacts, Result
 from workers.attempt import Attempt, Skipped
 from workers.children import Children
+from workers.hooks import Report
 from workers.steps.contract import Done, Spawn, Wait
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ class Lane:
         self.pack = Pack()
         self.pack.add(starts)
         self.seen: dict[str, dict[str, Any]] = {}
+        self.report: Report | None = None
+        """For the plugins that want to be told; None if there are none."""
         self.began = time.monotonic()
 
     def claim_and_go(self) -> None:
@@ -152,7 +155,11 @@ class Lane:
                 watch=self.process.watch,
                 workflows=Children(self.store, self.process.programs, self.process.doorbell, self.facts, claim),
             )
+            if self.process.hooks is not None:
+                self.report = self.process.hooks.step_taken(self.facts, step, claim)
             outcome = attempt.perform()
+            if self.report is not None:
+                self.report.performed(outcome)
             claim = self._record(claim, attempt, outcome)
 
     def hand_back_after(self, seconds: float) -> None:
@@ -172,6 +179,8 @@ class Lane:
             if claimed is None:
                 continue
             claim, self.facts = claimed
+            if self.facts.begun and self.process.hooks is not None:
+                self.process.hooks.execution_began(self.facts)
             self.program = self.process.programs.get(self.store, self.facts.workflow_id, self.facts.version)
             self.queue = self.program.scopes.of(start).queue_for(start)
             left = self.facts.seconds_left
@@ -239,7 +248,9 @@ class Lane:
         if following is not None:
             return self._complete_and_follow(claim, result, following)
         if self._ends_execution(path):
-            steps.complete_and_finish(self.store, self.execution_id, claim, result)
+            recorded, finished = steps.complete_and_finish(self.store, self.execution_id, claim, result)
+            if self.report is not None and recorded:
+                self.report.recorded(retries=False, ended=finished)
             return None
         keeper = self._keeper()
         around = None if skip or self.rung or keeper is None else surroundings(self.program, path)
@@ -274,6 +285,8 @@ class Lane:
         )
         if not recorded:
             return None
+        if self.report is not None:
+            self.report.recorded(retries=False, ended=False)
         if follower is not None:
             return follower
         # The execution is paused or ended, or somebody has that step: look at what this one has made ready.
@@ -286,6 +299,8 @@ class Lane:
         return alone and program.outputs is None and not program.has_endings and self.facts.parent_step_id is None
 
     def _settled(self, advanced: Advance) -> Claim | None:
+        if self.report is not None and advanced.counted:
+            self.report.recorded(retries=advanced.retries, ended=advanced.ended)
         for planned in advanced.plans:
             self.process.doorbell.ring(planned)
         if advanced.kept:

@@ -47,10 +47,13 @@ class Advance:
 
     `claim` is what the worker goes on with, `kept` what it may go on with after that; `plans` are to be dispatched.
     `exhausted` says that there is nothing else to claim: the execution is over, or a look at it found nothing.
+    `ended` is True if this is what ended the execution, `retries` if the failed step has another attempt to come.
     """
 
     counted: bool
     exhausted: bool = False
+    ended: bool = False
+    retries: bool = False
     claim: Claim | None = None
     kept: tuple[str, ...] = ()
     plans: tuple[Plan, ...] = ()
@@ -217,17 +220,16 @@ def _loop_inside(program: Program, outer: Any, own: Any) -> Any:
     return {**own, "parent": outer} if outer is not None and program.sees_outer_loop else own
 
 
-def replan(store: Store, programs: Programs, execution_id: str) -> Plan | None:
+def replan(store: Store, programs: Programs, execution_id: str) -> Advance:
     """Settle an execution from the states of all its steps: recovery, resume and retry are this call."""
     with store.transaction() as connection:
         locked = executions.lock(connection, execution_id)
         if locked is None or locked.status in EXECUTION_TERMINAL:
-            return None
+            return _LOST
         program = programs.get(store, locked.workflow_id, locked.version)
         ready = _all_ready(connection, program, execution_id)
         going = _Going(connection, program, locked, None, frozenset())
-        advanced = going.on(ready) if ready else going.beyond(program.scopes.root)
-        return advanced.plans[0] if advanced.plans else None
+        return going.on(ready) if ready else going.beyond(program.scopes.root)
 
 
 def _all_ready(connection: Connection, program: Program, execution_id: str) -> list[str]:
@@ -268,7 +270,7 @@ def end_early(store: Store, programs: Programs, execution_id: str, outcome: Exec
             executions.cancel(connection, execution_id, message)
         else:
             executions.fail(connection, execution_id, message)
-        return Advance(True, exhausted=True, plans=plans_of(endings.wake_parent(connection, locked)))
+        return Advance(True, exhausted=True, ended=True, plans=plans_of(endings.wake_parent(connection, locked)))
 
 
 def plans_of(ring: Ring | None) -> tuple[Plan, ...]:
@@ -329,7 +331,7 @@ class _Going:
         after = endings.after_part(self.connection, self.program, self.locked)
         if after.ready:
             return self.on(list(after.ready))
-        return Advance(counted=True, exhausted=after.ended, plans=plans_of(after.parent))
+        return Advance(True, exhausted=after.ended, ended=after.ended, plans=plans_of(after.parent))
 
     def on(self, ready: list[str], join: str | None = None) -> Advance:
         """Queue what is ready, and let the worker claim of it what it can go on with."""
@@ -401,6 +403,7 @@ def end_failed_attempt(
     if failure.retryable and policy.allows(failure.kind, attempt):
         with store.single() as connection:
             delay = policy.delay_after(attempt)
-            return Advance(steps.rest(connection, held, failure.result, delay=delay, resumes=False))
+            rests = steps.rest(connection, held, failure.result, delay=delay, resumes=False)
+            return Advance(counted=rests, retries=rests)
     end = End(held.path, held, failure.result, StepStatus.FAILED)
     return advance(store, program, execution_id, end, worker=worker, rung=rung)

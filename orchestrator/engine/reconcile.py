@@ -15,17 +15,20 @@ from typing import Protocol
 import psutil
 
 from orchestrator.config import Settings
+from orchestrator.definition.model import Step
 from orchestrator.engine.advance import Advance, Failure, end_early, end_failed_attempt, replan
 from orchestrator.engine.plan import Message, Plan, plan
 from orchestrator.engine.programs import Programs
 from orchestrator.lifecycle import ExecutionStatus
-from orchestrator.store import Store, executions, steps, workers
-from orchestrator.store.steps import Orphan, Ring
+from orchestrator.store import Store, cached_results, executions, step_tests, steps, workers
+from orchestrator.store.steps import Claim, Orphan, Ring
 
 logger = logging.getLogger(__name__)
 
 DUTY = "reconcile"
 _BATCH = 500
+_PURGED = 10_000
+"""Rows removed at a time; more of them have time until the next."""
 _RING_AGAIN_AFTER = 5.0
 """Seconds that a message may be on its way, from the commit to the worker's claim, when nothing is in front of
 it."""
@@ -46,6 +49,15 @@ class Broker(Protocol):
         """Those of `queues` that hold no message."""
 
 
+class Observer(Protocol):
+    """Who is told what reconcile ended, after the commit. Neither method raises."""
+
+    def attempt_failed(self, execution_id: str, step: Step, held: Claim, failure: Failure, *, retries: bool) -> None:
+        """An attempt that its worker did not end."""
+
+    def execution_ended(self, execution_id: str) -> None: ...
+
+
 class Reconciler:
     """`send` dispatches a plan and does not raise when the broker is away."""
 
@@ -59,6 +71,7 @@ class Reconciler:
         *,
         holder: str,
         host: str,
+        observer: Observer | None = None,
     ) -> None:
         self.store = store
         self.programs = programs
@@ -67,6 +80,7 @@ class Reconciler:
         self.send = send
         self.holder = holder
         self.host = host
+        self.observer = observer
         self._slow_at = 0.0
         self._ticked_at = -inf
         self._leases_count_from = inf
@@ -87,6 +101,7 @@ class Reconciler:
             self._slow_at = now + _SLOW_EVERY
             self.ring_lost_messages()
             self.restart_stalled()
+            self.purge()
         return self._until_next(interval)
 
     def _notice_gap(self, now: float) -> None:
@@ -139,7 +154,11 @@ class Reconciler:
             if locked is None:
                 return
             program = self.programs.get(self.store, locked.workflow_id, locked.version)
-        self._send_of(end_failed_attempt(self.store, program, orphan.execution_id, orphan.claim, failure))
+        advanced = end_failed_attempt(self.store, program, orphan.execution_id, orphan.claim, failure)
+        if self.observer is not None and advanced.counted:
+            step = program.scopes.step(orphan.claim.path)
+            self.observer.attempt_failed(orphan.execution_id, step, orphan.claim, failure, retries=advanced.retries)
+        self._settle(orphan.execution_id, advanced)
 
     def fire_timers(self) -> None:
         with self.store.single() as connection:
@@ -155,7 +174,7 @@ class Reconciler:
             self._end_early(execution_id, ExecutionStatus.CANCELLED, "the step that started it has ended")
 
     def _end_early(self, execution_id: str, outcome: ExecutionStatus, message: str) -> None:
-        self._send_of(end_early(self.store, self.programs, execution_id, outcome, message))
+        self._settle(execution_id, end_early(self.store, self.programs, execution_id, outcome, message))
 
     def ring_lost_messages(self) -> None:
         """Ring again for queued steps whose message is certainly gone; a long backlog is no loss."""
@@ -180,9 +199,13 @@ class Reconciler:
             stalled = executions.stalled(connection, _BATCH)
         for execution_id in stalled:
             logger.warning("execution %s had stalled", execution_id)
-            planned = replan(self.store, self.programs, execution_id)
-            if planned is not None:
-                self.send(planned)
+            self._settle(execution_id, replan(self.store, self.programs, execution_id))
+
+    def purge(self) -> None:
+        """Remove rows that nobody looks at any more."""
+        with self.store.single() as connection:
+            cached_results.purge(connection, _PURGED)
+            step_tests.purge(connection, _PURGED)
 
     def _ring(self, rings: Iterable[Ring]) -> None:
         """One message a step: what was lost is few, or a whole broker, where speed is not the question."""
@@ -200,7 +223,9 @@ class Reconciler:
             program = self.programs.get(self.store, locked.workflow_id, locked.version)
         self.send(plan(program.scopes, execution_id, locked.priority, [path]))
 
-    def _send_of(self, advanced: Advance) -> None:
+    def _settle(self, execution_id: str, advanced: Advance) -> None:
+        if self.observer is not None and advanced.ended:
+            self.observer.execution_ended(execution_id)
         for planned in advanced.plans:
             self.send(planned)
 

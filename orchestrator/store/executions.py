@@ -364,6 +364,12 @@ def get(connection: Connection, execution_id: str) -> dict[str, Any]:
     return {**row._mapping, "step_executions": as_dicts(step_rows.all())}
 
 
+def summary(connection: Connection, execution_id: str) -> dict[str, Any] | None:
+    """An execution as it is shown, without its steps."""
+    row = connection.execute(sa.select(*_SHOWN).where(_e.c.id == execution_id)).first()
+    return None if row is None else dict(row._mapping)
+
+
 def assert_exists(connection: Connection, execution_id: str) -> None:
     """Raises NotFound if there is no such execution."""
     if connection.execute(sa.select(_e.c.id).where(_e.c.id == execution_id)).first() is None:
