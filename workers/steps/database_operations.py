@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import sqlalchemy as sa
@@ -20,6 +20,9 @@ Operation = Callable[[sa.Connection], dict[str, Any]]
 
 _FETCH = 100
 """Rows asked for at a time: what is read past a limit at most."""
+
+_MOST_PARAMETERS = 30_000
+"""In one statement; SQLAlchemy would divide it at 32,700, and tell the row count of the last part."""
 
 
 def operation(config: Mapping[str, Any], rows: Sequence[Row], max_bytes: int) -> Operation:
@@ -69,45 +72,56 @@ def _change(
 def _insert(
     connection: sa.Connection, config: Mapping[str, Any], rows: Sequence[Row], results: _Results
 ) -> dict[str, Any]:
-    output: dict[str, Any] = {"row_count": 0} | ({"rows": []} if "returning" in config else {})
+    returned: list[dict[str, Any]] = []
+    count = 0
     for batch in _batches(rows, config["batch_size"]):
-        part = results.output(connection.execute(_insertion(connection, config, batch)))
-        output = {name: output[name] + part[name] for name in output}
-    return output
+        if "key" in config:
+            batch = _last_of_each_key(batch, config["key"])
+        # In one statement each, of which the row count then tells everything.
+        options = {"insertmanyvalues_page_size": len(batch)}
+        result = connection.execute(_insertion(connection, config, batch[0]), batch, execution_options=options)
+        if "returning" in config:
+            returned += results.take(result)
+        count += len(result.all()) if result.returns_rows else max(0, result.rowcount)
+    return {"row_count": len(returned), "rows": returned} if "returning" in config else {"row_count": count}
 
 
 def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
     """At most `size` rows that follow each other and name the same columns: what is not named gets its default."""
-    for _, alike in groupby(rows, key=lambda row: row.keys()):
+    for columns, alike in groupby(rows, key=lambda row: row.keys()):
         batch: list[Row] = []
         for row in alike:
             batch.append(row)
-            if len(batch) == size:
+            if len(batch) == min(size, _MOST_PARAMETERS // len(columns)):
                 yield batch
                 batch = []
         if batch:
             yield batch
 
 
-def _insertion(connection: sa.Connection, config: Mapping[str, Any], batch: Sequence[Row]) -> sa.Insert:
-    table = _table(config, batch[0])
+def _last_of_each_key(batch: Sequence[Row], key: Sequence[str]) -> list[Row]:
+    """One statement may touch a row once only; the last row of a key is what single statements would leave."""
+    return list({tuple(row[name] for name in key): row for row in batch}.values())
+
+
+def _insertion(connection: sa.Connection, config: Mapping[str, Any], row: Row) -> sa.Insert:
+    table = _table(config, row)
     insertion: Any = table.insert()
     if "key" in config:
         dialect = connection.dialect.name
         if dialect not in _UPSERTS:
             raise config_mistake(f"upsert is for PostgreSQL and SQLite; write it as `execute` in the SQL of {dialect}")
-        # One statement may touch a row once only; the last row of a key is what single statements would leave.
-        batch = list({tuple(row[name] for name in config["key"]): row for row in batch}.values())
         insertion = _UPSERTS[dialect](table)
-        others = {name: insertion.excluded[name] for name in batch[0] if name not in config["key"]}
+        others = {name: insertion.excluded[name] for name in row if name not in config["key"]}
         if others:
             insertion = insertion.on_conflict_do_update(index_elements=config["key"], set_=others)
         else:
             insertion = insertion.on_conflict_do_nothing(index_elements=config["key"])
-    if "returning" in config:
-        insertion = insertion.returning(*map(sa.column, config["returning"]))
-    values: sa.Insert = insertion.values([dict(row) for row in batch])
-    return values
+    # An upsert that returns nothing would be sent row by row.
+    returning = config.get("returning") or config.get("key", [])[:1]
+    if returning:
+        insertion = insertion.returning(*map(sa.column, returning))
+    return cast(sa.Insert, insertion)
 
 
 _UPSERTS: Mapping[str, Callable[[sa.TableClause], Any]] = {

@@ -22,6 +22,7 @@ from performing import context_of
 from orchestrator.config import ConnectionSettings, ExecutorSettings, Settings
 from orchestrator.definition import load_definition
 from orchestrator.errors import DefinitionError, StepFailed, StepTimeout
+from workers.attempt import Tree
 from workers.steps import database_call
 from workers.steps.database import Database
 from workers.steps.database_values import plain
@@ -157,6 +158,18 @@ def test_an_upsert_inserts_updates_and_keeps_the_last_row_of_a_key(target: Targe
     assert target.run(f"SELECT doc FROM {target.table} WHERE id = 1")[0][0] in ([1], "[1]")
     target.perform("upsert", table=target.table, key=["id"], rows=[{"id": 1}, {"id": 3}])
     assert target.items() == [(1, "new"), (2, "last"), (3, "none")]
+
+
+def test_every_row_of_a_large_batch_is_counted(target: Target) -> None:
+    columns = [f"c{n}" for n in range(30)]
+    target.run(f"CREATE TABLE {target.prefix}wide (id integer PRIMARY KEY, {' integer, '.join(columns)} integer)")
+    rows = [{"id": n, **dict.fromkeys(columns, n)} for n in range(2500)]
+    table = f"{target.prefix}wide"
+    assert target.perform("insert", table=table, rows=rows, batch_size=10_000) == {"row_count": 2500}
+    assert target.perform("upsert", table=table, key=["id"], rows=rows, batch_size=10_000) == {"row_count": 2500}
+    output = target.perform("upsert", table=table, key=["id"], rows=rows[:3], returning=["c9"])
+    assert output == {"row_count": 3, "rows": [{"c9": 0}, {"c9": 1}, {"c9": 2}]}
+    assert target.failure("upsert", table=table, key=["c1"], rows=rows[:3]).kind == "sql"
 
 
 def test_an_upsert_whose_row_lacks_the_key_says_which(sqlite: Target) -> None:
@@ -700,8 +713,6 @@ def test_templates_may_stand_anywhere_but_in_sql() -> None:
 
 
 def test_what_looks_like_a_template_in_sql_is_never_rendered() -> None:
-    from workers.attempt import Tree
-
     sql = "SELECT '{{ 1 + 1 }}'"
     config = {"sql": sql, "statements": [{"sql": sql, "params": {"a": "{{ 1 + 1 }}"}}]}
     rendered = Tree(config, Database()).render({})
