@@ -209,6 +209,19 @@ step_logs = sa.Table(
     sa.Index("ix_step_logs_execution_id_id", "execution_id", "id"),
 )
 
+step_tests = sa.Table(
+    "step_tests",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("request", JSONB, nullable=False),
+    sa.Column("result", JSONB),
+    sa.Column("created_at", _Time, nullable=False, server_default=_now),
+    sa.Column("started_at", _Time),
+    sa.Column("finished_at", _Time),
+    # Whoever asked looks for a result, and takes its absence for work that is still under way.
+    sa.CheckConstraint("(result IS NULL) = (finished_at IS NULL)", name="finished_has_result"),
+)
+
 worker_processes = sa.Table(
     "worker_processes",
     metadata,
