@@ -114,6 +114,9 @@ LOSE = _step("lose", {StepStatus.RUNNING}, StepStatus.QUEUED)
 SKIP = _step("skip", {StepStatus.PENDING}, StepStatus.SKIPPED)
 CANCEL_STEP = _step("cancel", _STEP_LIVE, StepStatus.CANCELLED)
 
+RESET = _step("reset", {StepStatus.FAILED, StepStatus.CANCELLED, StepStatus.SKIPPED}, StepStatus.PENDING)
+"""A user has its execution, or the step itself, tried again."""
+
 # --- executions --------------------------------------------------------------------------------------------
 BEGIN = Transition("begin", frozenset({ExecutionStatus.QUEUED}), ExecutionStatus.RUNNING)
 """Its first step is claimed."""
@@ -123,6 +126,13 @@ FAIL_EXECUTION = Transition(
     "fail",
     frozenset({ExecutionStatus.QUEUED, ExecutionStatus.RUNNING, ExecutionStatus.PAUSED}),
     ExecutionStatus.FAILED,
+)
+PAUSE_EXECUTION = Transition("pause", FINISH.sources, ExecutionStatus.PAUSED)
+RESUME_EXECUTION = Transition("resume", frozenset({ExecutionStatus.PAUSED}), ExecutionStatus.RUNNING)
+REQUEUE_EXECUTION = Transition("resume", RESUME_EXECUTION.sources, ExecutionStatus.QUEUED)
+"""The same, of an execution of which no step had begun."""
+RETRY_EXECUTION = Transition(
+    "retry", frozenset({ExecutionStatus.FAILED, ExecutionStatus.CANCELLED}), ExecutionStatus.RUNNING
 )
 CANCEL_EXECUTION = Transition("cancel", FAIL_EXECUTION.sources, ExecutionStatus.CANCELLED)
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import psutil
 from flask.testing import FlaskClient
 
-from orchestrator.config import BrokerSettings, DatabaseSettings, Settings, environment_of
+from orchestrator.config import BrokerSettings, ConnectionSettings, DatabaseSettings, Settings, environment_of
 from orchestrator.embedded import Embedded, embedded_servers
 from orchestrator.store import Store, executions
 from orchestrator.store.migrate import migrate
@@ -167,8 +167,8 @@ def _point_celery_at(settings: Settings) -> None:
 
 
 @contextmanager
-def deployed(folder: Path, **scheduler: Any) -> Iterator[Deployment]:
-    """Fresh servers, migrated, and no worker yet."""
+def deployed(folder: Path, *, connections: bool = False, **scheduler: Any) -> Iterator[Deployment]:
+    """Fresh servers, migrated, and no worker yet. With `connections` its database is also the connection `own`."""
     with embedded_servers(folder / "data") as servers:
         settings = Settings(
             admin_key=KEY,
@@ -180,6 +180,8 @@ def deployed(folder: Path, **scheduler: Any) -> Iterator[Deployment]:
         scheduling = replace(settings.scheduler, **({"poll_interval": 0.2} | scheduler))
         executing = replace(settings.executor, scripts_dir=str(folder / "scripts"))
         settings = replace(settings, scheduler=scheduling, executor=executing)
+        if connections:
+            settings = replace(settings, connections={"own": ConnectionSettings(url=servers.database_url)})
         migrate(servers.database_url)
         deployment = Deployment(folder, servers, settings)
         try:

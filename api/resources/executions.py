@@ -20,6 +20,8 @@ from api.schemas import (
     StepOutput,
 )
 from api.service import service
+from orchestrator.engine import control
+from orchestrator.engine.plan import Plan
 from orchestrator.store import executions, logs
 
 blueprint = Blueprint("executions", __name__, url_prefix="/api/v1", description="Executions")
@@ -50,8 +52,52 @@ class Execution(MethodView):
     @blueprint.response(200, ExecutionDetail)
     def get(self, execution_id: UUID) -> Response:
         """An execution with all its step executions."""
-        with service().store.single() as connection:
-            return jsonify(executions.get(connection, str(execution_id)))
+        return _shown(execution_id)
+
+
+@blueprint.route("/executions/<uuid:execution_id>/pause", methods=["POST"])
+@blueprint.response(200, ExecutionDetail)
+def pause(execution_id: UUID) -> Response:
+    """Let no step of it begin any more; those that run come to their end."""
+    control.pause(service().store, str(execution_id))
+    return _shown(execution_id)
+
+
+@blueprint.route("/executions/<uuid:execution_id>/resume", methods=["POST"])
+@blueprint.response(200, ExecutionDetail)
+def resume(execution_id: UUID) -> Response:
+    """Undo a pause. The time in between does not count towards its timeout."""
+    here = service()
+    _send(control.resume(here.store, here.programs, str(execution_id)))
+    return _shown(execution_id)
+
+
+@blueprint.route("/executions/<uuid:execution_id>/cancel", methods=["POST"])
+@blueprint.response(200, ExecutionDetail)
+def cancel(execution_id: UUID) -> Response:
+    """End it: what runs is ended within seconds. What undoes its steps, and what runs at its end, still runs."""
+    here = service()
+    _send(control.cancel(here.store, here.programs, str(execution_id), "cancelled by a user"))
+    return _shown(execution_id)
+
+
+@blueprint.route("/executions/<uuid:execution_id>/retry", methods=["POST"])
+@blueprint.response(200, ExecutionDetail)
+def retry(execution_id: UUID) -> Response:
+    """Do again what failed, was cancelled, or was kept from running by that. What completed is kept."""
+    here = service()
+    _send(control.retry(here.store, here.programs, str(execution_id)))
+    return _shown(execution_id)
+
+
+def _send(plans: list[Plan]) -> None:
+    for plan in plans:
+        service().send(plan)
+
+
+def _shown(execution_id: UUID) -> Response:
+    with service().store.single() as connection:
+        return jsonify(executions.get(connection, str(execution_id)))
 
 
 @blueprint.route("/executions/<uuid:execution_id>/logs")
@@ -73,8 +119,7 @@ def execution_logs(query: dict[str, Any], execution_id: UUID) -> Response:
 @blueprint.response(200, StepExecutionOut)
 def step_execution(step_execution_id: UUID) -> Response:
     """A step in an execution: its attempts, its times, its result."""
-    with service().store.single() as connection:
-        return jsonify(executions.get_step(connection, str(step_execution_id)))
+    return _step_shown(step_execution_id)
 
 
 @blueprint.route("/step-executions/<uuid:step_execution_id>/output")
@@ -83,3 +128,17 @@ def step_output(step_execution_id: UUID) -> Response:
     """A step's output alone."""
     with service().store.single() as connection:
         return jsonify({"output": executions.get_step(connection, str(step_execution_id))["output"]})
+
+
+@blueprint.route("/step-executions/<uuid:step_execution_id>/retry", methods=["POST"])
+@blueprint.response(200, StepExecutionOut)
+def retry_step(step_execution_id: UUID) -> Response:
+    """Do a step again that failed or was cancelled, and what hangs on it; its execution runs again with it."""
+    here = service()
+    _send(control.retry_step(here.store, here.programs, str(step_execution_id)))
+    return _step_shown(step_execution_id)
+
+
+def _step_shown(step_execution_id: UUID) -> Response:
+    with service().store.single() as connection:
+        return jsonify(executions.get_step(connection, str(step_execution_id)))

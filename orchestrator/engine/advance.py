@@ -226,10 +226,14 @@ def replan(store: Store, programs: Programs, execution_id: str) -> Advance:
         locked = executions.lock(connection, execution_id)
         if locked is None or locked.status in EXECUTION_TERMINAL:
             return _LOST
-        program = programs.get(store, locked.workflow_id, locked.version)
-        ready = _all_ready(connection, program, execution_id)
-        going = _Going(connection, program, locked, None, frozenset())
-        return going.on(ready) if ready else going.beyond(program.scopes.root)
+        return go_on_with_all(connection, programs.get(store, locked.workflow_id, locked.version), locked)
+
+
+def go_on_with_all(connection: Connection, program: Program, locked: Locked) -> Advance:
+    """The same in a transaction that holds the execution's row."""
+    ready = _all_ready(connection, program, locked.id)
+    going = _Going(connection, program, locked, None, frozenset())
+    return going.on(ready) if ready else going.beyond(program.scopes.root)
 
 
 def _all_ready(connection: Connection, program: Program, execution_id: str) -> list[str]:
@@ -252,12 +256,22 @@ def _all_ready(connection: Connection, program: Program, execution_id: str) -> l
     return ready
 
 
-def end_early(store: Store, programs: Programs, execution_id: str, outcome: ExecutionStatus, message: str) -> Advance:
+def end_early(
+    store: Store,
+    programs: Programs,
+    execution_id: str,
+    outcome: ExecutionStatus,
+    message: str,
+    *,
+    again: bool = True,
+) -> Advance:
     """End an execution now, whatever its steps are doing: what has not ended is cancelled. What runs at its end
-    still runs; if that is what is ended early, it is over."""
+    still runs; if that is what is ended early, it is over, unless it is not to be ended `again`."""
     with store.transaction() as connection:
         locked = executions.lock(connection, execution_id)
         if locked is None or locked.status in EXECUTION_TERMINAL:
+            return _LOST
+        if locked.outcome is not None and not again:
             return _LOST
         program = programs.get(store, locked.workflow_id, locked.version)
         steps.cancel_all(connection, execution_id)

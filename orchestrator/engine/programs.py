@@ -103,6 +103,11 @@ class Program:
         return frozenset(step.id for step in self._all_steps() if step.compensate is not None)
 
     @cached_property
+    def tolerated(self) -> frozenset[str]:
+        """The ids of the steps whose failure counts as an end like any other."""
+        return frozenset(step.id for step in self._all_steps() if step.on_error == "continue")
+
+    @cached_property
     def has_endings(self) -> bool:
         return bool(self.definition.on_failure or self.definition.finally_ or self.undoable)
 

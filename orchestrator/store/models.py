@@ -82,6 +82,7 @@ executions = sa.Table(
     sa.Column("created_at", _Time, nullable=False, server_default=_now),
     sa.Column("started_at", _Time),
     sa.Column("finished_at", _Time),
+    sa.Column("paused_at", _Time),
     sa.Column("outcome", sa.Text, comment="what it ends as, once the steps have run that run at its end"),
     sa.Column("parent_step_id", _Id, comment="the step execution that started it"),
     sa.Column("depth", sa.SmallInteger, nullable=False, server_default="0", comment="parents above it"),

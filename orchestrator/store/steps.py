@@ -754,6 +754,19 @@ def wake_due(connection: Connection, limit: int) -> list[Ring]:
     )
 
 
+def queued(connection: Connection, execution_id: str) -> list[Ring]:
+    """The steps of an execution that wait for a worker."""
+    return _rung(
+        connection,
+        f"""
+        UPDATE step_executions s SET rung_at = clock_timestamp() FROM executions e
+        WHERE e.id = s.execution_id AND s.execution_id = %(execution)s::uuid AND s.status = '{StepStatus.QUEUED}'
+        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, e.priority
+        """,
+        {"execution": execution_id},
+    )
+
+
 def queues_waited_on(connection: Connection) -> list[str]:
     """The queues of all queued steps."""
     sql = f"SELECT DISTINCT queue FROM step_executions WHERE status = '{StepStatus.QUEUED}' ORDER BY queue"

@@ -8,6 +8,7 @@ from orchestrator.plugins import StepTypeInfo, hookimpl
 from workers.steps.agent import Agent
 from workers.steps.approval import Approval
 from workers.steps.condition import Condition
+from workers.steps.database import Database
 from workers.steps.email import Email
 from workers.steps.http import Http
 from workers.steps.llm import Llm
@@ -28,6 +29,7 @@ def orchestrator_step_types() -> Iterable[StepTypeInfo]:
         Agent(),
         Approval(),
         Condition(),
+        Database(),
         Email(),
         Http(),
         Llm(),

@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from orchestrator.config import ConnectionSettings
 from orchestrator.errors import StepTimeout
 from workers.steps.database_errors import config_mistake, translated
+from workers.stopping import ended_by
 
 _GRACE = 0.2
 """Seconds past the deadline for the server to say itself that the time is up, and again for it to heed a cancel."""
@@ -45,7 +46,8 @@ def transact(name: str, settings: ConnectionSettings, work: Work, *, seconds: fl
     call = _Call(_engine(name, settings), work, seconds, writes)
     try:
         call.start()
-        call.join(seconds + _GRACE)
+        with ended_by(call.stop):
+            call.join(seconds + _GRACE)
     finally:
         # Also on the way out of an interruption, which the prefork pool's main thread gets at the deadline.
         late = call.is_alive()

@@ -49,6 +49,7 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("taken_by IS NULL"),
     )
+    op.add_column("executions", sa.Column("paused_at", sa.DateTime(timezone=True), nullable=True))
     op.add_column(
         "executions",
         sa.Column(

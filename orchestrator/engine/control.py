@@ -1,0 +1,130 @@
+"""What a user does to an execution: pause it, let it go on, cancel it, try it again.
+
+Each call changes rows; what runs notices at its next claim, and a cancelled step's work is ended by its worker
+(workers/stopping.py). Said twice, a call is done once; one that makes no sense in the present state is a Conflict.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.engine import Connection
+
+from orchestrator.definition.graph import Graph
+from orchestrator.engine.advance import end_early, go_on_with_all, plans_of
+from orchestrator.engine.plan import Plan
+from orchestrator.engine.programs import Program, Programs
+from orchestrator.errors import Conflict, NotFound
+from orchestrator.lifecycle import (
+    PAUSE_EXECUTION,
+    REQUEUE_EXECUTION,
+    RESUME_EXECUTION,
+    RETRY_EXECUTION,
+    ExecutionStatus,
+    StepStatus,
+)
+from orchestrator.store import Store, control, executions, signals, steps
+from orchestrator.store.executions import Locked
+
+
+def pause(store: Store, execution_id: str) -> None:
+    """Let no step of it begin any more; those that run come to their end."""
+    with store.transaction() as connection:
+        locked = _locked(connection, execution_id)
+        if not control.pause(connection, execution_id) and locked.status is not PAUSE_EXECUTION.target:
+            raise _conflict(locked, "paused")
+
+
+def resume(store: Store, programs: Programs, execution_id: str) -> list[Plan]:
+    """Undo a pause; what to dispatch. The time in between does not count."""
+    with store.transaction() as connection:
+        locked = _locked(connection, execution_id)
+        if not control.resume(connection, execution_id):
+            if locked.status in (RESUME_EXECUTION.target, REQUEUE_EXECUTION.target):
+                return []
+            raise _conflict(locked, "resumed")
+        program = programs.get(store, locked.workflow_id, locked.version)
+        rings = steps.queued(connection, execution_id)
+        return [*_plans_of_all(connection, program, execution_id), *(plan for ring in rings for plan in plans_of(ring))]
+
+
+def cancel(store: Store, programs: Programs, execution_id: str, message: str) -> list[Plan]:
+    """End it now; what is undone by that, and what runs at its end, still runs. What to dispatch."""
+    advanced = end_early(store, programs, execution_id, ExecutionStatus.CANCELLED, message, again=False)
+    if not advanced.counted:
+        with store.transaction() as connection:
+            locked = _locked(connection, execution_id)
+        if ExecutionStatus.CANCELLED not in (locked.status, locked.outcome):
+            raise _conflict(locked, "cancelled")
+    return list(advanced.plans)
+
+
+def retry(store: Store, programs: Programs, execution_id: str) -> list[Plan]:
+    """Do again what failed, was cancelled, or was kept from running by that; what completed is kept. What to
+    dispatch."""
+    with store.transaction() as connection:
+        locked = _locked(connection, execution_id)
+        program = programs.get(store, locked.workflow_id, locked.version)
+        _revive(connection, locked, "retried")
+        control.reset(connection, execution_id, tolerated=program.tolerated)
+        return _plans_of_all(connection, program, execution_id)
+
+
+def retry_step(store: Store, programs: Programs, step_execution_id: str) -> list[Plan]:
+    """Do a step again that failed or was cancelled, and what hangs on it; the steps around it go on with it. What
+    to dispatch."""
+    with store.transaction() as connection:
+        step = signals.address(connection, step_execution_id)
+        locked = _locked(connection, step.execution_id)
+        program = programs.get(store, locked.workflow_id, locked.version)
+        if step.status not in (StepStatus.FAILED, StepStatus.CANCELLED):
+            raise Conflict(
+                f"step {step.path} is {step.status}; only one that failed or was cancelled is retried", step.status
+            )
+        if locked.outcome is not None or locked.status in RETRY_EXECUTION.sources:
+            _revive(connection, locked, "retried")
+        control.reset(connection, step.execution_id, paths=_with_what_hangs_on_it(program, step.path))
+        return _plans_of_all(connection, program, step.execution_id)
+
+
+def _with_what_hangs_on_it(program: Program, path: str) -> list[str]:
+    """A step, its dependents near and far, and the same of each step around it."""
+    found: list[str] = []
+    at: str | None = path
+    while at is not None:
+        graph = program.scopes.of(at)
+        found += _below(graph, at)
+        at = graph.container
+    return found
+
+
+def _below(graph: Graph, path: str) -> list[str]:
+    found = [path]
+    for each in found:  # grows on the way
+        found += [child for child in graph.children[each] if child not in found]
+    return found
+
+
+def _revive(connection: Connection, locked: Locked, what: str) -> None:
+    """An execution that ended is running again; what ran at its end is forgotten, and runs again then."""
+    if locked.status not in RETRY_EXECUTION.sources:
+        raise _conflict(locked, what)
+    if control.was_undone(connection, locked.id):
+        raise Conflict(
+            f"steps of execution {locked.id} have been undone by their compensate; start a new execution", locked.status
+        )
+    control.forget_endings(connection, locked.id)
+    control.revive(connection, locked.id)
+
+
+def _plans_of_all(connection: Connection, program: Program, execution_id: str) -> list[Plan]:
+    return list(go_on_with_all(connection, program, _locked(connection, execution_id)).plans)
+
+
+def _locked(connection: Connection, execution_id: str) -> Locked:
+    locked = executions.lock(connection, execution_id)
+    if locked is None:
+        raise NotFound("execution", execution_id)
+    return locked
+
+
+def _conflict(locked: Locked, what: str) -> Conflict:
+    return Conflict(f"an execution that is {locked.status} cannot be {what}", locked.status)

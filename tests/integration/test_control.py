@@ -1,0 +1,310 @@
+"""Pause, resume, cancel, retry: what they do to what runs, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from deployment import Deployment, deployed, wait_until
+from test_execution import rows_of, states_of, step, workflow
+
+from orchestrator.lifecycle import ExecutionStatus
+
+
+def call(deployment: Deployment, execution_id: str, what: str, status: int = 200) -> Any:
+    answer = deployment.client.post(f"/api/v1/executions/{execution_id}/{what}")
+    assert answer.status_code == status, answer.text
+    return answer.json
+
+
+def held(deployment: Deployment, gate: Path, *more: dict[str, Any], **keys: Any) -> str:
+    """An execution whose first step is at a gate."""
+    definition = workflow(step("held", "gate", file=str(gate)), *more, **keys)
+    execution_id = deployment.execute(deployment.create(definition))
+    wait_until(lambda: deployment.statuses(execution_id)["held"] == "running", what="the step at the gate")
+    return execution_id
+
+
+# --- pause ---------------------------------------------------------------------------------------------------
+
+
+def test_a_pause_takes_effect_before_the_next_step(deployment: Deployment, tmp_path: Path):
+    gate = tmp_path / "gate"
+    execution_id = held(deployment, gate, step("next", needs="held"))
+    assert call(deployment, execution_id, "pause")["status"] == "paused"
+    assert call(deployment, execution_id, "pause")["status"] == "paused"
+    gate.touch()
+    wait_until(lambda: deployment.statuses(execution_id) == {"held": "completed", "next": "pending"}, what="the pause")
+    call(deployment, execution_id, "resume")
+    assert deployment.ended(execution_id)["status"] == "completed"
+    assert call(deployment, execution_id, "resume", 409)["state"] == "completed"
+    assert call(deployment, execution_id, "pause", 409)["state"] == "completed"
+
+
+def test_what_was_paused_before_it_began_begins_when_it_is_resumed(servers: Deployment):
+    execution_id = servers.execute(servers.create(workflow(step("a"))))
+    call(servers, execution_id, "pause")
+    assert call(servers, execution_id, "resume")["status"] == "queued"
+    assert call(servers, execution_id, "resume")["status"] == "queued"
+
+
+def test_the_time_of_a_pause_does_not_count(servers: Deployment):
+    execution_id = servers.execute(servers.create(workflow(step("a"), timeout="1h")))
+    call(servers, execution_id, "pause")
+    servers.sql(
+        "UPDATE executions SET started_at = now(), deadline = now() + interval '1h', "
+        "paused_at = now() - interval '1 day' "
+        "WHERE id = %(id)s::uuid",
+        id=execution_id,
+    )
+    assert call(servers, execution_id, "resume")["status"] == "running"
+    ((hours,),) = servers.sql(
+        "SELECT round(extract(epoch FROM deadline - now()) / 3600)::int FROM executions WHERE id = %(id)s::uuid",
+        id=execution_id,
+    )
+    assert hours == 25
+
+
+def test_a_loop_is_paused_between_its_rounds(deployment: Deployment, tmp_path: Path):
+    gate = tmp_path / "gate"
+    body = [step("held", "gate", file=str(gate))]
+    loop = {"id": "each", "type": "loop", "config": {"items": [1, 2, 3], "concurrency": 1, "steps": body}}
+    execution_id = deployment.execute(deployment.create(workflow(loop)))
+    wait_until(lambda: deployment.statuses(execution_id).get("each[0].held") == "running", what="the first round")
+    call(deployment, execution_id, "pause")
+    gate.touch()
+    wait_until(lambda: deployment.statuses(execution_id)["each[0].held"] == "completed", what="the end of the round")
+    assert deployment.statuses(execution_id)["each[1].held"] == "pending"
+    call(deployment, execution_id, "resume")
+    assert deployment.ended(execution_id)["output"]["each"]["count"] == 3
+
+
+# --- cancel --------------------------------------------------------------------------------------------------
+
+
+def test_a_cancelled_execution_begins_nothing_more(deployment: Deployment, tmp_path: Path):
+    gate = tmp_path / "gate"
+    execution_id = held(deployment, gate, step("next", needs="held"))
+    cancelled = call(deployment, execution_id, "cancel")
+    assert (cancelled["status"], cancelled["error_message"]) == ("cancelled", "cancelled by a user")
+    assert states_of(cancelled) == {"held": "cancelled", "next": "cancelled"}
+    assert call(deployment, execution_id, "cancel")["status"] == "cancelled"
+    gate.touch()
+    assert call(deployment, execution_id, "pause", 409)["state"] == "cancelled"
+
+
+def test_what_completed_is_undone_when_an_execution_is_cancelled(deployment: Deployment, tmp_path: Path):
+    gate = tmp_path / "gate"
+    undo = {"type": "noop", "config": {"value": "undone"}}
+    definition = workflow(
+        {**step("a"), "compensate": undo},
+        step("held", "gate", needs="a", file=str(gate)),
+        **{"finally": [step("tidy", value="{{ execution.status }}")], "on_failure": [step("alarm")]},
+    )
+    execution_id = deployment.execute(deployment.create(definition))
+    wait_until(lambda: deployment.statuses(execution_id)["held"] == "running", what="the step at the gate")
+    call(deployment, execution_id, "cancel")
+    execution = deployment.ended(execution_id)
+    gate.touch()
+    rows = rows_of(execution)
+    assert execution["status"] == "cancelled"
+    assert rows["compensate.a"]["output"] == {"result": "undone"}
+    assert rows["on_failure.alarm"]["status"] == "completed"
+    assert rows["finally.tidy"]["output"] == {"result": "cancelled"}
+
+
+def cancelled_within(deployment: Deployment, execution_id: str, ended: Any, seconds: float = 3.0) -> None:
+    began = time.monotonic()
+    call(deployment, execution_id, "cancel")
+    wait_until(ended, seconds, "the end of what ran")
+    assert time.monotonic() - began < seconds
+
+
+def test_cancelling_ends_a_script_and_its_children(deployment: Deployment, tmp_path: Path):
+    pids = tmp_path / "pids"
+    source = f"sleep 300 & echo $! > {pids}.tmp; echo $$ >> {pids}.tmp; mv {pids}.tmp {pids}; wait"
+    script = {"id": "long", "type": "script", "config": {"runtime": "bash", "source": source}}
+    execution_id = deployment.execute(deployment.create(workflow(script)))
+    wait_until(pids.exists, what="the script")
+    processes = [psutil.Process(int(pid)) for pid in pids.read_text().split()]
+    cancelled_within(deployment, execution_id, lambda: not any(process.is_running() for process in processes))
+
+
+@contextmanager
+def silent_server() -> Iterator[tuple[str, list[bool]]]:
+    """It answers nothing; a True is added to the list when a client has gone away."""
+    gone: list[bool] = []
+
+    class Silent(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            gone.append(False)
+            gone.append(self.rfile.read(1) == b"")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/", gone
+    server.shutdown()
+    server.server_close()
+
+
+def test_cancelling_ends_an_http_call(deployment: Deployment):
+    with silent_server() as (url, gone):
+        call_it = {"id": "call", "type": "http", "config": {"url": url, "timeout": "5m"}}
+        execution_id = deployment.execute(deployment.create(workflow(call_it)))
+        wait_until(lambda: gone == [False], what="the call")
+        cancelled_within(deployment, execution_id, lambda: gone == [False, True])
+
+
+def test_cancelling_ends_a_statement_in_a_database(tmp_path: Path):
+    with deployed(tmp_path, connections=True) as deployment:
+        deployment.start_worker("control,io", pool="threads")
+        query = {"connection": "own", "operation": "query", "sql": "SELECT pg_sleep(300)", "timeout": "10m"}
+        definition = workflow({"id": "sleep", "type": "database", "config": query})
+        execution_id = deployment.execute(deployment.create(definition))
+
+        def sleeping() -> bool:
+            return bool(deployment.sql("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
+
+        wait_until(sleeping, what="the statement")
+        cancelled_within(deployment, execution_id, lambda: not sleeping())
+
+
+def test_cancelling_interrupts_a_function_in_its_process(deployment: Deployment, tmp_path: Path):
+    gate = tmp_path / "never"
+    execution_id = held(deployment, gate)
+    worker_id = deployment.sql(
+        "SELECT worker_id::text FROM step_executions WHERE execution_id = %(id)s::uuid", id=execution_id
+    )[0][0]
+    call(deployment, execution_id, "cancel")
+
+    # The same process takes the next step, although the gate has not opened.
+    def taken_on() -> bool:
+        return bool(
+            deployment.sql(
+                "SELECT 1 FROM step_executions WHERE worker_id = %(worker)s::uuid AND status = 'completed' "
+                "AND started_at > (SELECT finished_at FROM executions WHERE id = %(id)s::uuid)",
+                worker=worker_id, id=execution_id,
+            )
+        )  # fmt: skip
+
+    workflow_id = deployment.create(workflow(step("quick")))
+
+    def runs_something() -> bool:
+        deployment.execute(workflow_id)
+        return taken_on()
+
+    wait_until(runs_something, 10, "the process to go on")
+
+
+# --- retry ---------------------------------------------------------------------------------------------------
+
+
+def test_a_retry_keeps_what_completed(deployment: Deployment, tmp_path: Path):
+    marks = tmp_path / "marks"
+    definition = workflow(
+        step("a", "mark", file=str(marks)),
+        step(
+            "b", "script", needs="a", source=f"import os, sys; sys.exit(not os.path.exists({str(tmp_path / 'ok')!r}))"
+        ),
+        step("c", "mark", needs="b", file=str(marks)),
+        **{"finally": [step("tidy", "mark", file=str(marks))]},
+    )
+    execution_id = deployment.execute(deployment.create(definition))
+    assert states_of(deployment.ended(execution_id)) == {
+        "a": "completed", "b": "failed", "c": "skipped", "finally.tidy": "completed",
+    }  # fmt: skip
+    (tmp_path / "ok").touch()
+    call(deployment, execution_id, "retry")
+    execution = deployment.ended(execution_id)
+    assert execution["status"] == "completed", execution["error_message"]
+    assert execution["error_message"] is None
+    performed = [line.split()[1] for line in marks.read_text().splitlines()]
+    assert performed == ["a", "finally.tidy", "c", "finally.tidy"]
+    assert call(deployment, execution_id, "retry", 409)["state"] == "completed"
+
+
+def test_a_retry_does_the_rounds_of_a_loop_again_that_failed(deployment: Deployment, tmp_path: Path):
+    marks = tmp_path / "marks"
+    ok = str(tmp_path / "ok")
+    source = f"import json, os, sys; sys.exit(json.load(sys.stdin)['n'] == 2 and not os.path.exists({ok!r}))"
+    body = [
+        step("one", "mark", file=str(marks)),
+        {**step("two", "script", needs="one", source=source), "input_mapping": {"n": "{{ loop.item }}"}},
+    ]
+    loop = {"id": "each", "type": "loop", "config": {"items": [1, 2, 3], "concurrency": 1, "steps": body}}
+    execution_id = deployment.execute(deployment.create(workflow(loop, step("after", needs="each"))))
+    assert deployment.ended(execution_id)["status"] == "failed"
+    (tmp_path / "ok").touch()
+    call(deployment, execution_id, "retry")
+    execution = deployment.ended(execution_id)
+    assert execution["status"] == "completed", execution["error_message"]
+    performed = [line.split()[1] for line in marks.read_text().splitlines()]
+    assert performed == ["each[0].one", "each[1].one", "each[2].one"]
+
+
+def test_a_single_step_is_retried_with_what_hangs_on_it(deployment: Deployment, tmp_path: Path):
+    def check(name: str) -> str:
+        return f"import os, sys; sys.exit(not os.path.exists({str(tmp_path / name)!r}))"
+
+    definition = workflow(
+        step("a", "script", source=check("a")), step("after_a", needs="a"), step("b", "script", source=check("b"))
+    )
+    execution_id = deployment.execute(deployment.create(definition))
+    execution = deployment.ended(execution_id)
+    (tmp_path / "a").touch()
+    step_id = rows_of(execution)["a"]["id"]
+    answer = deployment.client.post(f"/api/v1/step-executions/{step_id}/retry")
+    assert answer.status_code == 200, answer.text
+    execution = deployment.ended(execution_id)
+    assert states_of(execution) == {"a": "completed", "after_a": "completed", "b": "failed"}
+    assert execution["status"] == "failed"
+    again = deployment.client.post(f"/api/v1/step-executions/{step_id}/retry")
+    assert (again.status_code, again.json["state"]) == (409, "completed")
+
+
+def test_what_was_undone_is_not_retried(deployment: Deployment):
+    definition = workflow({**step("a"), "compensate": {"type": "noop"}}, step("boom", "fail", needs="a"))
+    execution = deployment.run(definition)
+    refusal = call(deployment, execution["id"], "retry", 409)
+    assert "start a new execution" in refusal["detail"]
+
+
+@pytest.mark.parametrize("what", ["pause", "resume", "cancel", "retry"])
+def test_what_is_not_there_is_not_found(servers: Deployment, what: str):
+    call(servers, "00000000-0000-7000-8000-000000000000", what, 404)
+
+
+def test_every_status_has_an_answer_to_every_call(servers: Deployment):
+    """The table of what is allowed, twice each: a repeated call answers as the first."""
+    allowed = {
+        "pause": {"queued", "running", "paused"},
+        "resume": {"queued", "running", "paused"},
+        "cancel": {"queued", "running", "paused", "cancelled"},
+        "retry": {"failed", "cancelled"},
+    }
+    workflow_id = servers.create(workflow(step("a")))
+    for status in ExecutionStatus:
+        for what, statuses in allowed.items():
+            execution_id = servers.execute(workflow_id)
+            done = status in ("completed", "failed", "cancelled")
+            servers.sql(
+                "UPDATE executions SET status = %(status)s, started_at = now(), paused_at = now(), "
+                "finished_at = CASE WHEN %(done)s THEN now() END WHERE id = %(id)s::uuid",
+                status=status, done=done, id=execution_id,
+            )  # fmt: skip
+            expected = 200 if status in statuses else 409
+            answer = call(servers, execution_id, what, expected)
+            if expected == 409:
+                assert json.dumps(answer["state"]) == json.dumps(str(status))
