@@ -15,7 +15,7 @@ from flask_smorest import Api
 
 from api.auth import require_key
 from api.errors import ProblemApi
-from api.resources import executions, health, waiting, workflows
+from api.resources import executions, health, trying, waiting, workflows
 from api.service import Service
 from orchestrator import __version__
 from orchestrator.config import Settings, load_settings
@@ -77,8 +77,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["orchestrator"] = Service(settings)
     app.before_request(require_key(settings))
     api: Api = ProblemApi(app)
-    for blueprint in (workflows.blueprint, executions.blueprint, waiting.blueprint, health.blueprint):
-        api.register_blueprint(blueprint)
+    for resource in (workflows, executions, waiting, trying, health):
+        api.register_blueprint(resource.blueprint)
     _serve_docs(app)
     return app
 

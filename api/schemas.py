@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from marshmallow import RAISE, Schema, ValidationError, fields, validate
 
+from orchestrator.definition.durations import parse_duration
 from orchestrator.lifecycle import ExecutionStatus, StepStatus, WorkflowStatus
 
 _WORKFLOW_STATUS = validate.OneOf([str(status) for status in WorkflowStatus])
@@ -190,4 +194,86 @@ class DecisionIn(_In):
         allow_none=True,
         validate=[validate.Length(max=200), _is_stored_as_text],
         metadata={"description": "who decided"},
+    )
+
+
+class TestTimeout(fields.Field[float]):
+    """Seconds up to five minutes, from a number or a text such as `30s`."""
+
+    _LONGEST = 300.0
+
+    def __init__(self, **options: Any) -> None:
+        shape = {"anyOf": [{"type": "number"}, {"type": "string"}], "description": "30s, 5m, or seconds; at most 5m"}
+        super().__init__(**options, metadata=shape)
+
+    def _deserialize(
+        self,
+        value: Any,
+        attr: str | None,  # noqa: ARG002
+        data: Mapping[str, Any] | None,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> float:
+        try:
+            seconds = parse_duration(value)
+        except ValueError as error:
+            raise ValidationError(str(error)) from None
+        if not 0 < seconds <= self._LONGEST:
+            raise ValidationError(f"must be more than 0 and at most {self._LONGEST:g} seconds")
+        return seconds
+
+
+class ErrorSeen(_In):
+    kind = fields.String(required=True)
+    message = fields.String(required=True)
+
+
+class StepSeen(_In):
+    """What templates see of a step that came before."""
+
+    output = fields.Raw(allow_none=True)
+    status = fields.String(load_default="completed", validate=validate.OneOf(["completed", "failed", "skipped"]))
+    error = fields.Nested(ErrorSeen, allow_none=True)
+
+
+class TestContext(_In):
+    """What the templates of the config see, by the names that they start from."""
+
+    variables = fields.Dict(keys=fields.String())
+    input = fields.Raw(allow_none=True, metadata={"description": "the execution's; default: the step's"})
+    steps = fields.Dict(keys=fields.String(), values=fields.Nested(StepSeen))
+    loop = fields.Dict(keys=fields.String(), metadata={"description": "item, index, parent"})
+    trigger = fields.Dict(keys=fields.String())
+    execution = fields.Dict(keys=fields.String())
+
+
+class StepTestIn(_In):
+    type = fields.String(required=True, metadata={"description": "a step type"})
+    config = fields.Dict(keys=fields.String(), load_default=dict, metadata={"description": "as in a definition"})
+    input = fields.Raw(allow_none=True, metadata={"description": "the step's input; default: the context's, or {}"})
+    context = fields.Nested(TestContext, load_default=dict)
+    timeout = TestTimeout(load_default=30.0)
+
+
+class TestLogLine(Schema):
+    level = fields.String()
+    message = fields.String()
+    at = fields.DateTime()
+
+
+class WaitsFor(Schema):
+    until = fields.DateTime(allow_none=True)
+    awaits = fields.String(allow_none=True, metadata={"description": "decision, or signal:NAME"})
+
+
+class StepTestOut(Schema):
+    status = fields.String(validate=validate.OneOf(["completed", "failed", "waiting"]))
+    output = fields.Raw(allow_none=True)
+    error = fields.Nested(ErrorSeen, allow_none=True)
+    waits_for = fields.Nested(
+        WaitsFor, allow_none=True, metadata={"description": "of a step that would now rest without a worker"}
+    )
+    logs = fields.List(fields.Nested(TestLogLine))
+    duration = fields.Float(metadata={"description": "seconds"})
+    rendered = fields.Dict(
+        allow_none=True, metadata={"description": "the config as the step got it; null if it got none"}
     )

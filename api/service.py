@@ -34,6 +34,12 @@ class Service:
 
         send(plan)
 
+    def try_step(self, id: str, queue: str) -> bool:
+        """Have a worker try out a step; False if the broker is away, and then nobody will."""
+        from workers.dispatch import send_trial
+
+        return send_trial(id, queue)
+
 
 def service() -> Service:
     return cast(Service, current_app.extensions["orchestrator"])

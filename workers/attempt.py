@@ -401,6 +401,7 @@ class LogBuffer:
         self._lines: list[LogLine] = []
         self._left = attempt.settings.executor.max_log
         self._lock = threading.Lock()
+        self._keeping = threading.Lock()
         self._timer: threading.Timer | None = None
 
     def add(self, message: str, level: LogLevel = "info") -> None:
@@ -421,11 +422,19 @@ class LogBuffer:
             self.flush()
 
     def flush(self) -> None:
+        # One at a time: lines stay in their order, and who closes the log leaves none on their way.
+        with self._keeping:
+            self._keep(self._taken())
+
+    def _taken(self) -> list[LogLine]:
         with self._lock:
             lines, self._lines = self._lines, []
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
+        return lines
+
+    def _keep(self, lines: Sequence[LogLine]) -> None:
         if not lines:
             return
         try:

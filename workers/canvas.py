@@ -52,3 +52,10 @@ def _task(plan: Plan, message: Message, rung: tuple[str, ...]) -> Signature:
         queue=message.queue,
         priority=broker_priority(plan.priority if message.priority is None else message.priority),
     )
+
+
+def trial(id: str, queue: str) -> Signature:
+    """The message that has the step `id` of the table step_tests tried out. Somebody waits for it: it goes first."""
+    return app.signature(
+        "test_step", args=[id], immutable=True, ignore_result=True, queue=queue, priority=broker_priority(9)
+    )

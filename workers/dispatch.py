@@ -12,6 +12,7 @@ from itertools import count
 from kombu.exceptions import OperationalError
 
 from orchestrator.engine.plan import Plan
+from workers import canvas
 from workers.canvas import dispatch
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,16 @@ def send(plan: Plan | None) -> None:
         dispatch(plan)
     except (OperationalError, OSError):
         logger.warning("the broker is away; execution %s will be rung for again", plan.execution_id)
+
+
+def send_trial(id: str, queue: str) -> bool:
+    """Have a step tried out; False if the broker does not take the message. Nobody sends it again."""
+    try:
+        canvas.trial(id, queue).apply_async()
+    except (OperationalError, OSError):
+        logger.warning("the broker is away; a step cannot be tried out", exc_info=True)
+        return False
+    return True
 
 
 class Doorbell:

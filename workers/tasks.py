@@ -1,7 +1,8 @@
-"""The tasks, thin: what they do stands in workers/runner.py."""
+"""The tasks, thin: what they do stands in workers/runner.py and workers/trial.py."""
 
 from __future__ import annotations
 
+from workers import trial
 from workers.app import app
 from workers.process import process
 
@@ -13,3 +14,9 @@ def run_steps(execution_id: str, starts: list[str], rung: list[str] | None = Non
     It never raises for a step that failed, nor for a claim that somebody else has.
     """
     process().run_steps(execution_id, starts, rung or [])
+
+
+@app.task(name="test_step")
+def test_step(id: str) -> None:
+    """Try out the step that a row of the table step_tests asks for."""
+    trial.test_step(process(), id)

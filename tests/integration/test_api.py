@@ -58,6 +58,8 @@ ROUTES = {
     ("/api/v1/executions/{execution_id}/logs", "get"),
     ("/api/v1/step-executions/{step_execution_id}", "get"),
     ("/api/v1/step-executions/{step_execution_id}/output", "get"),
+    ("/api/v1/schema", "get"),
+    ("/api/v1/steps/test", "post"),
     ("/health", "get"),
 }
 

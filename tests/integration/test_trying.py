@@ -1,0 +1,322 @@
+"""Trying things out: one step outside of an execution, and the plan of an execution that is not started."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from deployment import Deployment, deployed, wait_until
+
+from orchestrator.store import step_tests
+
+SECRET = "s3cr3t-of-the-test"
+
+
+def attempted(deployment: Deployment, type: str, config: dict[str, Any] | None = None, **more: Any) -> Any:
+    """The answer to trying a step."""
+    body = {"type": type, "config": config or {}, **more}
+    return deployment.client.post("/api/v1/steps/test", json=body)
+
+
+def tried(deployment: Deployment, type: str, config: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """What came of it, without what differs from time to time."""
+    answer = attempted(deployment, type, config, **more)
+    assert answer.status_code == 200, answer.text
+    assert answer.json.pop("duration") >= 0
+    result: dict[str, Any] = answer.json
+    return result
+
+
+def problems(answer: Any) -> dict[str, str]:
+    """The messages of a 422, by their paths."""
+    assert answer.status_code == 422, answer.text
+    assert answer.content_type == "application/problem+json"
+    return {item["path"]: item["message"] for item in answer.json["errors"]}
+
+
+# --- one step ------------------------------------------------------------------------------------------------
+
+
+class _Echo(BaseHTTPRequestHandler):
+    seen: ClassVar[list[tuple[str, str]]] = []
+
+    def do_GET(self) -> None:
+        self.seen.append((self.path, self.headers["Authorization"]))
+        body = b'{"hello": "world"}'
+        self.send_response(404 if self.path == "/missing" else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Echo)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def secretive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A deployment whose one worker knows a secret."""
+    with pytest.MonkeyPatch.context() as patch, deployed(tmp_path_factory.mktemp("secretive")) as own:
+        patch.setenv("ORCHESTRATOR_SECRET_TOKEN", SECRET)
+        own.start_worker(concurrency=1)
+        yield own
+
+
+def test_an_http_step_is_performed_and_its_config_shown_as_it_was_rendered(
+    deployment: Deployment, address: str
+) -> None:
+    result = tried(
+        deployment,
+        "http",
+        {"url": "{{ variables.base }}/{{ steps.before.output.path }}", "params": {"n": "{{ input.n }}"}},
+        context={
+            "variables": {"base": address},
+            "input": {"n": 3},
+            "steps": {"before": {"output": {"path": "things"}}},
+        },
+    )
+    assert result["status"] == "completed"
+    assert result["output"]["body"] == {"hello": "world"}
+    assert result["rendered"] == {"url": f"{address}/things", "params": {"n": 3}}
+    assert (result["error"], result["waits_for"], result["logs"]) == (None, None, [])
+    assert _Echo.seen[-1][0] == "/things?n=3"
+
+
+def test_what_a_script_is_given_and_prints_is_its_input_and_its_log(deployment: Deployment) -> None:
+    source = (
+        "import json, sys; given = json.load(sys.stdin); print('a'); print('b', file=sys.stderr); print(given['n'])"
+    )
+    result = tried(deployment, "script", {"source": source}, input={"n": 5})
+    assert result["output"] == {"result": 5, "exit_code": 0}
+    assert {(line["level"], line["message"]) for line in result["logs"]} == {
+        ("info", "a"), ("warning", "b"), ("info", "5"),
+    }  # fmt: skip
+    assert all(line["at"].endswith("Z") for line in result["logs"])
+
+
+def test_a_step_that_fails_says_how_and_is_not_tried_again(deployment: Deployment, address: str) -> None:
+    before = len(_Echo.seen)
+    result = tried(deployment, "http", {"url": f"{address}/missing"})
+    assert (result["status"], result["error"]["kind"]) == ("failed", "http_status")
+    assert "answered 404" in result["error"]["message"]
+    assert result["output"]["body"] == {"hello": "world"}
+    assert len(_Echo.seen) == before + 1
+
+
+def test_everything_that_templates_may_name_is_there_if_the_context_has_it(deployment: Deployment) -> None:
+    given = {
+        "loop": "{{ loop.item }} {{ loop.index }}",
+        "trigger": "{{ trigger.payload.n }}",
+        "execution": "{{ execution.id }}/{{ execution.workflow_id }}",
+        "failed": "{{ steps.bad.status }}: {{ steps.bad.error.message }}",
+        "not given": "{{ trigger.id }}",
+    }
+    context = {
+        "loop": {"item": "x", "index": 2},
+        "trigger": {"payload": {"n": 1}},
+        "execution": {"id": "mine", "workflow_id": "w"},
+        "steps": {"bad": {"status": "failed", "error": {"kind": "k", "message": "m"}}},
+    }
+    assert tried(deployment, "set", {"values": given}, context=context)["output"] == {
+        "loop": "x 2", "trigger": 1, "execution": "mine/w", "failed": "failed: m", "not given": None,
+    }  # fmt: skip
+
+
+def test_the_input_of_the_step_and_of_the_execution_stand_for_each_other(deployment: Deployment) -> None:
+    source = "import sys; print(sys.stdin.read())"
+    config = {"source": source, "args": ["{{ input.who }}"]}
+    for given in ({"input": {"who": "a"}}, {"context": {"input": {"who": "a"}}}):
+        result = tried(deployment, "script", config, **given)
+        assert (result["output"]["result"], result["rendered"]["args"]) == ({"who": "a"}, ["a"])
+    result = tried(deployment, "script", config, input=[1], context={"input": {"who": "b"}})
+    assert (result["output"]["result"], result["rendered"]["args"]) == ([1], ["b"])
+
+
+def test_a_template_that_fails_leaves_nothing_rendered(deployment: Deployment) -> None:
+    result = tried(deployment, "noop", {"value": "{{ input.missing }}"})
+    assert (result["status"], result["error"]["kind"], result["rendered"]) == ("failed", "template", None)
+    assert "input.missing" in result["error"]["message"]
+
+
+def test_an_output_that_is_not_json_fails_the_step(deployment: Deployment) -> None:
+    half = {"value": {"a": "{{ input }}", "b": "{{ input }}"}}
+    result = tried(deployment, "noop", half, input="x" * (deployment.settings.executor.max_payload * 2 // 3))
+    assert (result["status"], result["error"]["kind"]) == ("failed", "output")
+    assert "executor.max_payload" in result["error"]["message"]
+    assert result["rendered"] is None
+
+
+@pytest.mark.parametrize(
+    ("type", "config", "awaits"),
+    [
+        ("approval", {"message": "go?"}, "decision"),
+        ("signal", {"name": "{{ input.name }}"}, "signal:paid"),
+        ("wait", {"duration": "1h"}, None),
+    ],
+)
+def test_a_step_that_would_rest_says_what_it_waits_for(
+    deployment: Deployment, type: str, config: dict[str, Any], awaits: str | None
+) -> None:
+    result = tried(deployment, type, config, input={"name": "paid"})
+    assert (result["status"], result["waits_for"]["awaits"]) == ("waiting", awaits)
+    assert (result["waits_for"]["until"] is not None) == (type == "wait")
+
+
+def test_a_step_past_its_time_fails_with_timeout(deployment: Deployment, address: str) -> None:
+    result = tried(deployment, "script", {"source": "import time; time.sleep(60)"}, timeout="300ms")
+    assert (result["status"], result["error"]["kind"]) == ("failed", "timeout")
+
+
+def test_trying_writes_no_execution_and_no_log(deployment: Deployment) -> None:
+    def rows() -> list[int]:
+        names = ("executions", "step_executions", "step_logs", "cached_results")
+        return [deployment.sql(f"SELECT count(*) FROM {name}")[0][0] for name in names]
+
+    before = rows()
+    tried(deployment, "talk", {"lines": ["a", "b"]})
+    assert rows() == before
+
+
+def test_a_secret_reaches_the_other_side_and_no_row_nor_answer(secretive: Deployment, address: str) -> None:
+    auth = {"headers": {"Authorization": "Bearer {{ secrets.token }}"}}
+    result = tried(secretive, "http", {"url": address, **auth})
+    assert _Echo.seen[-1] == ("/", f"Bearer {SECRET}")
+    assert result["rendered"]["headers"] == {"Authorization": "Bearer ***"}
+    results = [
+        result,
+        tried(secretive, "noop", {"value": "{{ secrets.token }}"}),
+        tried(secretive, "talk", {"lines": ["it is {{ secrets.token }}"]}),
+        tried(secretive, "fail", {"message": "refused {{ secrets.token }}"}),
+        tried(secretive, "signal", {"name": "{{ secrets.token }}"}),
+    ]
+    assert results[1]["output"] == {"result": "***"}
+    assert results[2]["logs"][0]["message"] == "it is ***"
+    assert results[3]["error"] == {"kind": "asked", "message": "refused ***"}
+    assert results[4]["waits_for"]["awaits"] == "signal:***"
+    assert SECRET not in str(results)
+    assert SECRET not in str(secretive.sql("SELECT request, result FROM step_tests"))
+
+
+def test_an_unknown_type_is_refused_with_a_suggestion(servers: Deployment) -> None:
+    assert problems(attempted(servers, "htp", {"url": "http://x"})) == {
+        "type": "there is no step type 'htp'; did you mean 'http'?"
+    }
+
+
+def test_all_that_is_wrong_is_said_at_once_with_its_place_in_the_request(servers: Deployment) -> None:
+    config = {
+        "metod": "GET",
+        "url": "{{ steps.other.output.x }}",
+        "timeout": "soon",
+        "headers": {"a": "{{ variables.y }}", "b": "{{ loop.item }}"},
+    }
+    context = {"variables": {"x-y": "{{ 1", "z": 1}, "steps": {"before": {}, "not an id": {}}}
+    found = problems(attempted(servers, "http", config, context=context))
+    assert found.keys() == {
+        "config.metod", "config.url", "config.timeout", "config.headers.a", "config.headers.b",
+        'context.steps["not an id"]',
+    }  # fmt: skip
+    assert "no step 'other'" in found["config.url"]
+    assert "'loop' is not defined" in found["config.headers.b"]
+
+
+def test_a_problem_in_yaml_has_its_line(servers: Deployment) -> None:
+    body = "type: http\nconfig:\n  url: http://x\n  timeout: soon\n"
+    answer = servers.client.post("/api/v1/steps/test", data=body, content_type="application/yaml")
+    assert problems(answer).keys() == {"config.timeout"}
+    assert answer.json["errors"][0]["line"] == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ({"timeout": "6m"}, "timeout"),
+        ({"timeout": 0}, "timeout"),
+        ({"timeout": "soon"}, "timeout"),
+        ({"config": []}, "config"),
+        ({"context": {"stps": {}}}, "context.stps"),
+        ({"context": {"steps": {"a": {"status": "odd"}}}}, "context.steps.a.value.status"),
+        ({"type": None}, "type"),
+        ({"count": 1}, "count"),
+    ],
+)
+def test_a_request_that_is_no_request_is_refused(servers: Deployment, given: dict[str, Any], path: str) -> None:
+    body = {"type": "noop", **given}
+    assert problems(servers.client.post("/api/v1/steps/test", json=body)).keys() == {path}
+
+
+INNER = [{"id": "a", "type": "noop"}]
+
+
+@pytest.mark.parametrize(
+    ("type", "config"),
+    [
+        ("loop", {"items": [1], "steps": INNER}),
+        ("parallel", {"branches": {"left": INNER}}),
+        ("workflow", {"workflow": "another"}),
+    ],
+)
+def test_what_would_start_other_steps_is_refused(servers: Deployment, type: str, config: dict[str, Any]) -> None:
+    found = problems(attempted(servers, type, config))
+    assert found.keys() == {"type"}
+    assert "execute a workflow with it" in found["type"]
+
+
+def test_without_a_worker_the_answer_says_so_and_none_performs_it_later(servers: Deployment, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("api.resources.trying.GRACE", 0.2)
+        answer = attempted(servers, "io_noop", {}, timeout=0.1)
+    assert (answer.status_code, answer.content_type) == (504, "application/problem+json")
+    assert "'io'" in answer.json["detail"]
+    assert "no worker took the step" in answer.json["detail"]
+    assert servers.sql("SELECT * FROM step_tests") == []
+
+
+def test_a_step_that_does_not_end_is_told_from_one_that_nobody_takes(deployment: Deployment, tmp_path: Path) -> None:
+    # A function in a thread cannot be ended.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("api.resources.trying.GRACE", 0.2)
+        answer = attempted(deployment, "io_nap", {"seconds": 1.5}, timeout=0.3)
+    assert answer.status_code == 504
+    assert "did not end within 0.5 s" in answer.json["detail"]
+    wait_until(lambda: deployment.sql("SELECT count(*) FROM step_tests WHERE result IS NULL") == [(0,)])
+
+
+def test_a_message_that_comes_twice_performs_a_step_once(deployment: Deployment, tmp_path: Path) -> None:
+    from workers import canvas
+
+    marks = tmp_path / "marks"
+    tried(deployment, "mark", {"file": str(marks)})
+    ((id,),) = deployment.sql("SELECT id::text FROM step_tests ORDER BY id DESC LIMIT 1")
+    canvas.trial(id, "cpu").apply_async()
+    tried(deployment, "mark", {"file": str(marks)})
+    assert len(marks.read_text().splitlines()) == 2
+
+
+def test_old_tests_and_expired_results_are_removed(deployment: Deployment) -> None:
+    workflow_id = deployment.create({"steps": [{"id": "only", "type": "noop"}]})
+    with deployment.store.single() as connection:
+        old, new = (step_tests.insert(connection, {"type": "noop"}) for _ in range(2))
+    deployment.sql(
+        "INSERT INTO cached_results (workflow_id, step_id, key, expires_at) "
+        "VALUES (%(id)s::uuid, 'only', 'k', now() - interval '1 second')",
+        id=workflow_id,
+    )
+    deployment.sql("UPDATE step_tests SET created_at = now() - interval '61 minutes' WHERE id = %(id)s::uuid", id=old)
+    wait_until(lambda: deployment.sql("SELECT FROM step_tests WHERE id = %(id)s::uuid", id=old) == [])
+    wait_until(lambda: deployment.sql("SELECT FROM cached_results WHERE expires_at < now()") == [])
+    assert len(deployment.sql("SELECT FROM step_tests WHERE id = %(id)s::uuid", id=new)) == 1
