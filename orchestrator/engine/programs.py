@@ -191,7 +191,7 @@ class Programs:
                 self._kept.move_to_end(key)
                 return program
         with store.single() as connection:
-            source = workflows.definition(connection, workflow_id, version)
+            source = workflows.runnable(connection, workflow_id, version)
         program = Program(source, self.catalogue, self.settings)
         with self._lock:
             self._kept[key] = program

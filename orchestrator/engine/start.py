@@ -10,7 +10,7 @@ import orjson
 from orchestrator.engine.plan import Plan, plan
 from orchestrator.engine.programs import Programs
 from orchestrator.errors import Conflict, InputError, PayloadTooLarge, Problem
-from orchestrator.lifecycle import STARTABLE
+from orchestrator.lifecycle import STARTABLE, WorkflowStatus
 from orchestrator.store import Store, executions, workflows
 from orchestrator.store.executions import Parent
 
@@ -35,8 +35,8 @@ def start_execution(
 ) -> Started:
     """Store an execution of the workflow's newest version; the caller dispatches the plan.
 
-    Raises NotFound; Conflict if the workflow's status does not allow it; InputError if the input does not fit the
-    workflow's `inputs`; PayloadTooLarge.
+    Raises NotFound; Conflict if the workflow's status does not allow it, or it is a template; InputError if the input
+    does not fit the workflow's `inputs`; PayloadTooLarge.
     """
     check_payload(input, programs.settings.executor.max_payload)
     version = programs.newest.get(workflow_id, 0)
@@ -57,19 +57,23 @@ def start_execution(
                 idempotency_key=idempotency_key,
                 parent=parent,
             )
-            status, newest = inserted.status, inserted.version
+            status, newest, is_template = inserted.status, inserted.version, inserted.is_template
             if inserted.id is not None:
                 return Started(inserted.id, plan(program.scopes, inserted.id, priority, program.scopes.root.roots))
         else:
             with store.single() as connection:
                 status, newest = workflows.current(connection, workflow_id)
+            is_template = False  # the insert knows
         existing = _existing(store, workflow_id, idempotency_key)
         if existing is not None:
             return Started(existing, None)
-        if status not in STARTABLE:
+        if is_template:
             raise Conflict(
-                f"workflow {workflow_id} is {status} and cannot be executed; activate or resume it first", status
+                f"workflow {workflow_id} is a template and cannot be executed; make a workflow of it with "
+                "POST .../instantiate",
+                "template",
             )
+        check_startable(workflow_id, status)
         version = programs.newest[workflow_id] = newest
 
 
@@ -78,6 +82,14 @@ def _existing(store: Store, workflow_id: str, idempotency_key: str | None) -> st
         return None
     with store.single() as connection:
         return executions.id_by_idempotency_key(connection, workflow_id, idempotency_key)
+
+
+def check_startable(workflow_id: str, status: WorkflowStatus) -> None:
+    """Raise Conflict unless a workflow of this status may be executed."""
+    if status not in STARTABLE:
+        raise Conflict(
+            f"workflow {workflow_id} is {status} and cannot be executed; activate or resume it first", status
+        )
 
 
 def check_payload(value: Any, limit: int, path: str = "input") -> None:

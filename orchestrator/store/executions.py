@@ -61,6 +61,7 @@ WITH created AS (
            %(key)s, %(timeout)s, %(parent)s, %(depth)s
     FROM workflows w
     WHERE w.id = %(workflow)s AND w.version = %(version)s AND w.status IN ({sql_words(STARTABLE)})
+      AND NOT w.is_template
     ON CONFLICT (workflow_id, idempotency_key) DO NOTHING
     RETURNING id
 ), steps AS (
@@ -71,7 +72,8 @@ WITH created AS (
                          %(statuses)s::text[], %(heights)s::int[], %(timeouts)s::float8[])
                   AS u(id, path, type, queue, status, height, timeout)
 )
-SELECT EXISTS (SELECT FROM created) AS created, w.version, w.status FROM workflows w WHERE w.id = %(workflow)s
+SELECT EXISTS (SELECT FROM created) AS created, w.version, w.status, w.is_template
+FROM workflows w WHERE w.id = %(workflow)s
 """
 
 _INSERT_ROUTINE = Routine(
@@ -96,18 +98,19 @@ _INSERT_ROUTINE = Routine(
         "heights": "int[]",
         "timeouts": "float8[]",
     },
-    {"created": "bool", "current_version": "int", "workflow_status": "text"},
+    {"created": "bool", "current_version": "int", "workflow_status": "text", "is_template": "bool"},
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Inserted:
-    """`id` is None if nothing was inserted: because the workflow has another `version` by now or a `status`
-    that starts nothing, or else because an execution with this key is already there."""
+    """`id` is None if nothing was inserted: because the workflow has another `version` by now, a `status` that
+    starts nothing or `is_template`, or else because an execution with this key is already there."""
 
     id: str | None
     version: int
     status: WorkflowStatus
+    is_template: bool
 
 
 def insert(
@@ -150,8 +153,8 @@ def insert(
     )
     if not rows:
         raise NotFound("workflow", workflow_id)
-    created, current_version, status = rows[0]
-    return Inserted(execution_id if created else None, current_version, WorkflowStatus(status))
+    created, current_version, status, is_template = rows[0]
+    return Inserted(execution_id if created else None, current_version, WorkflowStatus(status), is_template)
 
 
 def id_by_idempotency_key(connection: Connection, workflow_id: str, key: str) -> str | None:

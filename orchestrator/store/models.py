@@ -60,8 +60,26 @@ workflow_versions = sa.Table(
     sa.Column("version", sa.Integer, primary_key=True),
     # JSON, not JSONB: a definition is shown as it was written, with its keys in their order.
     sa.Column("definition", sa.JSON, nullable=False),
+    sa.Column(
+        "resolved",
+        sa.JSON(none_as_null=True),
+        comment="the definition with its step templates written out; NULL if it uses none",
+    ),
     sa.Column("created_at", _Time, nullable=False, server_default=_now),
     comment="Immutable: a trigger refuses every UPDATE, since executions are pinned to a version.",
+)
+
+step_templates = sa.Table(
+    "step_templates",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    # Definitions name it, so that two of one name would make `uses` a matter of luck.
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("description", sa.Text, nullable=False, server_default=""),
+    sa.Column("parameters", JSONB(none_as_null=True), comment="a JSON Schema"),
+    sa.Column("step", sa.JSON, nullable=False),
+    sa.Column("created_at", _Time, nullable=False, server_default=_now),
+    sa.Column("updated_at", _Time, nullable=False, server_default=_now),
 )
 
 executions = sa.Table(

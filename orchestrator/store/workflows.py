@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import Conflict, NotFound
-from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus, Transition, WorkflowStatus, sql_words
+from orchestrator.lifecycle import ACTIVATE, EXECUTION_TERMINAL, ExecutionStatus, Transition, WorkflowStatus, sql_words
 from orchestrator.store import models as tables
 from orchestrator.store.session import as_dicts, new_id, run
 
@@ -37,14 +37,40 @@ def find(connection: Connection, reference: str) -> str:
 
 def definition(connection: Connection, workflow_id: str, version: int) -> dict[str, Any]:
     """The document of one version, as it was given. Raises NotFound."""
-    source: dict[str, Any] | None = run(
+    return _documents(connection, workflow_id, version)[0]
+
+
+def runnable(connection: Connection, workflow_id: str, version: int) -> dict[str, Any]:
+    """The same with its step templates written out: what is executed. Raises NotFound."""
+    written, resolved = _documents(connection, workflow_id, version)
+    return written if resolved is None else resolved
+
+
+def _documents(connection: Connection, workflow_id: str, version: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    row = run(
         connection,
-        "SELECT definition FROM workflow_versions WHERE workflow_id = %(id)s::uuid AND version = %(version)s",
+        "SELECT definition, resolved FROM workflow_versions WHERE workflow_id = %(id)s::uuid AND version = %(version)s",
         {"id": workflow_id, "version": version},
-    ).scalar()
-    if source is None:
+    ).first()
+    if row is None:
         raise NotFound("workflow version", f"{workflow_id}/{version}")
-    return source
+    return row.definition, row.resolved
+
+
+def template(connection: Connection, workflow_id: str) -> dict[str, Any]:
+    """What a workflow can be made from: `name`, `description`, `tags`, and of its newest version `definition` and
+    `resolved`. Raises NotFound; Conflict if the workflow is no template."""
+    row = run(
+        connection,
+        "SELECT name, description, tags, status, version, is_template FROM workflows WHERE id = %(id)s::uuid",
+        {"id": workflow_id},
+    ).first()
+    if row is None:
+        raise NotFound("workflow", workflow_id)
+    if not row.is_template:
+        raise Conflict(f"workflow {workflow_id} is not a template; set is_template to make others from it", row.status)
+    written, resolved = _documents(connection, workflow_id, row.version)
+    return {**row._mapping, "definition": written, "resolved": resolved}
 
 
 def insert(
@@ -56,8 +82,9 @@ def insert(
     owner_id: str | None,
     is_template: bool,
     definition: Mapping[str, Any],
+    resolved: Mapping[str, Any] | None = None,
 ) -> str:
-    """A new draft with its version 1."""
+    """A new draft with its version 1; `resolved` is None for a definition that uses no step templates."""
     workflow_id = new_id()
     connection.execute(
         tables.workflows.insert().values(
@@ -70,25 +97,40 @@ def insert(
             version=1,
         )
     )
-    _insert_version(connection, workflow_id, 1, definition)
+    _insert_version(connection, workflow_id, 1, definition, resolved)
     return workflow_id
 
 
 def update(
-    connection: Connection, workflow_id: str, changes: Mapping[str, Any], new_definition: Mapping[str, Any] | None
+    connection: Connection,
+    workflow_id: str,
+    changes: Mapping[str, Any],
+    new_definition: Mapping[str, Any] | None,
+    resolved: Mapping[str, Any] | None = None,
 ) -> None:
-    """Change the workflow's own fields, and add a version if the definition differs. Raises NotFound."""
+    """Change the workflow's own fields, and add a version if the definition differs, be it only by what its step
+    templates have become.
+
+    Raises NotFound; Conflict if it has been activated and is to be a template.
+    """
     row = run(
         connection,
-        "SELECT version FROM workflows WHERE id = %(id)s::uuid FOR UPDATE",
+        "SELECT version, status FROM workflows WHERE id = %(id)s::uuid FOR UPDATE",
         {"id": workflow_id},
     ).first()
     if row is None:
         raise NotFound("workflow", workflow_id)
+    if changes.get("is_template") and row.status != WorkflowStatus.DRAFT:
+        raise Conflict(
+            f"workflow {workflow_id} is {row.status}; only a draft can become a template: make one of its definition",
+            row.status,
+        )
     values = dict(changes)
-    if new_definition is not None and new_definition != definition(connection, workflow_id, row.version):
-        values["version"] = row.version + 1
-        _insert_version(connection, workflow_id, row.version + 1, new_definition)
+    if new_definition is not None:
+        newest = _documents(connection, workflow_id, row.version)
+        if (new_definition, resolved) != newest:
+            values["version"] = row.version + 1
+            _insert_version(connection, workflow_id, row.version + 1, new_definition, resolved)
     connection.execute(
         tables.workflows.update()
         .where(tables.workflows.c.id == workflow_id)
@@ -96,9 +138,17 @@ def update(
     )
 
 
-def _insert_version(connection: Connection, workflow_id: str, version: int, definition: Mapping[str, Any]) -> None:
+def _insert_version(
+    connection: Connection,
+    workflow_id: str,
+    version: int,
+    definition: Mapping[str, Any],
+    resolved: Mapping[str, Any] | None,
+) -> None:
     connection.execute(
-        tables.workflow_versions.insert().values(workflow_id=workflow_id, version=version, definition=definition)
+        tables.workflow_versions.insert().values(
+            workflow_id=workflow_id, version=version, definition=definition, resolved=resolved
+        )
     )
 
 
@@ -122,10 +172,11 @@ def delete(connection: Connection, workflow_id: str) -> None:
 
 
 def move(connection: Connection, workflow_id: str, transition: Transition) -> bool:
-    """Change the status; False if it is not one that this transition starts from."""
+    """Change the status; False if it is not one that this transition starts from, or would activate a template."""
+    allowed = f"{transition.guard} AND NOT is_template" if transition is ACTIVATE else transition.guard
     sql = (
         f"UPDATE workflows SET {transition.assignment}, updated_at = clock_timestamp() "
-        f"WHERE id = %(id)s::uuid AND {transition.guard}"
+        f"WHERE id = %(id)s::uuid AND {allowed}"
     )
     return run(connection, sql, {"id": workflow_id}).rowcount == 1
 
@@ -172,6 +223,7 @@ def listing(
     status: str | None = None,
     tag: str | None = None,
     name: str | None = None,
+    is_template: bool | None = None,
     before: str | None = None,
     limit: int = 50,
 ) -> list[dict[str, Any]]:
@@ -182,6 +234,7 @@ def listing(
         None if status is None else _w.c.status == status,
         None if tag is None else _w.c.tags.contains([tag]),
         None if name is None else _w.c.name == name,
+        None if is_template is None else _w.c.is_template == is_template,
         None if before is None else _w.c.id < before,
     ):
         if condition is not None:
