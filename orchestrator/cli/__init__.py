@@ -7,6 +7,7 @@ import click
 from orchestrator.cli.demo import demo
 from orchestrator.cli.migrate import migrate
 from orchestrator.cli.run import run
+from orchestrator.cli.schema import schema
 from orchestrator.cli.up import up
 from orchestrator.cli.validate import validate
 
@@ -48,5 +49,5 @@ def main() -> None:
     """
 
 
-for command in (up, run, validate, migrate, demo):
+for command in (up, run, validate, schema, migrate, demo):
     main.add_command(command)

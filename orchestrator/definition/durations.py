@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _BYTES = {"B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3, "TB": 1024**4}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB)", re.IGNORECASE)
+
+DURATION_SHAPE: dict[str, Any] = {
+    "anyOf": [
+        {"type": "number", "minimum": 0},
+        {
+            "type": "string",
+            "pattern": r"^\s*([0-9]+(\.[0-9]+)?(ms|s|m|h|d|w))+\s*$",
+            "examples": ["30s", "5m", "1h30m"],
+        },
+    ]
+}
+"""A duration, as JSON Schema."""
+
+SIZE_SHAPE: dict[str, Any] = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0},
+        {
+            "type": "string",
+            "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*([Bb]|[KkMmGgTt][Bb])\s*$",
+            "examples": ["64KB", "1GB"],
+        },
+    ]
+}
+"""A size, as JSON Schema."""
 
 
 def parse_duration(value: object) -> float:

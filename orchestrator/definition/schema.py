@@ -1,4 +1,7 @@
-"""The shapes of a definition, of a step, and of what they hold; what the parts mean together is in validation.py."""
+"""The shapes of a definition, of a step, and of what they hold; what the parts mean together is in validation.py.
+
+`metadata` is for json_schema.py: the JSON Schema of what a validator of ours takes, and what editors show.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 from jsonschema import Draft202012Validator, SchemaError
 from marshmallow import Schema, ValidationError, fields, validate
 
-from orchestrator.definition.durations import parse_duration
+from orchestrator.definition.durations import DURATION_SHAPE, parse_duration
 from orchestrator.definition.model import TriggerRule
 
 STEP_ID = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,127}")
@@ -22,7 +25,7 @@ MAX_DURATION = 3650 * 86400.0
 """Seconds; a deadline must stay a date that Python and PostgreSQL know."""
 
 
-def _duration(minimum: float) -> Callable[[Any], None]:
+def _duration(minimum: float, says: str, **options: Any) -> fields.Field[Any]:
     def check(value: Any) -> None:
         try:
             seconds = parse_duration(value)
@@ -33,17 +36,20 @@ def _duration(minimum: float) -> Callable[[Any], None]:
         if seconds > MAX_DURATION:
             raise ValidationError(f"'{value}' is too long; at most 3650d is possible")
 
-    return check
+    seconds, text = DURATION_SHAPE["anyOf"]
+    shape = {"anyOf": [{**seconds, "minimum": minimum, "maximum": MAX_DURATION}, text]}
+    return fields.Raw(validate=check, metadata={"description": says, **shape}, **options)
 
 
-def _number(low: float, high: float, whole: bool = False) -> Callable[[Any], None]:
+def _number(low: float, high: float, says: str, whole: bool = False, **options: Any) -> fields.Field[Any]:
     def check(value: Any) -> None:
         right_type = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         if not right_type or not low <= value <= high:
             kind = "a whole number" if whole else "a number"
             raise ValidationError(f"must be {kind} from {low:g} to {high:g}, not {value!r}")
 
-    return check
+    shape = {"type": "integer" if whole else "number", "minimum": low, "maximum": high}
+    return fields.Raw(validate=check, metadata={"description": says, **shape}, **options)
 
 
 def _step_id(value: Any) -> None:
@@ -93,17 +99,24 @@ def _version(value: Any) -> None:
         raise ValidationError("must be a text such as '1.0'")
 
 
+def _truth(value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValidationError("must be true or false")
+
+
 def _steps_length(value: Any) -> None:
     if not 1 <= len(value) <= MAX_STEPS:
         raise ValidationError(f"a definition has 1 to {MAX_STEPS:,} steps, not {len(value):,}")
 
 
-def _text(longest: int = 10_000) -> fields.Field[Any]:
-    return fields.String(allow_none=True, validate=validate.Length(max=longest, error="at most {max} characters"))
+def _text(says: str, longest: int = 10_000) -> fields.Field[Any]:
+    length = validate.Length(max=longest, error="at most {max} characters")
+    return fields.String(allow_none=True, validate=length, metadata={"description": says})
 
 
-def _mapping() -> fields.Field[Any]:
-    return fields.Raw(allow_none=True, validate=_is_mapping)
+def _mapping(says: str, check: Callable[[Any], None] | None = None, **shape: Any) -> fields.Field[Any]:
+    metadata = {"description": says, "type": "object", **shape}
+    return fields.Raw(allow_none=True, validate=check or _is_mapping, metadata=metadata)
 
 
 def _is_mapping(value: Any) -> None:
@@ -113,64 +126,130 @@ def _is_mapping(value: Any) -> None:
 
 
 class RetryPolicySchema(Schema):
-    max_attempts = fields.Raw(validate=_number(1, 100, whole=True))
-    initial_delay = fields.Raw(validate=_duration(0))
-    max_delay = fields.Raw(validate=_duration(0))
-    backoff_factor = fields.Raw(validate=_number(1, 1000))
-    jitter = fields.Raw(validate=_number(0, 1))
-    retry_on = fields.List(fields.String())
+    max_attempts = _number(1, 100, "how often it is tried in all; default: 3", whole=True)
+    initial_delay = _duration(0, "the rest after the first failure; default: 30s")
+    max_delay = _duration(0, "the longest rest; default: 300s")
+    backoff_factor = _number(1, 1000, "by how much each rest is longer than the one before; default: 2")
+    jitter = _number(0, 1, "share of each rest that is random; default: 0")
+    retry_on = fields.List(
+        fields.String(), metadata={"description": "kinds of failure that are worth another attempt; default: all"}
+    )
 
 
 class CacheSchema(Schema):
-    key = fields.Raw(required=True)
-    ttl = fields.Raw(required=True, validate=_duration(1))
+    key = fields.Raw(
+        required=True, metadata={"description": "any value, with templates: the same key has the same result"}
+    )
+    ttl = _duration(1, "how old the earlier result may be", required=True)
 
 
 class PerformedSchema(Schema):
     """What every step has that is performed, in the graph or to undo another."""
 
-    name = _text(500)
-    description = _text()
-    type = fields.String(required=True)
-    config = _mapping()
-    input_mapping = _mapping()
-    retry_policy = fields.Nested(RetryPolicySchema, allow_none=True)
-    timeout = fields.Raw(allow_none=True, validate=_duration(0.001))
-    priority = fields.Raw(allow_none=True, validate=_number(0, 9, whole=True))
+    name = _text("for people", 500)
+    description = _text("for people")
+    type = fields.String(required=True, metadata={"description": "what the step does"})
+    config = _mapping("what its type needs to know; texts may hold templates")
+    input_mapping = _mapping("the step's input, with templates; default: the execution's input")
+    retry_policy = fields.Nested(
+        RetryPolicySchema,
+        allow_none=True,
+        metadata={"description": "what happens when an attempt fails; default: scheduler.retry of the settings"},
+    )
+    timeout = _duration(0.001, "the time that one attempt has", allow_none=True)
+    priority = _number(0, 9, "of its messages, 9 the highest; default: the execution's", whole=True, allow_none=True)
     queue = fields.String(
         allow_none=True,
         validate=validate.Regexp(QUEUE_NAME, error="'{input}' is not a queue; up to 64 letters, digits, '_' and '-'"),
+        metadata={"description": "served by workers started with -Q; default: that of its type"},
     )
 
 
 class StepSchema(PerformedSchema):
-    id = fields.Raw(required=True, validate=_step_id)
-    depends_on = fields.Raw(allow_none=True, validate=_step_ids)
-    when = fields.Raw(allow_none=True)
-    trigger_rule = fields.String(validate=_one_of(*TriggerRule))
-    output_mapping = fields.Raw(allow_none=True, validate=_is_variables)
-    on_error = fields.String(validate=_one_of("fail", "continue"))
-    cache = fields.Nested(CacheSchema, allow_none=True)
-    compensate = fields.Nested(PerformedSchema, allow_none=True)
+    """A step."""
+
+    id = fields.Raw(
+        required=True,
+        validate=_step_id,
+        metadata={
+            "description": "unique in the whole definition; templates know the step by it: steps.ID.output",
+            "type": "string",
+            "pattern": f"^{STEP_ID.pattern}$",
+            "not": {"enum": sorted(RESERVED_IDS)},
+        },
+    )
+    depends_on = fields.Raw(
+        allow_none=True,
+        validate=_step_ids,
+        metadata={
+            "description": "the id, or a list of ids, of the steps of this list that come before it",
+            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+        },
+    )
+    when = fields.Raw(allow_none=True, metadata={"description": "an expression; the step is skipped if it is not true"})
+    trigger_rule = fields.String(
+        validate=_one_of(*TriggerRule),
+        metadata={"description": "what of its dependencies lets it run; default: all_success"},
+    )
+    output_mapping = _mapping(
+        "variables for the steps after this one, made of `output`",
+        _is_variables,
+        propertyNames={"pattern": f"^{_VARIABLE.pattern}$"},
+    )
+    on_error = fields.String(
+        validate=_one_of("fail", "continue"),
+        metadata={"description": "continue: dependents run, and the execution does not fail for it; default: fail"},
+    )
+    cache = fields.Nested(
+        CacheSchema,
+        allow_none=True,
+        metadata={"description": "take the result of an earlier execution's step with the same key"},
+    )
+    compensate = fields.Nested(
+        PerformedSchema,
+        allow_none=True,
+        metadata={"description": "undoes the step when the execution has failed or was cancelled"},
+    )
 
 
 class TriggerSchema(Schema):
-    type = fields.String(required=True)
-    name = _text(500)
-    config = _mapping()
-    is_enabled = fields.Raw(validate=validate.OneOf((True, False), error="must be true or false"))
+    type = fields.String(required=True, metadata={"description": "what starts executions"})
+    name = _text("for people", 500)
+    config = _mapping("what its type needs to know")
+    is_enabled = fields.Raw(
+        validate=_truth,
+        metadata={"description": "default: true", "type": "boolean"},
+    )
+
+
+def _steps(says: str, **options: Any) -> fields.Field[Any]:
+    metadata = {"description": says, "minItems": 1, "maxItems": MAX_STEPS}
+    return fields.List(fields.Nested(StepSchema), validate=_steps_length, metadata=metadata, **options)
 
 
 class DefinitionSchema(Schema):
-    version = fields.Raw(validate=_version)
-    name = _text(500)
-    description = _text()
-    variables = _mapping()
-    steps = fields.List(fields.Nested(StepSchema), required=True, validate=_steps_length)
-    outputs = _mapping()
-    timeout = fields.Raw(allow_none=True, validate=_duration(0.001))
-    triggers = fields.List(fields.Nested(TriggerSchema), allow_none=True)
-    tags = fields.List(fields.String(validate=validate.Length(max=200)), allow_none=True)
-    inputs = fields.Raw(allow_none=True, validate=_is_json_schema)
-    on_failure = fields.List(fields.Nested(StepSchema), allow_none=True, validate=_steps_length)
-    finally_ = fields.List(fields.Nested(StepSchema), data_key="finally", allow_none=True, validate=_steps_length)
+    """A workflow definition: steps, and how they depend on each other."""
+
+    version = fields.Raw(
+        validate=_version,
+        metadata={"description": "the author's own, such as '1.0'", "type": ["string", "number"]},
+    )
+    name = _text("of the workflow", 500)
+    description = _text("for people")
+    variables = _mapping("values that templates know: variables.NAME")
+    steps = _steps("what is done, in the order of their depends_on", required=True)
+    outputs = _mapping("the execution's output, with templates; default: that of every step nothing depends on")
+    timeout = _duration(0.001, "the time that an execution has; default: executor.timeout", allow_none=True)
+    triggers = fields.List(
+        fields.Nested(TriggerSchema), allow_none=True, metadata={"description": "what starts executions"}
+    )
+    tags = fields.List(
+        fields.String(validate=validate.Length(max=200)),
+        allow_none=True,
+        metadata={"description": "to find the workflow by"},
+    )
+    inputs = _mapping(
+        "a JSON Schema; an execution's input is checked with it, and its defaults are filled in", _is_json_schema
+    )
+    on_failure = _steps("steps that run when the execution fails or is cancelled", allow_none=True)
+    finally_ = _steps("steps that run at the end of every execution", data_key="finally", allow_none=True)

@@ -16,7 +16,8 @@ class StepIds(fields.List[str]):
     """A list of step ids; a single one may be written as a text."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(fields.String(), **options)
+        shape = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+        super().__init__(fields.String(), metadata=shape, **options)
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> list[Any]:
         return super()._deserialize([value] if isinstance(value, str) else value, attr, data, **kwargs)

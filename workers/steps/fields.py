@@ -7,15 +7,14 @@ from typing import Any
 
 from marshmallow import ValidationError, fields
 
-from orchestrator.definition.durations import parse_duration, parse_size
+from orchestrator.definition.durations import DURATION_SHAPE, SIZE_SHAPE, parse_duration, parse_size
 
 
 class Duration(fields.Field[float]):
     """Seconds, from a number or a text such as `30s` or `1h30m`."""
 
     def __init__(self, **options: Any) -> None:
-        shape = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "examples": ["30s", "5m"]}]}
-        super().__init__(**{**options, "metadata": shape | dict(options.get("metadata") or {})})
+        super().__init__(**{**options, "metadata": DURATION_SHAPE | dict(options.get("metadata") or {})})
 
     def _deserialize(
         self,
@@ -34,8 +33,7 @@ class Size(fields.Field[int]):
     """Bytes, from a whole number or a text such as `64KB`."""
 
     def __init__(self, **options: Any) -> None:
-        shape = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "examples": ["64KB", "1GB"]}]}
-        super().__init__(**{**options, "metadata": shape | dict(options.get("metadata") or {})})
+        super().__init__(**{**options, "metadata": SIZE_SHAPE | dict(options.get("metadata") or {})})
 
     def _deserialize(
         self,
@@ -52,6 +50,10 @@ class Size(fields.Field[int]):
 
 class Text(fields.String):
     """Text. A number or truth value, which YAML makes of `5` and `true`, is taken as JSON writes it."""
+
+    def __init__(self, **options: Any) -> None:
+        shape = {"type": ["string", "number", "boolean"]}
+        super().__init__(**{**options, "metadata": shape | dict(options.get("metadata") or {})})
 
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> Any:
         if isinstance(value, bool):

@@ -26,6 +26,12 @@ _WORTH_RETRYING = frozenset({408, 425, 429})
 class StatusCodes(fields.Field[tuple[range, ...]]):
     """Status codes: 200, "200-299", or a list of such."""
 
+    def __init__(self, **options: Any) -> None:
+        code = {"type": "integer", "minimum": 100, "maximum": 599}
+        codes = {"type": "string", "pattern": r"^\s*[0-9]+\s*(-\s*[0-9]+\s*)?$", "examples": ["200-299"]}
+        several = {"type": "array", "items": {"anyOf": [code, codes]}}
+        super().__init__(metadata={"anyOf": [code, codes, several]}, **options)
+
     def _deserialize(
         self,
         value: Any,
@@ -88,7 +94,7 @@ class Http(StepType):
     queue: ClassVar[QueueClass] = "io"
 
     class Config(Schema):
-        method = fields.String(load_default="GET", validate=_known_method)
+        method = fields.String(load_default="GET", validate=_known_method, metadata={"examples": list(_METHODS)})
         url = fields.String(required=True, validate=http_url)
         headers = fields.Dict(keys=fields.String(), values=Text(), load_default=dict)
         params = fields.Dict(keys=fields.String(), values=fields.Raw(allow_none=True), load_default=dict)

@@ -37,7 +37,11 @@ class Loop(StepType):
         concurrency = fields.Integer(strict=True, validate=validate.Range(1, 10_000))
         on_item_error = fields.String(load_default="fail", validate=validate.OneOf(["fail", "continue"]))
         collect = fields.Boolean(load_default=True)
-        steps = fields.List(fields.Raw(), required=True, validate=validate.Length(min=1, error="has no steps"))
+        steps = fields.List(
+            fields.Raw(metadata={"step": True}),
+            required=True,
+            validate=validate.Length(min=1, error="has no steps"),
+        )
 
         @validates_schema
         def _one_form(self, data: Mapping[str, Any], **_: object) -> None:

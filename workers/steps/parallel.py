@@ -31,7 +31,9 @@ class Parallel(StepType):
             keys=fields.String(
                 validate=validate.Regexp(_NAME, error="'{input}' is no name; use letters, digits, '_' and '-'")
             ),
-            values=fields.List(fields.Raw(), validate=validate.Length(min=1, error="has no steps")),
+            values=fields.List(
+                fields.Raw(metadata={"step": True}), validate=validate.Length(min=1, error="has no steps")
+            ),
             required=True,
             validate=validate.Length(1, 1000, error="there must be 1 to 1,000 branches"),
         )

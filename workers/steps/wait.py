@@ -41,7 +41,7 @@ class WaitFor(StepType):
 
     class Config(Schema):
         duration = Duration()
-        until = Moment()
+        until = Moment(metadata={"type": "string", "examples": ["2030-01-01T08:00:00+01:00"]})
 
         @validates_schema
         def _one_form(self, data: Mapping[str, Any], **_: object) -> None:
