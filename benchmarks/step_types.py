@@ -97,11 +97,13 @@ def measure(here: Orchestrator, rounds: int) -> list[TypeFigure]:
 
 
 def table(figures: list[TypeFigure]) -> str:
-    head = f"{'step type':<12}{'each':<13}{'n':>6}{'ms':>9}{'bare ms':>9}{'ratio':>8}"
+    head = f"{'step type':<12}{'each':<13}{'n':>6}{'ms':>9}{'bare ms':>9}{'more ms':>9}{'ratio':>8}"
     lines = [head, "-" * len(head)]
     for figure in figures:
-        bare = "-" if figure.bare_ms is None else f"{figure.bare_ms:.2f}"
-        cells = f"{figure.count:>6}{figure.ms:>9.2f}{bare:>9}{figure.ratio:>8.2f}"
+        bare = more = "-"
+        if figure.bare_ms is not None:
+            bare, more = f"{figure.bare_ms:.2f}", f"{figure.ms - figure.bare_ms:.2f}"
+        cells = f"{figure.count:>6}{figure.ms:>9.2f}{bare:>9}{more:>9}{figure.ratio:>8.2f}"
         lines.append(f"{figure.type:<12}{figure.each:<13}{cells}")
     return "\n".join(lines)
 
