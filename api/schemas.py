@@ -71,6 +71,15 @@ class ExecuteIn(_In):
     )
 
 
+class ExecuteQuery(Schema):
+    class Meta:
+        unknown = RAISE
+
+    dry_run = fields.Boolean(
+        load_default=False, metadata={"description": "answer with what an execution would do, and start none"}
+    )
+
+
 class ExecuteHeaders(Schema):
     idempotency_key = fields.String(
         data_key="Idempotency-Key",
@@ -277,3 +286,52 @@ class StepTestOut(Schema):
     rendered = fields.Dict(
         allow_none=True, metadata={"description": "the config as the step got it; null if it got none"}
     )
+
+
+class PlannedMessage(Schema):
+    queue = fields.String()
+    starts = fields.List(fields.String(), metadata={"description": "the first steps of the runs in it"})
+    priority = fields.Integer()
+
+
+class PlannedMessages(Schema):
+    chains = fields.List(fields.List(fields.Nested(PlannedMessage)))
+    join = fields.Nested(PlannedMessage, allow_none=True, metadata={"description": "follows when all chains are done"})
+
+
+class PlannedStep(Schema):
+    path = fields.String(metadata={"description": "in a loop, with * for the number of the round"})
+    id = fields.String()
+    type = fields.String()
+    queue = fields.String()
+    depends_on = fields.List(fields.String())
+    trigger_rule = fields.String()
+    when = fields.Raw(allow_none=True)
+    level = fields.Integer(metadata={"description": "the longest way to it from a first step, from 0"})
+    height = fields.Integer(metadata={"description": "steps on the longest way from it to a last one, itself included"})
+    run = fields.Integer(metadata={"description": "steps of one number go in one message, one after the other"})
+    rendered = fields.Dict(metadata={"description": "the config; what only a running execution knows is as written"})
+    bodies = fields.Dict(
+        keys=fields.String(),
+        values=fields.List(fields.Nested(lambda: PlannedStep())),
+        metadata={"description": "by branch"},
+    )
+    compensate = fields.Nested(lambda: PlannedStep())
+
+
+class PlanProblem(Schema):
+    path = fields.String()
+    message = fields.String()
+
+
+class ExecutionPlan(Schema):
+    """What an execution would do."""
+
+    workflow_id = fields.UUID()
+    version = fields.Integer()
+    input = fields.Dict(metadata={"description": "with the defaults of `inputs`"})
+    steps = fields.List(fields.Nested(PlannedStep))
+    on_failure = fields.List(fields.Nested(PlannedStep))
+    finally_ = fields.List(fields.Nested(PlannedStep), data_key="finally")
+    messages = fields.Nested(PlannedMessages, metadata={"description": "what would be sent at the start"})
+    problems = fields.List(fields.Nested(PlanProblem), metadata={"description": "templates that this input makes fail"})

@@ -15,7 +15,9 @@ from api.resources.paging import page
 from api.schemas import (
     ExecuteHeaders,
     ExecuteIn,
+    ExecuteQuery,
     ExecutionDetail,
+    ExecutionPlan,
     WorkflowDetail,
     WorkflowIn,
     WorkflowPage,
@@ -23,6 +25,7 @@ from api.schemas import (
 )
 from api.service import service
 from orchestrator.definition import load_definition
+from orchestrator.engine.dry_run import dry_run
 from orchestrator.engine.start import check_payload, start_execution
 from orchestrator.errors import Conflict, DefinitionError, InputError, Problem
 from orchestrator.lifecycle import ACTIVATE, PAUSE_WORKFLOW, RESUME_WORKFLOW, Transition
@@ -130,11 +133,15 @@ def resume(workflow_id: UUID) -> Response:
 
 @blueprint.route("/<uuid:workflow_id>/execute", methods=["POST"])
 @blueprint.arguments(ExecuteIn())
+@blueprint.arguments(ExecuteQuery(), location="query")
 @blueprint.arguments(ExecuteHeaders(), location="headers", unknown="exclude")
 @blueprint.response(202, ExecutionDetail)
-def execute(given: dict[str, Any], headers: dict[str, Any], workflow_id: UUID) -> Response:
+@blueprint.alt_response(200, schema=ExecutionPlan, description="With `dry_run`: what it would do")
+def execute(given: dict[str, Any], query: dict[str, Any], headers: dict[str, Any], workflow_id: UUID) -> Response:
     """Start an execution of the newest version. It is stored when this answers, whatever dies afterwards."""
     here = service()
+    if query["dry_run"]:
+        return jsonify(dry_run(here.store, here.programs, str(workflow_id), given["input"], priority=given["priority"]))
     started = start_execution(
         here.store,
         here.programs,

@@ -67,13 +67,7 @@ def start_execution(
         existing = _existing(store, workflow_id, idempotency_key)
         if existing is not None:
             return Started(existing, None)
-        if is_template:
-            raise Conflict(
-                f"workflow {workflow_id} is a template and cannot be executed; make a workflow of it with "
-                "POST .../instantiate",
-                "template",
-            )
-        check_startable(workflow_id, status)
+        check_startable(workflow_id, status, is_template)
         version = programs.newest[workflow_id] = newest
 
 
@@ -84,8 +78,14 @@ def _existing(store: Store, workflow_id: str, idempotency_key: str | None) -> st
         return executions.id_by_idempotency_key(connection, workflow_id, idempotency_key)
 
 
-def check_startable(workflow_id: str, status: WorkflowStatus) -> None:
-    """Raise Conflict unless a workflow of this status may be executed."""
+def check_startable(workflow_id: str, status: WorkflowStatus, is_template: bool) -> None:
+    """Raise Conflict unless such a workflow may be executed."""
+    if is_template:
+        raise Conflict(
+            f"workflow {workflow_id} is a template and cannot be executed; make a workflow of it with "
+            "POST .../instantiate",
+            "template",
+        )
     if status not in STARTABLE:
         raise Conflict(
             f"workflow {workflow_id} is {status} and cannot be executed; activate or resume it first", status

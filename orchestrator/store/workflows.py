@@ -22,6 +22,12 @@ def current(connection: Connection, workflow_id: str) -> tuple[WorkflowStatus, i
     return WorkflowStatus(row.status), row.version
 
 
+def is_template(connection: Connection, workflow_id: str) -> bool:
+    """Whether it is there to make others from, and never executed itself."""
+    found = run(connection, "SELECT is_template FROM workflows WHERE id = %(id)s::uuid", {"id": workflow_id}).scalar()
+    return bool(found)
+
+
 def find(connection: Connection, reference: str) -> str:
     """The id of the workflow with this id, or else of the newest one with this name. Raises NotFound."""
     id: str | None = run(

@@ -58,6 +58,13 @@ ROUTES = {
     ("/api/v1/executions/{execution_id}/logs", "get"),
     ("/api/v1/step-executions/{step_execution_id}", "get"),
     ("/api/v1/step-executions/{step_execution_id}/output", "get"),
+    ("/api/v1/step-executions/{step_execution_id}/decision", "post"),
+    ("/api/v1/step-executions/{step_execution_id}/retry", "post"),
+    ("/api/v1/executions/{execution_id}/signals", "post"),
+    ("/api/v1/executions/{execution_id}/pause", "post"),
+    ("/api/v1/executions/{execution_id}/resume", "post"),
+    ("/api/v1/executions/{execution_id}/cancel", "post"),
+    ("/api/v1/executions/{execution_id}/retry", "post"),
     ("/api/v1/schema", "get"),
     ("/api/v1/steps/test", "post"),
     ("/health", "get"),
@@ -593,7 +600,7 @@ def test_the_openapi_document_names_the_parameters_users_need(servers: Deploymen
     document = servers.client.get("/openapi.json").json
     execute = document["paths"]["/api/v1/workflows/{workflow_id}/execute"]
     parameters = {item["name"] for item in [*execute["post"]["parameters"], *execute.get("parameters", [])]}
-    assert parameters == {"workflow_id", "Idempotency-Key"}
+    assert parameters == {"workflow_id", "dry_run", "Idempotency-Key"}
 
 
 @pytest.mark.parametrize("address", ["/docs", "/docs/"])

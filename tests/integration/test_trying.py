@@ -320,3 +320,161 @@ def test_old_tests_and_expired_results_are_removed(deployment: Deployment) -> No
     wait_until(lambda: deployment.sql("SELECT FROM step_tests WHERE id = %(id)s::uuid", id=old) == [])
     wait_until(lambda: deployment.sql("SELECT FROM cached_results WHERE expires_at < now()") == [])
     assert len(deployment.sql("SELECT FROM step_tests WHERE id = %(id)s::uuid", id=new)) == 1
+
+
+# --- the plan of an execution --------------------------------------------------------------------------------
+
+
+def dry(deployment: Deployment, definition: dict[str, Any], **body: Any) -> Any:
+    """The answer to a dry run."""
+    path = f"/api/v1/workflows/{deployment.create(definition)}/execute?dry_run=true"
+    return deployment.client.post(path, json=body)
+
+
+def planned(deployment: Deployment, definition: dict[str, Any], **body: Any) -> dict[str, Any]:
+    """The plan, its steps by their paths."""
+    answer = dry(deployment, definition, **body)
+    assert answer.status_code == 200, answer.text
+    plan: dict[str, Any] = answer.json
+    return plan | {"steps": {entry["path"]: entry for entry in plan["steps"]}}
+
+
+def step(id: str, type: str = "noop", needs: str = "", config: Any = None, **more: Any) -> dict[str, Any]:
+    return {"id": id, "type": type, "depends_on": needs.split(), "config": config or {}, **more}
+
+
+DIAMOND = {
+    "variables": {"base": "http://example.com"},
+    "inputs": {"type": "object", "properties": {"n": {"type": "integer", "default": 7}}},
+    "steps": [
+        step("start", config={"value": "{{ variables.base }}/{{ input.n }} {{ execution.version }}"}),
+        step("left", "io_noop", "start", {"value": ["{{ steps.start.output.result }}", "{{ input.n + 1 }}"]}),
+        step("right", "noop", "start", {"value": "{{ secrets.token }}"}, when="input.n > 3"),
+        step("more", "noop", "right", {"value": "{{ execution.id }}"}),
+        step("end", "noop", "left more", trigger_rule="all_done"),
+    ],
+}
+
+
+def test_a_dry_run_shows_every_step_with_its_level_run_and_queue(servers: Deployment) -> None:
+    plan = planned(servers, DIAMOND)
+    steps = plan["steps"]
+    assert list(steps) == ["start", "left", "right", "more", "end"]
+    assert {path: (entry["level"], entry["height"], entry["queue"]) for path, entry in steps.items()} == {
+        "start": (0, 4, "cpu"), "left": (1, 2, "io"), "right": (1, 3, "cpu"), "more": (2, 2, "cpu"),
+        "end": (3, 1, "cpu"),
+    }  # fmt: skip
+    assert steps["right"]["run"] == steps["more"]["run"]
+    assert len({entry["run"] for entry in steps.values()}) == 4
+    assert steps["end"]["depends_on"] == ["left", "more"]
+    assert (steps["right"]["when"], steps["end"]["trigger_rule"]) == ("input.n > 3", "all_done")
+    assert plan["messages"] == {"chains": [[{"queue": "cpu", "starts": ["start"], "priority": 5}]], "join": None}
+    assert (plan["on_failure"], plan["finally"], plan["problems"]) == ([], [], [])
+
+
+def test_a_dry_run_renders_what_is_known_and_leaves_the_rest_as_written(servers: Deployment) -> None:
+    plan = planned(servers, DIAMOND)
+    assert plan["input"] == {"n": 7}
+    assert {path: entry["rendered"] for path, entry in plan["steps"].items()} == {
+        "start": {"value": "http://example.com/7 1"},
+        "left": {"value": ["{{ steps.start.output.result }}", 8]},
+        "right": {"value": "{{ secrets.token }}"},
+        "more": {"value": "{{ execution.id }}"},
+        "end": {},
+    }
+
+
+def test_a_variable_that_a_step_before_may_set_is_not_rendered(servers: Deployment) -> None:
+    definition = {
+        "variables": {"a": 1, "b": 2},
+        "steps": [
+            step("first", config={"value": "{{ variables.a }}"}, output_mapping={"a": "{{ output.result }}"}),
+            step("second", needs="first", config={"value": ["{{ variables.a }}", "{{ variables.b }}"]}),
+        ],
+    }
+    steps = planned(servers, definition)["steps"]
+    assert steps["first"]["rendered"] == {"value": 1}
+    assert steps["second"]["rendered"] == {"value": ["{{ variables.a }}", 2]}
+
+
+def test_a_dry_run_names_the_templates_that_fail_with_this_input(servers: Deployment) -> None:
+    definition = {"steps": [step("only", config={"value": [1, "{{ input.missing.x }}"]})]}
+    plan = planned(servers, definition)
+    (problem,) = plan["problems"]
+    assert problem["path"] == "only.config.value[1]"
+    assert "input.missing" in problem["message"]
+    assert plan["steps"]["only"]["rendered"] == {"value": [1, "{{ input.missing.x }}"]}
+
+
+def test_the_messages_of_a_dry_run_are_those_that_start_would_send(servers: Deployment) -> None:
+    steps = [step(f"s{n}", "io_noop" if n % 2 else "noop", queue=f"q{n}") for n in range(4)]
+    definition = {"steps": [*steps, step("end", needs="s0 s1 s2 s3", priority=8)]}
+    messages = planned(servers, definition, priority=2)["messages"]
+    assert messages == {
+        "chains": [[{"queue": f"q{n}", "starts": [f"s{n}"], "priority": 2}] for n in range(4)],
+        "join": {"queue": "cpu", "starts": ["end"], "priority": 8},
+    }
+
+
+def test_bodies_and_endings_stand_inside_the_plan(servers: Deployment) -> None:
+    inner = [step("get", config={"value": "{{ loop.item }} {{ input.x }}"}), step("put", needs="get")]
+    definition = {
+        "steps": [
+            step("each", "loop", config={"items": "{{ input.list }}", "steps": inner}),
+            step("fork", "parallel", "each", {"branches": {"a": [step("one")], "b": [step("two", "io_noop")]}}),
+            step("pay", needs="fork", compensate={"type": "noop", "config": {"value": "{{ input.x }}"}}),
+        ],
+        "finally": [step("last", config={"value": "{{ execution.status }} {{ input.x }}"})],
+        "on_failure": [step("tell", config={"value": "{{ input.x }}"})],
+    }
+    plan = planned(servers, definition, input={"x": 1, "list": [1, 2]})
+    each, fork, pay = plan["steps"].values()
+    assert each["rendered"] == {"items": [1, 2]}
+    (get, put) = each["bodies"]["steps"]
+    assert (get["path"], get["rendered"]) == ("each[*].get", {"value": "{{ loop.item }} {{ input.x }}"})
+    assert (put["level"], put["depends_on"], put["run"]) == (1, ["each[*].get"], get["run"])
+    assert {name: [one["path"] for one in body] for name, body in fork["bodies"].items()} == {
+        "a": ["fork.a.one"],
+        "b": ["fork.b.two"],
+    }
+    assert (pay["compensate"]["path"], pay["compensate"]["rendered"]) == ("compensate.pay", {"value": 1})
+    assert plan["finally"][0]["rendered"] == {"value": "{{ execution.status }} {{ input.x }}"}
+    assert plan["on_failure"][0]["rendered"] == {"value": 1}
+
+
+def test_a_dry_run_writes_nothing_and_sends_nothing(servers: Deployment) -> None:
+    workflow_id = servers.create(DIAMOND)
+    servers.client.get("/health")
+
+    def rows() -> dict[str, int]:
+        names = [name for (name,) in servers.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
+        return {name: servers.sql(f'SELECT count(*) FROM "{name}"')[0][0] for name in names}
+
+    before = rows()
+    path = f"/api/v1/workflows/{workflow_id}/execute?dry_run=true"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workers.dispatch.dispatch", lambda _: pytest.fail("a message was sent"))
+        assert servers.client.post(path, json={}, headers={"Idempotency-Key": "k"}).status_code == 200
+    assert rows() == before
+    assert (
+        servers.client.post(path.replace("true", "false"), json={}, headers={"Idempotency-Key": "k"}).status_code == 202
+    )
+    assert rows()["executions"] == before["executions"] + 1
+
+
+def test_a_dry_run_refuses_what_an_execution_would(servers: Deployment) -> None:
+    answer = dry(servers, DIAMOND, input={"n": "seven"})
+    assert problems(answer).keys() == {"input.n"}
+    path = f"/api/v1/workflows/{servers.create(DIAMOND)}"
+    for verb in ("activate", "pause"):
+        servers.client.post(f"{path}/{verb}")
+    real, dried = (servers.client.post(f"{path}/execute?dry_run={word}", json={}) for word in ("false", "true"))
+    assert (dried.status_code, dried.json["state"]) == (409, "paused")
+    assert dried.json == real.json
+    assert servers.client.post(f"{path}/execute?dry_run=perhaps", json={}).status_code == 422
+    body = {"name": "a template", "definition": DIAMOND, "is_template": True}
+    template = servers.client.post("/api/v1/workflows", json=body).json["id"]
+    refused = servers.client.post(f"/api/v1/workflows/{template}/execute?dry_run=true", json={})
+    assert (refused.status_code, refused.json["state"]) == (409, "template")
+    missing = "/api/v1/workflows/00000000-0000-0000-0000-000000000000/execute?dry_run=true"
+    assert servers.client.post(missing, json={}).status_code == 404
