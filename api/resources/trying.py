@@ -37,6 +37,8 @@ def test_step(given: dict[str, Any]) -> Response:
     with here.store.single() as connection:
         id = step_tests.insert(connection, given)
     if not here.try_step(id, queue):
+        with here.store.single() as connection:
+            step_tests.withdraw(connection, id)
         return problem(503, "the broker does not answer; try again", headers={"Retry-After": "5"})
     result = _awaited(here.store, id, trial.timeout + GRACE)
     return _missing(here.store, id, queue, trial) if result is None else jsonify(result)

@@ -152,7 +152,7 @@ def test_a_template_that_fails_leaves_nothing_rendered(deployment: Deployment) -
     assert "input.missing" in result["error"]["message"]
 
 
-def test_an_output_that_is_not_json_fails_the_step(deployment: Deployment) -> None:
+def test_an_output_past_the_limit_fails_the_step_and_so_much_is_not_shown_as_rendered(deployment: Deployment) -> None:
     half = {"value": {"a": "{{ input }}", "b": "{{ input }}"}}
     result = tried(deployment, "noop", half, input="x" * (deployment.settings.executor.max_payload * 2 // 3))
     assert (result["status"], result["error"]["kind"]) == ("failed", "output")
@@ -176,7 +176,7 @@ def test_a_step_that_would_rest_says_what_it_waits_for(
     assert (result["waits_for"]["until"] is not None) == (type == "wait")
 
 
-def test_a_step_past_its_time_fails_with_timeout(deployment: Deployment, address: str) -> None:
+def test_a_step_past_its_time_fails_with_timeout(deployment: Deployment) -> None:
     result = tried(deployment, "script", {"source": "import time; time.sleep(60)"}, timeout="300ms")
     assert (result["status"], result["error"]["kind"]) == ("failed", "timeout")
 
@@ -276,7 +276,7 @@ def test_what_would_start_other_steps_is_refused(servers: Deployment, type: str,
     assert "execute a workflow with it" in found["type"]
 
 
-def test_without_a_worker_the_answer_says_so_and_none_performs_it_later(servers: Deployment, tmp_path: Path) -> None:
+def test_without_a_worker_the_answer_says_so_and_none_performs_it_later(servers: Deployment) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("api.resources.trying.GRACE", 0.2)
         answer = attempted(servers, "io_noop", {}, timeout=0.1)
@@ -286,7 +286,18 @@ def test_without_a_worker_the_answer_says_so_and_none_performs_it_later(servers:
     assert servers.sql("SELECT * FROM step_tests") == []
 
 
-def test_a_step_that_does_not_end_is_told_from_one_that_nobody_takes(deployment: Deployment, tmp_path: Path) -> None:
+def test_without_a_broker_the_answer_says_so_and_nothing_is_left(tmp_path: Path) -> None:
+    with deployed(tmp_path) as own:
+        assert own.servers.valkey is not None
+        own.servers.valkey.kill()
+        answer = attempted(own, "noop")
+        assert (answer.status_code, answer.content_type) == (503, "application/problem+json")
+        assert "broker" in answer.json["detail"]
+        assert "Retry-After" in answer.headers
+        assert own.sql("SELECT * FROM step_tests") == []
+
+
+def test_a_step_that_does_not_end_is_told_from_one_that_nobody_takes(deployment: Deployment) -> None:
     # A function in a thread cannot be ended.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("api.resources.trying.GRACE", 0.2)
