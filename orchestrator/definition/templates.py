@@ -136,6 +136,19 @@ def compile_expression(source: str) -> Compiled:
     return Compiled(False, program.chains, lambda *args: _evaluate(source, program, *args))
 
 
+def tokens(source: str, *, expression: bool = False) -> list[tuple[str, str]]:
+    """(kind, text) of each token in a text with templates, or in an expression without braces; kinds are Jinja's
+    (`data`, `variable_begin`, `name`, `whitespace`...). The texts together are the source again, but for the white
+    space that `{{-` takes away.
+
+    Raises TemplateError.
+    """
+    _check_length(source)
+    state = "variable" if expression else None
+    found = _explained(source, lambda: list(_environment.lexer.tokeniter(source, None, None, state)))
+    return [(kind, text) for _, kind, text in found]
+
+
 def _constant(value: Json) -> Compiled:
     return Compiled(True, frozenset(), lambda *_: value)
 

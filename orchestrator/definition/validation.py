@@ -56,13 +56,14 @@ def load_definition(document: Document | Mapping[str, Any], catalogue: Catalogue
     problems = check_plain(document.data)
     if not problems:
         found = _Validation(document.data, catalogue).run()
-        problems = _reported(found, document)
+        problems = reported(found, document)
     if problems:
         raise DefinitionError(problems)
     return build_definition(document.data, catalogue)
 
 
-def _reported(found: Sequence[Complaint], document: Document) -> list[Problem]:
+def reported(found: Sequence[Complaint], document: Document) -> list[Problem]:
+    """The complaints as problems: each once, in the order of the document, up to MAX_PROBLEMS."""
     order = _Order(document.data)
     ordered = sorted(dict.fromkeys(found), key=lambda complaint: order.position(complaint[0]))
     problems = []
@@ -484,22 +485,26 @@ class Rendered(Enum):
 
 def _templates(value: Mapping[str, Any], known: StepTypeInfo | None) -> Iterator[tuple[Keys, str, Rendered]]:
     """(keys, text, how) of each text in `value` that is rendered."""
+    for keys, text in walk(value):
+        how = how_rendered(keys, text, known) if isinstance(text, str) else None
+        if how is not None:
+            yield keys, text, how
+
+
+def how_rendered(keys: Keys, text: str, known: StepTypeInfo | None) -> Rendered | None:
+    """How the text at `keys` in the config of a step of the type `known` is rendered; None if it is not."""
     raw = known.raw_fields if known else frozenset()
     # A type that was made before there were such fields has none.
     expressions: frozenset[str] = getattr(known, "expression_fields", frozenset())
     deferred: frozenset[str] = getattr(known, "deferred_fields", frozenset())
-    for keys, text in walk(value):
-        if not isinstance(text, str):
-            continue
-        names = [str(key) for key in keys if isinstance(key, str)]
-        if raw and any(".".join(names[:end]) in raw for end in range(1, len(names) + 1)):
-            continue
-        if deferred and ".".join(names) in deferred:
-            yield keys, text, Rendered.LATER
-        elif expressions and ".".join(names) in expressions:
-            yield keys, text, Rendered.EXPRESSION
-        elif contains_template(text):
-            yield keys, text, Rendered.TEXT
+    names = [str(key) for key in keys if isinstance(key, str)]
+    if raw and any(".".join(names[:end]) in raw for end in range(1, len(names) + 1)):
+        return None
+    if deferred and ".".join(names) in deferred:
+        return Rendered.LATER
+    if expressions and ".".join(names) in expressions:
+        return Rendered.EXPRESSION
+    return Rendered.TEXT if contains_template(text) else None
 
 
 class _Templated:
