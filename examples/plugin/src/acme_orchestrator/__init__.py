@@ -1,0 +1,1 @@
+"""Step types and hooks of a third party, for Orchestrator."""
