@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from itertools import count
 
@@ -55,6 +55,10 @@ class Doorbell:
     def ring(self, plan: Plan | None) -> None:
         if plan is not None:
             self.ring_later(0.0, lambda: plan)
+
+    def ring_all(self, plans: Iterable[Plan]) -> None:
+        for plan in plans:
+            self.ring(plan)
 
     def ring_later(self, seconds: float, plan: Callable[[], Plan | None]) -> None:
         """Ask for the plan, and send it, after `seconds`."""

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.definition.graph import CONTROL
+from orchestrator.engine.admission import admit, plans_of_admitted
 from orchestrator.engine.advance import (
     Advance,
     End,
@@ -34,6 +35,7 @@ from orchestrator.engine.waiting import rest_awaiting
 from orchestrator.errors import StepFailed
 from orchestrator.lifecycle import StepStatus
 from orchestrator.store import steps
+from orchestrator.store.admission import Freed
 from orchestrator.store.steps import Claim, ExecutionFacts, Result
 from workers.attempt import Attempt, Skipped
 from workers.children import Children
@@ -62,19 +64,45 @@ _THREADS = 32
 
 def run_steps(process: WorkerProcess, execution_id: str, starts: Sequence[str], rung: Iterable[str]) -> None:
     """Perform the runs that begin with `starts`; the canvas itself rings for the steps `rung`."""
+    began = time.monotonic()
     lane = Lane(process, execution_id, starts, frozenset(rung))
     try:
-        claim = lane.claim_next()
-        if claim is None:
-            return
-        if lane.queue == "io" and len(starts) > 1:
-            _side_by_side(lane, claim)
-        else:
-            lane.hand_back_after(PACK_PATIENCE)
-            lane.go(claim)
+        _perform(lane)
+        while (following := _let_in(process, lane, began)) is not None:
+            lane = following
+            _perform(lane)
     except Exception:  # the database went away, most likely; what was under way there is not known
-        logger.exception("a task of execution %s was thrown off its way; its steps will run again", execution_id)
-        process.lease.disown(execution_id)
+        logger.exception("a task of execution %s was thrown off its way; its steps will run again", lane.execution_id)
+        process.lease.disown(lane.execution_id)
+
+
+def _perform(lane: Lane) -> None:
+    is_pack = lane.pack.has_many()
+    claim = lane.claim_next()
+    if claim is None:
+        return
+    if lane.queue == "io" and is_pack:
+        _side_by_side(lane, claim)
+    else:
+        lane.hand_back_after(PACK_PATIENCE)
+        lane.go(claim)
+
+
+def _let_in(process: WorkerProcess, lane: Lane, began: float) -> Lane | None:
+    """When an execution has ended, let in the next of those that wait for a place: this worker takes on what it can,
+    without a message, as long as its time allows."""
+    if lane.freed is None:
+        return None
+    admitted = admit(process.store, process.settings, lane.freed.keys)
+    mine = [one for one in admitted if one.queue in (lane.queue, CONTROL)] if admitted else []
+    if not mine or lane.rung or time.monotonic() - began > INLINE_BUDGET:
+        process.doorbell.ring_all(plans_of_admitted(admitted))
+        return None
+    chosen = mine[0].execution_id
+    starts = [one.path for one in mine if one.execution_id == chosen]
+    taken = {(chosen, start) for start in starts}
+    process.doorbell.ring_all(plans_of_admitted(one for one in admitted if (one.execution_id, one.path) not in taken))
+    return Lane(process, chosen, starts, frozenset())
 
 
 def _side_by_side(lane: Lane, claim: Claim) -> None:
@@ -84,6 +112,7 @@ def _side_by_side(lane: Lane, claim: Claim) -> None:
         futures = [pool.submit(lane.go, claim), *(pool.submit(other.claim_and_go) for other in others)]
     for future in futures:
         future.result()
+    lane.freed = next((one.freed for one in (lane, *others) if one.freed is not None), None)
 
 
 class Pack:
@@ -96,6 +125,9 @@ class Pack:
 
     def first(self) -> str | None:
         return self._starts[0] if self._starts else None
+
+    def has_many(self) -> bool:
+        return len(self._starts) > 1
 
     def take(self) -> str | None:
         with self._lock:
@@ -131,6 +163,8 @@ class Lane:
         self.pack = Pack()
         self.pack.add(starts)
         self.seen: dict[str, dict[str, Any]] = {}
+        self.freed: Freed | None = None
+        """Its execution has ended, and somebody may wait for its place."""
         self.report: Report | None = None
         """For the plugins that want to be told; None if there are none."""
         self.began = time.monotonic()
@@ -248,7 +282,7 @@ class Lane:
         if following is not None:
             return self._complete_and_follow(claim, result, following)
         if self._ends_execution(path):
-            recorded, finished = steps.complete_and_finish(self.store, self.execution_id, claim, result)
+            recorded, finished, self.freed = steps.complete_and_finish(self.store, self.execution_id, claim, result)
             if self.report is not None and recorded:
                 self.report.recorded(retries=False, ended=finished)
             return None
@@ -301,8 +335,8 @@ class Lane:
     def _settled(self, advanced: Advance) -> Claim | None:
         if self.report is not None and advanced.counted:
             self.report.recorded(retries=advanced.retries, ended=advanced.ended)
-        for planned in advanced.plans:
-            self.process.doorbell.ring(planned)
+        self.process.doorbell.ring_all(advanced.plans)
+        self.freed = advanced.freed or self.freed
         if advanced.kept:
             self.pack.add(advanced.kept)
             self.hand_back_after(FORK_PATIENCE)

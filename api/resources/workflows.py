@@ -154,7 +154,7 @@ def execute(given: dict[str, Any], query: dict[str, Any], headers: dict[str, Any
     with here.store.single() as connection:
         execution = executions.get(connection, started.execution_id)
     # A repeated call is answered like the first one; 200 says that it started nothing.
-    status = 202 if started.plan is not None else 200
+    status = 202 if started.is_new else 200
     return _created(execution, url_for("executions.Execution", execution_id=started.execution_id), status)
 
 

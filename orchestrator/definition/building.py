@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator.definition.durations import parse_duration
-from orchestrator.definition.model import Body, Cache, Definition, RetryPolicy, Step, TriggerRule
+from orchestrator.definition.model import Body, Cache, Concurrency, Definition, RetryPolicy, Step, TriggerRule
 from orchestrator.plugins import BodyInfo, Catalogue, StepTypeInfo
 
 COMPENSATE = "compensate"
@@ -28,6 +28,8 @@ def build_definition(source: Mapping[str, Any], catalogue: Catalogue) -> Definit
         outputs=source.get("outputs"),
         timeout=_seconds(source.get("timeout")),
         inputs=source.get("inputs"),
+        max_concurrent=source.get("max_concurrent"),
+        concurrency=_concurrency(source.get("concurrency")),
         on_failure=_steps(source.get("on_failure"), catalogue),
         finally_=_steps(source.get("finally"), catalogue),
     )
@@ -73,6 +75,10 @@ def _step(step: Mapping[str, Any], catalogue: Catalogue, id: str | None = None) 
         compensate=None if undo is None else _step(undo, catalogue, f"{COMPENSATE}.{id}"),
         bodies={body.name: Body(_steps(body.steps, catalogue), body.limited) for body in bodies_of(step, known)},
     )
+
+
+def _concurrency(written: Mapping[str, Any] | None) -> Concurrency | None:
+    return None if written is None else Concurrency(written["key"], written["limit"])
 
 
 def _cache(written: Mapping[str, Any] | None) -> Cache | None:

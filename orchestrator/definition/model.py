@@ -106,6 +106,14 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Concurrency:
+    """Of the executions for which `key` comes to the same, `limit` may run at a time."""
+
+    key: Any
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class Definition:
     """A whole workflow. `source` is the document as it was given, which is what is stored and shown."""
 
@@ -120,5 +128,8 @@ class Definition:
     """Seconds an execution may take; None leaves it to the settings."""
     inputs: Mapping[str, Any] | None = None
     """The JSON Schema of an execution's input."""
+    max_concurrent: int | None = None
+    """Executions of it that may run at a time."""
+    concurrency: Concurrency | None = None
     on_failure: tuple[Step, ...] = ()
     finally_: tuple[Step, ...] = ()

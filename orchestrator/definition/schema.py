@@ -227,6 +227,13 @@ def _steps(says: str, **options: Any) -> fields.Field[Any]:
     return fields.List(fields.Nested(StepSchema), validate=_steps_length, metadata=metadata, **options)
 
 
+class ConcurrencySchema(Schema):
+    """Executions for which the key comes to the same run so many at a time."""
+
+    key = fields.Raw(required=True, metadata={"description": "a template of input and variables"})
+    limit = _number(1, 1_000_000, "executions that run at a time", whole=True, required=True)
+
+
 class DefinitionSchema(Schema):
     """A workflow definition: steps, and how they depend on each other."""
 
@@ -240,6 +247,14 @@ class DefinitionSchema(Schema):
     steps = _steps("what is done, in the order of their depends_on", required=True)
     outputs = _mapping("the execution's output, with templates; default: that of every step nothing depends on")
     timeout = _duration(0.001, "the time that an execution has; default: executor.timeout", allow_none=True)
+    max_concurrent = _number(
+        1, 1_000_000, "executions of this workflow that run at a time", whole=True, allow_none=True
+    )
+    concurrency = fields.Nested(
+        ConcurrencySchema,
+        allow_none=True,
+        metadata={"description": "how many executions with the same key run at a time"},
+    )
     triggers = fields.List(
         fields.Nested(TriggerSchema), allow_none=True, metadata={"description": "what starts executions"}
     )

@@ -22,7 +22,8 @@ from orchestrator.engine.bodies import Spawn
 from orchestrator.engine.plan import Message, Plan, frontier, plan, whole_frontier
 from orchestrator.engine.programs import Program, Programs
 from orchestrator.lifecycle import EXECUTION_TERMINAL, STEP_TERMINAL, ExecutionStatus, StepStatus
-from orchestrator.store import Store, bodies, executions, steps
+from orchestrator.store import Store, admission, bodies, executions, steps
+from orchestrator.store.admission import Freed
 from orchestrator.store.executions import AWAITS_BODY, Locked
 from orchestrator.store.steps import EMPTY, Claim, ExecutionFacts, Result, Ring, Surroundings
 
@@ -46,6 +47,7 @@ class Advance:
     """What an advance led to. `counted` is False if the claim was no longer held: then nothing was written.
 
     `claim` is what the worker goes on with, `kept` what it may go on with after that; `plans` are to be dispatched.
+    `freed` says that somebody may wait for the place of the execution that has ended (see engine/admission.py).
     `exhausted` says that there is nothing else to claim: the execution is over, or a look at it found nothing.
     `ended` is True if this is what ended the execution, `retries` if the failed step has another attempt to come.
     """
@@ -57,6 +59,7 @@ class Advance:
     claim: Claim | None = None
     kept: tuple[str, ...] = ()
     plans: tuple[Plan, ...] = ()
+    freed: Freed | None = None
 
 
 _LOST = Advance(counted=False)
@@ -284,7 +287,9 @@ def end_early(
             executions.cancel(connection, execution_id, message)
         else:
             executions.fail(connection, execution_id, message)
-        return Advance(True, exhausted=True, ended=True, plans=plans_of(endings.wake_parent(connection, locked)))
+        plans = plans_of(endings.wake_parent(connection, locked))
+        freed = admission.freed(connection, execution_id)
+        return Advance(True, exhausted=True, ended=True, plans=plans, freed=freed)
 
 
 def plans_of(ring: Ring | None) -> tuple[Plan, ...]:
@@ -345,7 +350,7 @@ class _Going:
         after = endings.after_part(self.connection, self.program, self.locked)
         if after.ready:
             return self.on(list(after.ready))
-        return Advance(True, exhausted=after.ended, ended=after.ended, plans=plans_of(after.parent))
+        return Advance(True, exhausted=after.ended, ended=after.ended, plans=plans_of(after.parent), freed=after.freed)
 
     def on(self, ready: list[str], join: str | None = None) -> Advance:
         """Queue what is ready, and let the worker claim of it what it can go on with."""

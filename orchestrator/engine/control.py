@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy.engine import Connection
 
 from orchestrator.definition.graph import Graph
+from orchestrator.engine.admission import admit, plans_of_admitted
 from orchestrator.engine.advance import end_early, go_on_with_all, plans_of
 from orchestrator.engine.plan import Plan
 from orchestrator.engine.programs import Program, Programs
@@ -54,7 +55,8 @@ def cancel(store: Store, programs: Programs, execution_id: str, message: str) ->
             locked = _locked(connection, execution_id)
         if ExecutionStatus.CANCELLED not in (locked.status, locked.outcome):
             raise _conflict(locked, "cancelled")
-    return list(advanced.plans)
+    freed = () if advanced.freed is None else plans_of_admitted(admit(store, programs.settings, advanced.freed.keys))
+    return [*advanced.plans, *freed]
 
 
 def retry(store: Store, programs: Programs, execution_id: str) -> list[Plan]:

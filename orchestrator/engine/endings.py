@@ -21,7 +21,8 @@ from orchestrator.engine import bodies as engine_bodies
 from orchestrator.engine.programs import Program
 from orchestrator.errors import TemplateError
 from orchestrator.lifecycle import ExecutionStatus, StepStatus
-from orchestrator.store import bodies, executions, signals, steps
+from orchestrator.store import admission, bodies, executions, signals, steps
+from orchestrator.store.admission import Freed
 from orchestrator.store.bodies import InnerRow
 from orchestrator.store.executions import Locked
 from orchestrator.store.steps import Ring
@@ -37,6 +38,7 @@ class After:
     ready: tuple[str, ...] = ()
     ended: bool = False
     parent: Ring | None = None
+    freed: Freed | None = None
 
 
 _GOES_ON = After()
@@ -56,7 +58,7 @@ def after_part(connection: Connection, program: Program, locked: Locked) -> Afte
         if outcome is COMPLETED:
             outcome, message = _judged(connection, program, locked.id, FINALLY)
     _end(connection, program, locked, outcome, message)
-    return After(ended=True, parent=wake_parent(connection, locked))
+    return After(ended=True, parent=wake_parent(connection, locked), freed=admission.freed(connection, locked.id))
 
 
 def wake_parent(connection: Connection, locked: Locked) -> Ring | None:
@@ -141,7 +143,7 @@ def _finish_with_outputs(connection: Connection, program: Program, locked: Locke
         "input": locked.input,
         "steps": seen,
         "execution": execution_facts(locked.id, locked.workflow_id, locked.version, locked.priority),
-        "trigger": {"id": locked.trigger_id},
+        "trigger": trigger_facts(executions.trigger_data(connection, locked.id) if locked.trigger_id else None),
     }
     try:
         output = program.outputs.render(context)
@@ -154,3 +156,12 @@ def _finish_with_outputs(connection: Connection, program: Program, locked: Locke
 def execution_facts(id: str, workflow_id: str, version: int, priority: int) -> dict[str, Any]:
     """What templates see as `execution`."""
     return {"id": id, "workflow_id": workflow_id, "version": version, "priority": priority}
+
+
+NOT_TRIGGERED: Mapping[str, Any] = dict.fromkeys(("id", "type", "name", "slot", "scheduled_for", "payload"))
+"""What templates see as `trigger` when none started the execution: a definition that speaks of it can be tried."""
+
+
+def trigger_facts(data: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What templates see as `trigger`."""
+    return {**NOT_TRIGGERED, **(data or {})}

@@ -18,7 +18,7 @@ from orchestrator.definition.document import walk
 from orchestrator.definition.model import RetryPolicy, Step
 from orchestrator.definition.scopes import Scopes
 from orchestrator.definition.templates import Compiled, compile_value
-from orchestrator.errors import InputError, Problem
+from orchestrator.errors import InputError, Problem, TemplateError
 from orchestrator.lifecycle import StepStatus
 from orchestrator.plugins import Catalogue
 from orchestrator.store import Store, workflows
@@ -90,6 +90,24 @@ class Program:
         if problems:
             raise InputError(problems)
         return given
+
+    def own_limits(self, workflow_id: str, given: Any) -> tuple[tuple[str, int], ...]:
+        """The limits of its own that an execution with this input runs under: (key, as many at a time). Raises
+        InputError if the key cannot be made of the input."""
+        definition = self.definition
+        limits = [] if definition.max_concurrent is None else [(workflow_id, definition.max_concurrent)]
+        if definition.concurrency is not None:
+            try:
+                key = self._concurrency_key.render({"input": given, "variables": self.variables})
+            except TemplateError as error:
+                raise InputError([Problem("input", f"makes no concurrency key: {error}")]) from None
+            limits.append((f"{workflow_id}:{key}"[:500], definition.concurrency.limit))
+        return tuple(limits)
+
+    @cached_property
+    def _concurrency_key(self) -> Compiled:
+        assert self.definition.concurrency is not None
+        return compile_value(self.definition.concurrency.key)
 
     @cached_property
     def _inputs(self) -> Draft202012Validator | None:

@@ -16,6 +16,7 @@ import psutil
 
 from orchestrator.config import Settings
 from orchestrator.definition.model import Step
+from orchestrator.engine.admission import admit_all
 from orchestrator.engine.advance import Advance, Failure, end_early, end_failed_attempt, replan
 from orchestrator.engine.plan import Message, Plan, plan
 from orchestrator.engine.programs import Programs
@@ -96,6 +97,7 @@ class Reconciler:
         self.find_lost_workers(now)
         self.recover_orphans()
         self.fire_timers()
+        self.let_in()
         self.end_overdue()
         if now >= self._slow_at:
             self._slow_at = now + _SLOW_EVERY
@@ -163,6 +165,10 @@ class Reconciler:
     def fire_timers(self) -> None:
         with self.store.single() as connection:
             self._ring(steps.wake_due(connection, _BATCH))
+
+    def let_in(self) -> None:
+        for planned in admit_all(self.store, self.settings):
+            self.send(planned)
 
     def end_overdue(self) -> None:
         with self.store.single() as connection:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from orchestrator.engine.plan import Plan, plan
-from orchestrator.engine.programs import Programs
+from orchestrator.engine.programs import Program, Programs
 from orchestrator.errors import Conflict, InputError, PayloadTooLarge, Problem
 from orchestrator.lifecycle import STARTABLE, WorkflowStatus
 from orchestrator.store import Store, executions, workflows
-from orchestrator.store.executions import Parent
+from orchestrator.store.executions import Limits, Parent
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """`plan` is None if the execution was there already under the same idempotency key."""
+    """`is_new` unless the execution was there already under the same idempotency key; `plan` is None then, and while
+    it waits for a place."""
 
     execution_id: str
+    is_new: bool
     plan: Plan | None
 
 
@@ -32,6 +35,7 @@ def start_execution(
     priority: int = 5,
     idempotency_key: str | None = None,
     parent: Parent | None = None,
+    trigger: Mapping[str, Any] | None = None,
 ) -> Started:
     """Store an execution of the workflow's newest version; the caller dispatches the plan.
 
@@ -54,21 +58,28 @@ def start_execution(
                 program.step_rows,
                 priority=priority,
                 timeout=program.timeout,
+                limits=Limits(programs.settings.scheduler.max_concurrent, program.own_limits(workflow_id, given)),
                 idempotency_key=idempotency_key,
                 parent=parent,
+                trigger=trigger,
             )
             status, newest, is_template = inserted.status, inserted.version, inserted.is_template
             if inserted.id is not None:
-                return Started(inserted.id, plan(program.scopes, inserted.id, priority, program.scopes.root.roots))
+                return Started(inserted.id, True, _first_plan(program, inserted.id, priority, inserted.admitted))
         else:
             with store.single() as connection:
                 status, newest = workflows.current(connection, workflow_id)
             is_template = False  # the insert knows
         existing = _existing(store, workflow_id, idempotency_key)
         if existing is not None:
-            return Started(existing, None)
+            return Started(existing, False, None)
         check_startable(workflow_id, status, is_template)
         version = programs.newest[workflow_id] = newest
+
+
+def _first_plan(program: Program, execution_id: str, priority: int, admitted: bool) -> Plan | None:
+    """An execution that waits for a place is rung for by whoever admits it."""
+    return plan(program.scopes, execution_id, priority, program.scopes.root.roots) if admitted else None
 
 
 def _existing(store: Store, workflow_id: str, idempotency_key: str | None) -> str | None:

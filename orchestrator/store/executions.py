@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from orchestrator.lifecycle import (
     WorkflowStatus,
     sql_words,
 )
+from orchestrator.store import admission
 from orchestrator.store import models as tables
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Store, as_dicts, new_id, run, to_json
@@ -53,32 +54,64 @@ class Parent:
     depth: int
 
 
-_INSERT = f"""
-WITH created AS (
-    INSERT INTO executions (id, workflow_id, version, status, input, priority, trigger_id, idempotency_key, timeout,
-                            parent_step_id, depth)
-    SELECT %(id)s, w.id, w.version, '{ExecutionStatus.QUEUED}', %(input)s, %(priority)s, %(trigger)s,
-           %(key)s, %(timeout)s, %(parent)s, %(depth)s
-    FROM workflows w
-    WHERE w.id = %(workflow)s AND w.version = %(version)s AND w.status IN ({sql_words(STARTABLE)})
-      AND NOT w.is_template
-    ON CONFLICT (workflow_id, idempotency_key) DO NOTHING
-    RETURNING id
-), steps AS (
-    INSERT INTO step_executions (id, execution_id, path, step_id, type, queue, status, height, timeout, rung_at)
-    SELECT u.id, created.id, u.path, u.path, u.type, u.queue, u.status, u.height, u.timeout,
-           CASE WHEN u.status = '{StepStatus.QUEUED}' THEN clock_timestamp() END
-    FROM created, unnest(%(ids)s::uuid[], %(paths)s::text[], %(types)s::text[], %(queues)s::text[],
-                         %(statuses)s::text[], %(heights)s::int[], %(timeouts)s::float8[])
-                  AS u(id, path, type, queue, status, height, timeout)
-)
-SELECT EXISTS (SELECT FROM created) AS created, w.version, w.status, w.is_template
-FROM workflows w WHERE w.id = %(workflow)s
-"""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an execution runs under: `places` for all of the service, and of its own, as many as `most` at a time of
+    those that share a key."""
+
+    places: int
+    own: tuple[tuple[str, int], ...] = ()
+
 
 _INSERT_ROUTINE = Routine(
     "start_execution",
-    _INSERT,
+    f"""
+    DECLARE
+        is_held bool := false;
+        is_admitted bool;
+        next_turn bigint := 0;
+    BEGIN
+        SELECT w.version, w.status, w.is_template INTO current_version, workflow_status, is_template
+        FROM workflows w WHERE w.id = %(workflow)s;
+        IF NOT FOUND THEN
+            RETURN;
+        END IF;
+        created := false;
+        IF current_version <> %(version)s OR is_template OR workflow_status NOT IN ({sql_words(STARTABLE)}) THEN
+            RETURN NEXT;
+            RETURN;
+        END IF;
+        PERFORM {admission.LOCK};
+        IF %(limit_keys)s IS NOT NULL THEN
+            is_held := {admission.reached("%(limit_keys)s", "%(limits)s")};
+        END IF;
+        is_admitted := NOT is_held AND (%(parent)s IS NOT NULL OR (
+            NOT EXISTS (SELECT FROM executions e WHERE {admission.BACKLOG})
+            AND ({admission.TAKEN}) < %(places)s));
+        IF NOT is_admitted THEN
+            next_turn := greatest(
+                coalesce((SELECT min(e.turn) FROM executions e WHERE {admission.BACKLOG}), 0),
+                1 + coalesce((SELECT max(e.turn) FROM executions e
+                              WHERE e.workflow_id = %(workflow)s AND {admission.WAITS}), 0));
+        END IF;
+        INSERT INTO executions (id, workflow_id, version, status, input, priority, trigger_id, trigger_data,
+                                idempotency_key, timeout, parent_step_id, depth, admitted_at, held, turn, limit_keys, limits)
+        VALUES (%(id)s, %(workflow)s, %(version)s, '{ExecutionStatus.QUEUED}', %(input)s, %(priority)s, %(trigger)s,
+                %(trigger_data)s, %(key)s, %(timeout)s, %(parent)s, %(depth)s, CASE WHEN is_admitted THEN clock_timestamp() END, is_held,
+                next_turn, %(limit_keys)s, %(limits)s)
+        ON CONFLICT (workflow_id, idempotency_key) DO NOTHING;
+        created := FOUND;
+        admitted := created AND is_admitted;
+        IF created THEN
+            INSERT INTO step_executions (id, execution_id, path, step_id, type, queue, status, height, timeout, rung_at)
+            SELECT u.id, %(id)s, u.path, u.path, u.type, u.queue, u.status, u.height, u.timeout,
+                   CASE WHEN is_admitted AND u.status = '{StepStatus.QUEUED}' THEN clock_timestamp() END
+            FROM unnest(%(ids)s, %(paths)s, %(types)s, %(queues)s, %(statuses)s, %(heights)s, %(timeouts)s)
+                 AS u(id, path, type, queue, status, height, timeout);
+        END IF;
+        RETURN NEXT;
+    END
+    """,
     {
         "id": "uuid",
         "workflow": "uuid",
@@ -86,10 +119,14 @@ _INSERT_ROUTINE = Routine(
         "input": "jsonb",
         "priority": "smallint",
         "trigger": "uuid",
+        "trigger_data": "jsonb",
         "key": "text",
         "timeout": "float8",
         "parent": "uuid",
         "depth": "smallint",
+        "places": "int",
+        "limit_keys": "text[]",
+        "limits": "int[]",
         "ids": "uuid[]",
         "paths": "text[]",
         "types": "text[]",
@@ -98,7 +135,13 @@ _INSERT_ROUTINE = Routine(
         "heights": "int[]",
         "timeouts": "float8[]",
     },
-    {"created": "bool", "current_version": "int", "workflow_status": "text", "is_template": "bool"},
+    {
+        "created": "bool",
+        "admitted": "bool",
+        "current_version": "int",
+        "workflow_status": "text",
+        "is_template": "bool",
+    },
 )
 
 
@@ -108,6 +151,8 @@ class Inserted:
     starts nothing or `is_template`, or else because an execution with this key is already there."""
 
     id: str | None
+    admitted: bool
+    """It has a place; else it waits for one."""
     version: int
     status: WorkflowStatus
     is_template: bool
@@ -122,12 +167,14 @@ def insert(
     *,
     priority: int,
     timeout: float | None,
-    trigger_id: str | None = None,
+    limits: Limits,
+    trigger: Mapping[str, Any] | None = None,
     idempotency_key: str | None = None,
     parent: Parent | None = None,
 ) -> Inserted:
     """Insert an execution with all its step rows, if `version` is still the workflow's newest and its status
-    allows it. Raises NotFound if there is no such workflow."""
+    allows it. `trigger` is what templates see of what started it, its `id` at least. Raises NotFound if there is no
+    such workflow."""
     execution_id = new_id()
     rows = store.call(
         _INSERT_ROUTINE,
@@ -137,11 +184,15 @@ def insert(
             "version": version,
             "input": to_json(input),
             "priority": priority,
-            "trigger": trigger_id,
+            "trigger": None if trigger is None else trigger["id"],
+            "trigger_data": None if trigger is None else to_json(trigger),
             "key": idempotency_key,
             "timeout": timeout,
             "parent": parent.step_execution_id if parent else None,
             "depth": parent.depth + 1 if parent else 0,
+            "places": limits.places,
+            "limit_keys": [key for key, _ in limits.own] or None,
+            "limits": [most for _, most in limits.own] or None,
             "ids": [new_id() for _ in steps.paths],
             "paths": list(steps.paths),
             "types": list(steps.types),
@@ -153,8 +204,10 @@ def insert(
     )
     if not rows:
         raise NotFound("workflow", workflow_id)
-    created, current_version, status, is_template = rows[0]
-    return Inserted(execution_id if created else None, current_version, WorkflowStatus(status), is_template)
+    created, admitted, current_version, status, is_template = rows[0]
+    return Inserted(
+        execution_id if created else None, bool(admitted), current_version, WorkflowStatus(status), is_template
+    )
 
 
 def id_by_idempotency_key(connection: Connection, workflow_id: str, key: str) -> str | None:
@@ -218,6 +271,24 @@ def locked_row(row: Any, execution_id: str) -> Locked:
         row.error_message,
         row.parent_step_id,
     )
+
+
+def trigger_data(connection: Connection, execution_id: str) -> Any:
+    """What templates see as `trigger` in an execution that a trigger started."""
+    return run(
+        connection, "SELECT trigger_data FROM executions WHERE id = %(id)s::uuid", {"id": execution_id}
+    ).scalar()
+
+
+def live_of_trigger(connection: Connection, trigger_id: str) -> list[str]:
+    """Executions that the trigger started and that have not ended, the oldest first."""
+    rows = run(
+        connection,
+        "SELECT id::text FROM executions WHERE trigger_id = %(id)s::uuid "
+        f"AND status NOT IN ({sql_words(EXECUTION_TERMINAL)}) ORDER BY id",
+        {"id": trigger_id},
+    )
+    return [id for (id,) in rows]
 
 
 def has_ended(connection: Connection, execution_id: str) -> bool:

@@ -11,6 +11,7 @@ from orchestrator.lifecycle import (
     EXECUTION_TERMINAL,
     STEP_TERMINAL,
     ExecutionStatus,
+    FireOutcome,
     StepStatus,
     WorkflowStatus,
     sql_words,
@@ -93,6 +94,7 @@ executions = sa.Table(
     sa.Column("output", JSONB),
     sa.Column("priority", sa.SmallInteger, nullable=False, server_default="5"),
     sa.Column("trigger_id", _Id),
+    sa.Column("trigger_data", JSONB(none_as_null=True), comment="what templates see as trigger, if one started it"),
     sa.Column("idempotency_key", sa.Text),
     sa.Column("error_message", sa.Text),
     sa.Column("timeout", sa.Double, comment="seconds, counted from started_at"),
@@ -101,6 +103,11 @@ executions = sa.Table(
     sa.Column("started_at", _Time),
     sa.Column("finished_at", _Time),
     sa.Column("paused_at", _Time),
+    sa.Column("admitted_at", _Time, comment="since when it may run; NULL while it waits for a place"),
+    sa.Column("turn", sa.BigInteger, nullable=False, server_default="0", comment="its place among those that wait"),
+    sa.Column("held", sa.Boolean, nullable=False, server_default=sa.false(), comment="by a limit of its own"),
+    sa.Column("limit_keys", ARRAY(sa.Text), comment="what the limits are counted by that it runs under"),
+    sa.Column("limits", ARRAY(sa.Integer), comment="as many may run at a time, for each of limit_keys"),
     sa.Column("outcome", sa.Text, comment="what it ends as, once the steps have run that run at its end"),
     sa.Column("parent_step_id", _Id, comment="the step execution that started it"),
     sa.Column("depth", sa.SmallInteger, nullable=False, server_default="0", comment="parents above it"),
@@ -125,6 +132,37 @@ executions = sa.Table(
         "ix_executions_live",
         "id",
         postgresql_where=sa.text(f"status NOT IN ({sql_words(EXECUTION_TERMINAL)})"),
+    ),
+    # What runs, to be counted; and what waits for a place, in its order: to admit one costs the same however many do.
+    sa.Index(
+        "ix_executions_admitted",
+        "id",
+        postgresql_where=sa.text(f"admitted_at IS NOT NULL AND status NOT IN ({sql_words(EXECUTION_TERMINAL)})"),
+    ),
+    sa.Index(
+        "ix_executions_backlog",
+        sa.text("priority DESC"),
+        "turn",
+        "id",
+        postgresql_where=sa.text("status = 'queued' AND admitted_at IS NULL AND NOT held"),
+    ),
+    sa.Index(
+        "ix_executions_backlog_of_workflow",
+        "workflow_id",
+        "turn",
+        postgresql_where=sa.text("status = 'queued' AND admitted_at IS NULL"),
+    ),
+    sa.Index(
+        "ix_executions_held",
+        "limit_keys",
+        postgresql_using="gin",
+        postgresql_where=sa.text("status = 'queued' AND admitted_at IS NULL AND held"),
+    ),
+    # What a trigger that must not overlap itself asks.
+    sa.Index(
+        "ix_executions_trigger_live",
+        "trigger_id",
+        postgresql_where=sa.text(f"trigger_id IS NOT NULL AND status NOT IN ({sql_words(EXECUTION_TERMINAL)})"),
     ),
     sa.Index("ix_executions_parent_step_id", "parent_step_id", postgresql_where=sa.text("parent_step_id IS NOT NULL")),
 )
@@ -212,6 +250,59 @@ cached_results = sa.Table(
     sa.Column("output", JSONB),
     sa.Column("expires_at", _Time, nullable=False),
     sa.Index("ix_cached_results_expires_at", "expires_at"),
+)
+
+triggers = sa.Table(
+    "triggers",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("workflow_id", _Id, sa.ForeignKey("workflows.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("config", JSONB, nullable=False),
+    sa.Column("is_enabled", sa.Boolean, nullable=False, server_default=sa.true()),
+    sa.Column("from_definition", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("state", JSONB(none_as_null=True), comment="what its type keeps"),
+    sa.Column(
+        "next_slot",
+        _Time,
+        comment="when its next slot is due, jitter included; NULL if time is not what fires it",
+    ),
+    sa.Column("last_triggered", _Time),
+    sa.Column("trigger_count", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("created_at", _Time, nullable=False, server_default=_now),
+    sa.Column("updated_at", _Time, nullable=False, server_default=_now),
+    # A definition's triggers are found again by their names when it is saved anew.
+    sa.UniqueConstraint("workflow_id", "name", name="uq_triggers_name"),
+    sa.Index("ix_triggers_next_slot", "next_slot", postgresql_where=sa.text("is_enabled AND next_slot IS NOT NULL")),
+)
+
+trigger_fires = sa.Table(
+    "trigger_fires",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("trigger_id", _Id, sa.ForeignKey("triggers.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("slot", sa.Text, comment="what it is one of a kind by; NULL if it is not"),
+    sa.Column("scheduled_for", _Time),
+    sa.Column("payload", JSONB(none_as_null=True), comment="what came"),
+    sa.Column("input", JSONB, nullable=False, comment="what the execution gets, or would have got"),
+    sa.Column("outcome", sa.Text, nullable=False, server_default="pending"),
+    sa.Column("reason", sa.Text),
+    sa.Column("execution_id", _Id),
+    sa.Column("created_at", _Time, nullable=False, server_default=_now),
+    _known("outcome", FireOutcome),
+    sa.CheckConstraint("(outcome = 'started') = (execution_id IS NOT NULL)", name="started_has_execution"),
+    # One fire per (trigger, slot), whatever is restarted, doubled or moved.
+    sa.UniqueConstraint("trigger_id", "slot", name="uq_trigger_fires_slot"),
+    sa.Index("ix_trigger_fires_trigger_id_id", "trigger_id", "id"),
+    # What reconcile looks at: fires that somebody died over, and those that wait for their turn.
+    sa.Index(
+        "ix_trigger_fires_unsettled", "created_at", postgresql_where=sa.text("outcome IN ('pending', 'queued')")
+    ),
+    # queue_one: of what comes while one runs, one waits.
+    sa.Index(
+        "uq_trigger_fires_queued", "trigger_id", unique=True, postgresql_where=sa.text("outcome = 'queued'")
+    ),
 )
 
 step_logs = sa.Table(

@@ -28,6 +28,7 @@ from orchestrator.lifecycle import (
     StepStatus,
     sql_words,
 )
+from orchestrator.store.admission import ASKED, Freed
 from orchestrator.store.executions import Locked, locked_row
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Store, new_id, run, to_json
@@ -112,6 +113,7 @@ WITH claimed AS (
     FROM executions e
     WHERE s.execution_id = %(execution)s::uuid AND s.path = %(path)s AND s.{CLAIM.guard}
       AND e.id = s.execution_id AND e.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')
+      AND e.admitted_at IS NOT NULL
     RETURNING {_CLAIMED_ROW}, e.workflow_id::text AS workflow_id, e.version, e.input,
         e.priority, e.trigger_id::text AS trigger_id,
         coalesce(extract(epoch FROM e.deadline - clock_timestamp())::float8, e.timeout) AS seconds_left,
@@ -375,7 +377,8 @@ WITH recorded AS (
         output = jsonb_build_object(%(path)s, %(output)s::jsonb)
     WHERE id = %(execution)s::uuid AND {FINISH.guard} AND EXISTS (SELECT FROM recorded) RETURNING id
 )
-SELECT EXISTS (SELECT FROM recorded) AS recorded, EXISTS (SELECT FROM finished) AS finished
+SELECT EXISTS (SELECT FROM recorded) AS recorded, EXISTS (SELECT FROM finished) AS finished, {ASKED} AS asked,
+       (SELECT limit_keys FROM executions WHERE id = %(execution)s::uuid) AS limit_keys
 """
 
 
@@ -383,19 +386,21 @@ _COMPLETE_AND_FINISH_ROUTINE = Routine(
     "complete_and_finish",
     _COMPLETE_AND_FINISH,
     _WRITTEN | {"execution": "uuid", "path": "text"},
-    {"recorded": "bool", "finished": "bool"},
+    {"recorded": "bool", "finished": "bool", "asked": "bool", "limit_keys": "text[]"},
 )
 
 
-def complete_and_finish(store: Store, execution_id: str, held: Claim, result: Result) -> tuple[bool, bool]:
+def complete_and_finish(
+    store: Store, execution_id: str, held: Claim, result: Result
+) -> tuple[bool, bool, Freed | None]:
     """Record `held` as completed and with it, in one statement, its execution, whose output it becomes: whether
-    the record counted, and whether it ended the execution (not one that is paused).
+    the record counted, whether it ended the execution (not one that is paused), and who may wait for that.
 
     Only for the last step of an execution that is a single run: nobody else can be ending a step of it.
     """
     params = _written(held, result) | {"execution": execution_id, "path": held.path}
-    ((recorded, finished),) = store.call(_COMPLETE_AND_FINISH_ROUTINE, params)
-    return recorded, finished
+    ((recorded, finished, asked, keys),) = store.call(_COMPLETE_AND_FINISH_ROUTINE, params)
+    return recorded, finished, Freed(tuple(keys or ())) if finished and (asked or keys) else None
 
 
 _END = f"""
@@ -761,6 +766,7 @@ def queued(connection: Connection, execution_id: str) -> list[Ring]:
         f"""
         UPDATE step_executions s SET rung_at = clock_timestamp() FROM executions e
         WHERE e.id = s.execution_id AND s.execution_id = %(execution)s::uuid AND s.status = '{StepStatus.QUEUED}'
+          AND e.admitted_at IS NOT NULL
         RETURNING s.execution_id::text AS execution_id, s.path, s.queue, e.priority
         """,
         {"execution": execution_id},
@@ -786,7 +792,7 @@ def ring_again(connection: Connection, *, older_than: float, queues: Sequence[st
         WITH live AS (
             SELECT s.id, s.queue, s.status, s.rung_at, e.priority, e.status AS execution_status
             FROM step_executions s JOIN executions e ON e.id = s.execution_id
-            WHERE s.status IN ('{StepStatus.QUEUED}', '{StepStatus.RUNNING}')
+            WHERE s.status IN ('{StepStatus.QUEUED}', '{StepStatus.RUNNING}') AND e.admitted_at IS NOT NULL
         ), newest AS (
             SELECT queue, priority, max(rung_at) AS rung_at FROM live
             WHERE status = '{StepStatus.RUNNING}' GROUP BY queue, priority

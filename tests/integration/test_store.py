@@ -130,7 +130,7 @@ def test_a_record_without_the_token_writes_nothing(at_rest: Deployment):
     store = at_rest.store
 
     assert steps.complete_and_follow(store, execution_id, forged, result, "b", leased(at_rest)) == (False, None)
-    assert steps.complete_and_finish(store, execution_id, forged, result) == (False, False)
+    assert steps.complete_and_finish(store, execution_id, forged, result) == (False, False, None)
     with steps.ending(store, execution_id, forged, result, StepStatus.FAILED, ["b"]) as opened:
         assert opened is None
     with store.single() as connection:
@@ -171,7 +171,7 @@ def test_a_cancelled_step_takes_no_result(at_rest: Deployment):
     with at_rest.store.transaction() as connection:
         executions.cancel(connection, execution_id, "enough")
         steps.cancel_all(connection, execution_id)
-    assert steps.complete_and_finish(at_rest.store, execution_id, claim, steps.Result(output=1)) == (False, False)
+    assert steps.complete_and_finish(at_rest.store, execution_id, claim, steps.Result(output=1)) == (False, False, None)
     assert set(at_rest.statuses(execution_id).values()) == {"cancelled"}
 
 
@@ -315,7 +315,7 @@ def test_the_step_of_a_worker_without_a_lease_is_queued_again(at_rest: Deploymen
     again = claimed(at_rest, execution_id)
     assert (again.attempt, again.losses) == (2, 1)
     late = steps.Result(output="late")
-    assert steps.complete_and_finish(at_rest.store, execution_id, lost, late) == (False, False)
+    assert steps.complete_and_finish(at_rest.store, execution_id, lost, late) == (False, False, None)
 
 
 def test_a_step_that_lost_its_worker_too_often_fails(at_rest: Deployment, bench: Bench):

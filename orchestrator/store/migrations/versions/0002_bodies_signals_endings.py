@@ -1,4 +1,4 @@
-"""Bodies, signals, endings, cached results, and the order of steps by height"""
+"""Bodies, signals, endings, cached results, admission, and the order of steps by height"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -111,6 +111,72 @@ def upgrade() -> None:
         ["execution_id", "container", "id"],
         unique=False,
         postgresql_where=sa.text("container IS NOT NULL AND status IN ('pending', 'queued', 'running', 'waiting')"),
+    )
+    op.add_column(
+        "executions",
+        sa.Column(
+            "admitted_at",
+            sa.DateTime(timezone=True),
+            nullable=True,
+            comment="since when it may run; NULL while it waits for a place",
+        ),
+    )
+    op.add_column(
+        "executions",
+        sa.Column(
+            "turn", sa.BigInteger(), server_default="0", nullable=False, comment="its place among those that wait"
+        ),
+    )
+    op.add_column(
+        "executions",
+        sa.Column("held", sa.Boolean(), server_default=sa.false(), nullable=False, comment="by a limit of its own"),
+    )
+    op.add_column(
+        "executions",
+        sa.Column(
+            "limit_keys",
+            postgresql.ARRAY(sa.Text()),
+            nullable=True,
+            comment="what the limits are counted by that it runs under",
+        ),
+    )
+    op.add_column(
+        "executions",
+        sa.Column(
+            "limits",
+            postgresql.ARRAY(sa.Integer()),
+            nullable=True,
+            comment="as many may run at a time, for each of limit_keys",
+        ),
+    )
+    op.create_index(
+        "ix_executions_admitted",
+        "executions",
+        ["id"],
+        unique=False,
+        postgresql_where=sa.text("admitted_at IS NOT NULL AND status NOT IN ('cancelled', 'completed', 'failed')"),
+    )
+    op.create_index(
+        "ix_executions_backlog",
+        "executions",
+        [sa.text("priority DESC"), "turn", "id"],
+        unique=False,
+        postgresql_where=sa.text("status = 'queued' AND admitted_at IS NULL AND NOT held"),
+    )
+    op.create_index(
+        "ix_executions_backlog_of_workflow",
+        "executions",
+        ["workflow_id", "turn"],
+        unique=False,
+        postgresql_where=sa.text("status = 'queued' AND admitted_at IS NULL"),
+    )
+    op.create_index(
+        "ix_executions_held",
+        "executions",
+        ["limit_keys"],
+        unique=False,
+        postgresql_using="gin",
+        postgresql_where=sa.text("status = 'queued' AND admitted_at IS NULL AND held"),
     )
     op.create_check_constraint(
         op.f("ck_executions_outcome_known"), "executions", "outcome IN ('cancelled', 'completed', 'failed')"

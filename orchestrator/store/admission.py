@@ -1,0 +1,143 @@
+"""Which executions may run: as many as the limits allow, the most urgent first, each workflow in its turn.
+
+An execution is admitted once, before its first step is claimed. Until then it waits in the backlog; or it is held, if
+one of its own limits (of its workflow, of a key) is reached. What runs is counted from the rows, by whoever admits,
+under one lock: so a limit is never exceeded, and there is no counter that could leak.
+
+Turns make it fair (start-time fair queueing, Goyal, Vin and Cheng 1996): an execution that has to wait gets the turn
+after the last of its workflow's that wait, or that of the one which is next if that is later. So of two workflows that
+wait, each gets every second place, however many the other has waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from sqlalchemy.engine import Connection
+
+from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus, StepStatus, sql_words
+from orchestrator.store.routines import Routine
+from orchestrator.store.session import Store, run
+
+# Any constant will do, as long as every release uses the same.
+LOCK = "pg_advisory_xact_lock(1634887011)"
+
+_LIVE = f"e.admitted_at IS NOT NULL AND e.status NOT IN ({sql_words(EXECUTION_TERMINAL)})"
+"""The predicate of the index ix_executions_admitted."""
+WAITS = f"e.status = '{ExecutionStatus.QUEUED}' AND e.admitted_at IS NULL"
+BACKLOG = f"{WAITS} AND NOT e.held"
+"""The predicate of the index ix_executions_backlog."""
+_HELD = f"{WAITS} AND e.held"
+
+TAKEN = f"SELECT count(*) FROM executions e WHERE {_LIVE} AND e.parent_step_id IS NULL"
+"""The places that are taken. An execution that a step waits for runs in the place of that step's own: else all places
+could be taken by those that wait for one."""
+
+
+def reached(keys: str, limits: str) -> str:
+    """SQL: whether one of an execution's own limits is reached."""
+    return (
+        f"EXISTS (SELECT FROM unnest({keys}, {limits}) AS own(key, most) WHERE own.most <= "
+        f"(SELECT count(*) FROM executions e WHERE {_LIVE} AND e.limit_keys @> ARRAY[own.key]))"
+    )
+
+
+_MOST = 100
+"""Executions looked at in one call, so that nobody holds the lock for long."""
+
+_ADMIT_ROUTINE = Routine(
+    "admit",
+    f"""
+    DECLARE
+        free int;
+        next_one record;
+        admitted uuid[] := '{{}}';
+    BEGIN
+        PERFORM {LOCK};
+        SELECT %(places)s - taken.count INTO free FROM ({TAKEN}) AS taken;
+        -- A key that has become free lets the first that it holds back into the backlog.
+        UPDATE executions SET held = false WHERE id IN (
+            SELECT first.id FROM unnest(%(freed)s) AS freed(key), LATERAL (
+                SELECT e.id FROM executions e WHERE {_HELD} AND e.limit_keys @> ARRAY[freed.key]
+                ORDER BY e.priority DESC, e.turn, e.id LIMIT 1) AS first);
+        FOR looked IN 1..{_MOST} LOOP
+            EXIT WHEN free <= 0;
+            SELECT e.id, e.limit_keys, e.limits INTO next_one FROM executions e
+            WHERE {BACKLOG} ORDER BY e.priority DESC, e.turn, e.id LIMIT 1;
+            EXIT WHEN NOT FOUND;
+            IF next_one.limit_keys IS NOT NULL AND {reached("next_one.limit_keys", "next_one.limits")} THEN
+                UPDATE executions SET held = true WHERE id = next_one.id;
+            ELSE
+                UPDATE executions SET admitted_at = clock_timestamp() WHERE id = next_one.id;
+                admitted := admitted || next_one.id;
+                free := free - 1;
+            END IF;
+        END LOOP;
+        RETURN QUERY
+            UPDATE step_executions s SET rung_at = clock_timestamp() FROM executions e
+            WHERE s.execution_id = ANY(admitted) AND s.status = '{StepStatus.QUEUED}' AND e.id = s.execution_id
+            RETURNING s.execution_id::text, s.path, s.queue, e.priority;
+    END
+    """,
+    {"places": "int", "freed": "text[]"},
+    {"execution_id": "text", "path": "text", "queue": "text", "priority": "smallint"},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A first step of an execution that has just been admitted: it is to be rung for, or claimed."""
+
+    execution_id: str
+    path: str
+    queue: str
+    priority: int
+
+
+def admit(store: Store, places: int, freed: Collection[str] = ()) -> list[Admitted]:
+    """Admit what may run now, if `places` executions may at a time. `freed` are the keys of the limits under which an
+    execution has just ended."""
+    return [Admitted(*row) for row in store.call(_ADMIT_ROUTINE, {"places": places, "freed": list(freed)})]
+
+
+ASKED = f"EXISTS (SELECT FROM executions e WHERE {BACKLOG})"
+"""SQL: whether anybody waits for a place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """An execution has ended, and somebody may wait for its place, or under one of its `keys`."""
+
+    keys: tuple[str, ...] = ()
+
+
+def freed(connection: Connection, execution_id: str) -> Freed | None:
+    """To be asked when an execution has ended: None if nobody can be waiting for that."""
+    row = run(
+        connection,
+        f"SELECT {ASKED} AS asked, limit_keys FROM executions WHERE id = %(id)s::uuid",
+        {"id": execution_id},
+    ).one()
+    return Freed(tuple(row.limit_keys or ())) if row.asked or row.limit_keys else None
+
+
+def is_asked_for(connection: Connection) -> bool:
+    asked: bool = run(connection, f"SELECT {ASKED}").scalar_one()
+    return asked
+
+
+def keys_with_room(connection: Connection, limit: int) -> list[str]:
+    """Keys that hold executions back although their limit is not reached: whoever was to say so died."""
+    rows = run(
+        connection,
+        f"""
+        SELECT own.key FROM (
+            SELECT key, max(most) AS most FROM executions e, unnest(e.limit_keys, e.limits) AS u(key, most)
+            WHERE {_HELD} GROUP BY key) AS own
+        WHERE own.most > (SELECT count(*) FROM executions e WHERE {_LIVE} AND e.limit_keys @> ARRAY[own.key])
+        LIMIT %(limit)s
+        """,
+        {"limit": limit},
+    )
+    return [key for (key,) in rows]
