@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 from marshmallow import Schema, ValidationError, fields, validates_schema
 
+from orchestrator.definition.truth import is_true
 from workers.steps.contract import Done, QueueClass, StepContext, StepType
 
-_FALSE_TEXTS = frozenset({"false", "no", "0", ""})
+__all__ = ["Condition", "ConditionCase", "StepIds", "is_true"]
 
 
 class StepIds(fields.List[str]):
@@ -75,11 +76,6 @@ class Condition(StepType):
             if isinstance(case, Mapping):
                 yield from _ids_in(f"cases[{index}].then", case.get("then"))
         yield from _ids_in("else", config.get("else"))
-
-
-def is_true(value: object) -> bool:
-    """Python's truth, except that the texts `false`, `no`, `0` and blank ones, in any case, are false."""
-    return value.strip().lower() not in _FALSE_TEXTS if isinstance(value, str) else bool(value)
 
 
 def _ids_in(path: str, branch: object) -> Iterator[tuple[str, str]]:

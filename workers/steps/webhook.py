@@ -5,7 +5,6 @@ https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-w
 
 from __future__ import annotations
 
-import base64
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -16,32 +15,21 @@ import requests
 import standardwebhooks
 from marshmallow import Schema, ValidationError, fields, validate
 
+from orchestrator.engine.webhooks import signing_key
 from workers.steps.contract import Done, Json, QueueClass, StepContext, StepType
 from workers.steps.fields import Duration, Text
 from workers.steps.http import StatusCodes, encoded, exchange, http_url
 
-_ENCODED_SECRET = "whsec_"  # noqa: S105  (the prefix that says so, not a secret)
 _OURS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 
 
-def _signing_secret(value: str) -> None:
+def signing_secret(value: str) -> None:
     try:
-        key = _key(value)
+        key = signing_key(value)
     except ValueError:
         raise ValidationError("must have base64 after 'whsec_', or be any other text") from None
     if not key:
         raise ValidationError("must not be empty")
-
-
-def _key(secret: str) -> bytes:
-    """The bytes that sign: what follows `whsec_` is base64, with or without padding; any other text is UTF-8.
-
-    Raises ValueError.
-    """
-    if not secret.startswith(_ENCODED_SECRET):
-        return secret.encode()
-    written = secret.removeprefix(_ENCODED_SECRET).rstrip("=")
-    return base64.b64decode(written + "=" * (-len(written) % 4), validate=True)
 
 
 def _known_method(value: str) -> None:
@@ -72,7 +60,7 @@ class Webhook(StepType):
         )
         payload = fields.Raw(allow_none=True)
         event = fields.String(validate=validate.Length(min=1))
-        secret = Text(validate=_signing_secret)
+        secret = Text(validate=signing_secret)
         headers = fields.Dict(keys=fields.String(validate=_free_header), values=Text(), load_default=dict)
         timeout = Duration(load_default=30.0)
         verify = fields.Boolean(load_default=True)
@@ -97,7 +85,7 @@ def _request(context: StepContext, webhook_id: str, now: datetime) -> requests.R
     headers.update(config["headers"])
     headers.update({"webhook-id": webhook_id, "webhook-timestamp": str(int(now.timestamp()))})
     if "secret" in config:
-        signer = standardwebhooks.Webhook(_key(config["secret"]))
+        signer = standardwebhooks.Webhook(signing_key(config["secret"]))
         headers["webhook-signature"] = signer.sign(webhook_id, now, body.decode())
     return requests.Request(config["method"].upper(), config["url"], encoded(headers), data=body)
 
