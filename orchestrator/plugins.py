@@ -143,7 +143,7 @@ class Hooks:
 
     @hookspec
     def step_started(self, step: StepEvent) -> None:
-        """A worker took on a step: once for each attempt, and not again when one that rested goes on."""
+        """A worker took on a step: once for each attempt, and not again when one that rested (with a state) goes on."""
 
     @hookspec
     def step_completed(self, step: StepEvent) -> None:
@@ -152,7 +152,7 @@ class Hooks:
 
     @hookspec
     def workflow_completed(self, execution: ExecutionEvent) -> None:
-        """An execution has ended, in whatever way."""
+        """An execution has ended, in whatever way. Of one that a user cancels in the API: if steps run at its end."""
 
 
 Catalogue = Mapping[str, StepTypeInfo]
