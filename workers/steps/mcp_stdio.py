@@ -52,7 +52,7 @@ class StdioServer(Server):
         self.shown = f"the MCP server {name!r}"
         self._command = command
         self._env = env
-        self._mark = processes.mark_of(context.step_execution_id, context.attempt)
+        self._mark = processes.new_mark(context.step_execution_id)
         self._prefix = f"orchestrator-{context.step_execution_id}-mcp-"
         self._process: subprocess.Popen[bytes] | None = None
         self._exit_code: int | None = None

@@ -13,6 +13,7 @@ import selectors
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -24,7 +25,7 @@ import psutil
 from workers.stopping import ended_by
 
 MARKER = "ORCHESTRATOR_ATTEMPT_ID"
-"""The variable that all processes of an attempt have in their environment; its value is `mark_of(...)`."""
+"""The variable that all processes of a performance have in their environment; its value is its `new_mark(...)`."""
 
 _GRACE = 2.0
 """Seconds between SIGTERM and SIGKILL."""
@@ -106,13 +107,19 @@ def run(
     return process.returncode if in_time else None
 
 
-def mark_of(step_execution_id: str, attempt: int | None = None) -> str:
-    """The mark of one attempt, or of all attempts of a step: whoever ends its own must not end the next one's."""
-    return f"{step_execution_id}/" if attempt is None else f"{step_execution_id}/{attempt}"
+def mark_of(step_execution_id: str) -> str:
+    """What the marks of all performances of a step begin with."""
+    return f"{step_execution_id}/"
+
+
+def new_mark(step_execution_id: str) -> str:
+    """The mark of one performance of a step: whoever ends its own must not end the next one's, which can be the first
+    attempt as well: a step that is cancelled and retried counts anew, while the cancelled one is still being ended."""
+    return f"{mark_of(step_execution_id)}{uuid.uuid4().hex}"
 
 
 def kill_all(mark: str, patience: float = 2.0) -> None:
-    """SIGKILL every process with this mark on this machine; callable from any thread or process.
+    """SIGKILL every process on this machine with this mark, or any of a step's; callable from any thread or process.
 
     A process may fork while it is looked for, so this looks again until none is left, for `patience` seconds.
     """

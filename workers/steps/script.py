@@ -136,7 +136,7 @@ class _Run:
             try:
                 return processes.run(
                     [*command, str(program), *self._context.config["args"]],
-                    mark=processes.mark_of(self._context.step_execution_id, self._context.attempt),
+                    mark=processes.new_mark(self._context.step_execution_id),
                     environment=self._environment(),
                     folder=self._work,
                     stdin=stdin,

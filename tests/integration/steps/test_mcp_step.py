@@ -447,7 +447,7 @@ def test_a_flood_from_a_program_is_ended(stream: str) -> None:
 
 def test_an_earlier_attempts_program_is_ended_before_the_next() -> None:
     step = str(uuid.uuid4())
-    left = subprocess.Popen(["sleep", "60"], env={**os.environ, processes.MARKER: processes.mark_of(step, 1)})
+    left = subprocess.Popen(["sleep", "60"], env={**os.environ, processes.MARKER: processes.new_mark(step)})
     failure(program("pass"), action="any", step_execution_id=step, attempt=2)
     assert left.wait(5) == -9
 
