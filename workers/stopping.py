@@ -18,7 +18,7 @@ from orchestrator.store import Store, steps
 
 logger = logging.getLogger(__name__)
 
-INTERVAL = 1.0
+INTERVAL = 0.5
 """Seconds between looks; a step that takes less is never looked for."""
 
 

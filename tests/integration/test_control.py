@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from deployment import Deployment, deployed, wait_until
 from test_execution import rows_of, states_of, step, workflow
 
+from orchestrator.config import ConnectionSettings, Settings
 from orchestrator.lifecycle import ExecutionStatus
 
 
@@ -135,7 +137,14 @@ def test_cancelling_ends_a_script_and_its_children(deployment: Deployment, tmp_p
     execution_id = deployment.execute(deployment.create(workflow(script)))
     wait_until(pids.exists, what="the script")
     processes = [psutil.Process(int(pid)) for pid in pids.read_text().split()]
-    cancelled_within(deployment, execution_id, lambda: not any(process.is_running() for process in processes))
+    cancelled_within(deployment, execution_id, lambda: not any(lives(process) for process in processes))
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextmanager
@@ -168,7 +177,10 @@ def test_cancelling_ends_an_http_call(deployment: Deployment):
 
 
 def test_cancelling_ends_a_statement_in_a_database(tmp_path: Path):
-    with deployed(tmp_path, connections=True) as deployment:
+    def with_own_database(settings: Settings) -> Settings:
+        return replace(settings, connections={"own": ConnectionSettings(url=settings.database.url)})
+
+    with deployed(tmp_path, adjusted=with_own_database) as deployment:
         deployment.start_worker("control,io", pool="threads")
         query = {"connection": "own", "operation": "query", "sql": "SELECT pg_sleep(300)", "timeout": "10m"}
         definition = workflow({"id": "sleep", "type": "database", "config": query})
