@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import psutil
 from flask.testing import FlaskClient
 
-from orchestrator.config import BrokerSettings, ConnectionSettings, DatabaseSettings, Settings, environment_of
+from orchestrator.config import BrokerSettings, DatabaseSettings, Settings, environment_of
 from orchestrator.embedded import Embedded, embedded_servers
 from orchestrator.store import Store, executions
 from orchestrator.store.migrate import migrate
@@ -167,8 +167,10 @@ def _point_celery_at(settings: Settings) -> None:
 
 
 @contextmanager
-def deployed(folder: Path, *, connections: bool = False, **scheduler: Any) -> Iterator[Deployment]:
-    """Fresh servers, migrated, and no worker yet. With `connections` its database is also the connection `own`."""
+def deployed(
+    folder: Path, *, adjusted: Callable[[Settings], Settings] = lambda settings: settings, **scheduler: Any
+) -> Iterator[Deployment]:
+    """Fresh servers, migrated, and no worker yet. `adjusted` gets the settings, which name the servers, last."""
     with embedded_servers(folder / "data") as servers:
         settings = Settings(
             admin_key=KEY,
@@ -178,10 +180,10 @@ def deployed(folder: Path, *, connections: bool = False, **scheduler: Any) -> It
             broker=BrokerSettings(url=servers.broker_url),
         )
         scheduling = replace(settings.scheduler, **({"poll_interval": 0.2} | scheduler))
-        executing = replace(settings.executor, scripts_dir=str(folder / "scripts"))
-        settings = replace(settings, scheduler=scheduling, executor=executing)
-        if connections:
-            settings = replace(settings, connections={"own": ConnectionSettings(url=servers.database_url)})
+        executing = replace(
+            settings.executor, scripts_dir=str(folder / "scripts"), templates_dir=str(folder / "templates")
+        )
+        settings = adjusted(replace(settings, scheduler=scheduling, executor=executing))
         migrate(servers.database_url)
         deployment = Deployment(folder, servers, settings)
         try:
