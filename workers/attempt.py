@@ -20,7 +20,7 @@ from orchestrator.config import Settings
 from orchestrator.definition.model import Step
 from orchestrator.definition.scopes import phase_of
 from orchestrator.definition.templates import Compiled, compile_expression, compile_value
-from orchestrator.engine.endings import execution_facts
+from orchestrator.engine.endings import NOT_TRIGGERED, execution_facts, trigger_facts
 from orchestrator.engine.programs import Program
 from orchestrator.engine.start import check_payload
 from orchestrator.errors import InputError, StepFailed, StepTimeout, TemplateError
@@ -187,7 +187,7 @@ class Attempt:
             return self._masked_failure(failure)
         except TemplateError as error:
             return self._masked_failure(StepFailed(str(error), kind="template", retryable=False))
-        except Exception as error:  # whatever a step raises is a failed attempt
+        except (Exception, SystemExit) as error:  # whatever a step raises is a failed attempt
             logger.info("step %s raised", self.claim.path, exc_info=True)
             return self._masked_failure(StepFailed(f"{type(error).__name__}: {error}", kind="error"))
         finally:
@@ -278,7 +278,7 @@ class Attempt:
             "input": execution.input,
             "steps": {id: self.seen[other] for id, other in named.items() if other in self.seen},
             "secrets": self.secrets,
-            "trigger": {"id": execution.trigger_id},
+            "trigger": self._trigger() if "trigger" in prepared.roots else None,
             "execution": execution_facts(execution.id, execution.workflow_id, execution.version, execution.priority),
         }
         if "execution" in prepared.roots and phase_of(path):
@@ -297,6 +297,15 @@ class Attempt:
         except Exception as error:
             raise StoreFailed from error
         self.seen |= read
+
+    def _trigger(self) -> Mapping[str, Any]:
+        if self.execution.trigger_id is None:
+            return NOT_TRIGGERED
+        try:
+            with self.store.single() as connection:
+                return trigger_facts(executions.trigger_data(connection, self.execution.id))
+        except Exception as error:
+            raise StoreFailed from error
 
     def _outcome(self) -> dict[str, Any]:
         """What a step that runs at the end sees of how its execution ends."""
