@@ -26,6 +26,8 @@ _WORDS = {
     "Field may not be null.": "must not be null",
     "Missing data for required field.": "is missing",
 }
+UNKNOWN = "unknown key"
+"""How a complaint begins about a key that no schema knows."""
 _MISSING = object()
 _MANY = 200
 
@@ -81,7 +83,7 @@ def _inner(
         yield from complaints(messages, value, at, hints, schema)
     elif messages == ["Unknown field."] and schema is not None:
         known = [str(field.data_key or name) for name, field in schema.fields.items()]
-        yield (*at, key), "unknown key" + hints(str(key), known, f"; known are {', '.join(known)}")
+        yield (*at, key), UNKNOWN + hints(str(key), known, f"; known are {', '.join(known)}")
     else:
         yield from complaints(messages, item, (*at, key), hints, _schema_of(schema, key))
 
@@ -106,6 +108,6 @@ def _schema_of(schema: Schema | None, key: Any) -> Schema | None:
 
 def _worded(message: str, value: Any) -> str:
     if message == "Unknown field.":
-        return "unknown key"
+        return UNKNOWN
     words = _WORDS.get(message)
     return words.format(kind=kind(value)) if words else message

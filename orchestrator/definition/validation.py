@@ -14,7 +14,7 @@ from marshmallow import Schema, ValidationError
 from orchestrator.definition import paths
 from orchestrator.definition.bounds import kind
 from orchestrator.definition.building import bodies_of, build_definition
-from orchestrator.definition.complaints import Complaint, Hints, complaints
+from orchestrator.definition.complaints import UNKNOWN, Complaint, Hints, complaints
 from orchestrator.definition.dependencies import Dependencies
 from orchestrator.definition.document import Document, check_plain, walk
 from orchestrator.definition.model import Definition, TriggerRule
@@ -22,8 +22,9 @@ from orchestrator.definition.paths import Key
 from orchestrator.definition.schema import MAX_STEPS, STEP_ID, DefinitionSchema, StepSchema
 from orchestrator.definition.syntax import Chain
 from orchestrator.definition.templates import ROOTS, compile_expression, compile_text, contains_template
+from orchestrator.definition.trigger_checks import check_triggers
 from orchestrator.errors import DefinitionError, Problem, TemplateError
-from orchestrator.plugins import BodyInfo, Catalogue, StepTypeInfo, missing_modules
+from orchestrator.plugins import BodyInfo, Catalogue, StepTypeInfo, Types, missing_modules
 
 MAX_PROBLEMS = 100
 _MAX_OF_A_SCHEMA = 10_000  # nobody reads the rest, and wording hundreds of thousands takes seconds
@@ -32,6 +33,8 @@ _SEEN_OF_STEP = ("output", "status", "error")
 _IN_STEPS = ROOTS - {"loop"}
 # An execution's outputs are made by the engine, and secrets never leave a worker.
 _IN_OUTPUTS = _IN_STEPS - {"secrets"}
+# What is known before an execution begins.
+_BEFORE = frozenset(("input", "variables"))
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 _EARLY = (TriggerRule.ONE_SUCCESS, TriggerRule.ONE_FAILED)
@@ -152,6 +155,9 @@ class _Validation:
         for at, step in self.steps.items():
             self._check_step(at, step)
         self._check_outputs()
+        self._check_concurrency()
+        if isinstance(self.catalogue, Types):
+            self.found.extend(check_triggers(self.data.get("triggers"), self.catalogue.triggers, self.hints))
         return self.found
 
     def _complain(self, keys: Keys, message: str) -> None:
@@ -321,9 +327,9 @@ class _Validation:
         try:
             schema.load(config)
         except ValidationError as error:
-            # What holds a template is checked by the worker, once it is rendered.
+            # What holds a template is checked by the worker, once it is rendered; a key is what it is.
             found = complaints(error.messages, config, at, self.hints, schema)
-            kept = (item for item in found if not templated.excuses(item[0]))
+            kept = (item for item in found if item[1].startswith(UNKNOWN) or not templated.excuses(item[0]))
             self.found.extend(islice(kept, _MAX_OF_A_SCHEMA))
         except Exception as error:  # noqa: BLE001  (a plugin's schema may not expect a template where it computes)
             if not templated.places:
@@ -383,6 +389,11 @@ class _Validation:
         if isinstance(outputs, Mapping):
             for keys, text, _ in _templates(outputs, None):
                 self._check_template(("outputs", *keys), text, False, self._wrong_in_outputs)
+
+    def _check_concurrency(self) -> None:
+        concurrency = self.data.get("concurrency")
+        if isinstance(concurrency, Mapping):
+            self._check_part(("concurrency",), concurrency, "key", lambda chain: self._wrong_name(chain, _BEFORE))
 
     def _check_template(self, keys: Keys, text: str, is_expression: bool, wrong: Wrong) -> None:
         try:

@@ -92,6 +92,13 @@ def test_a_mistake_is_named_with_its_place(text: str, path: str, hint: str):
     assert hint in found[0][1]
 
 
+def test_a_key_that_nobody_knows_is_told_even_if_a_template_stands_there():
+    text = "steps: [{id: a, type: http, config: {url: 'http://x/', urll: '{{ input.x }}'}}]"
+    ((path, message),) = problems(text)
+    assert path == "steps[0].config.urll"
+    assert message == "unknown key; did you mean 'url'?"
+
+
 def test_mistakes_in_several_bodies_are_told_at_once():
     text = """
 steps:
