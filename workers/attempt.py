@@ -274,7 +274,7 @@ class Attempt:
         self._read({other for other in (*named.values(), *mappers) if other is not None})
         execution = self.execution
         context = {
-            "variables": self.program.variables_after(mappers, self.seen) if mappers else self.program.variables,
+            "variables": self.program.variables_after(execution.input, mappers, self.seen),
             "input": execution.input,
             "steps": {id: self.seen[other] for id, other in named.items() if other in self.seen},
             "secrets": self.secrets,

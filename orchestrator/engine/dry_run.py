@@ -153,7 +153,7 @@ class _Preview:
 
     def _names(self) -> dict[str, Json]:
         return {
-            "variables": self.program.variables,
+            "variables": self.program.variables(self.input),
             "input": self.input,
             "trigger": {"id": None},
             "execution": self.facts,

@@ -139,7 +139,7 @@ def _finish_with_outputs(connection: Connection, program: Program, locked: Locke
     mappers = program.mappers_of_all()
     seen = steps.outputs(connection, locked.id, {*program.outputs.steps, *mappers})
     context: Mapping[str, Any] = {
-        "variables": program.variables_after(mappers, seen),
+        "variables": program.variables_after(locked.input, mappers, seen),
         "input": locked.input,
         "steps": seen,
         "execution": execution_facts(locked.id, locked.workflow_id, locked.version, locked.priority),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
@@ -63,9 +63,13 @@ class Program:
             timeouts=tuple(step.timeout for step in steps),
         )
 
-    @cached_property
-    def variables(self) -> Mapping[str, Any]:
-        return self.definition.variables or {}
+    def variables(self, given: Any) -> Mapping[str, Any]:
+        """The variables that an execution with this input begins with: what the input has under a variable's name
+        takes its place."""
+        declared = self.definition.variables or {}
+        if not isinstance(given, Mapping) or declared.keys().isdisjoint(given):
+            return declared
+        return {name: given.get(name, value) for name, value in declared.items()}
 
     @cached_property
     def outputs(self) -> Compiled | None:
@@ -98,7 +102,7 @@ class Program:
         limits = [] if definition.max_concurrent is None else [(workflow_id, definition.max_concurrent)]
         if definition.concurrency is not None:
             try:
-                key = self._concurrency_key.render({"input": given, "variables": self.variables})
+                key = self._concurrency_key.render({"input": given, "variables": self.variables(given)})
             except TemplateError as error:
                 raise InputError([Problem("input", f"makes no concurrency key: {error}")]) from None
             limits.append((f"{workflow_id}:{key}"[:500], definition.concurrency.limit))
@@ -155,9 +159,11 @@ class Program:
         found = [path for path, step in root.steps.items() if step.output_mapping]
         return tuple(sorted(found, key=lambda path: -root.heights[path]))
 
-    def variables_after(self, mappers: Iterable[str], seen: Mapping[str, Any]) -> Mapping[str, Any]:
+    def variables_after(self, given: Any, mappers: Collection[str], seen: Mapping[str, Any]) -> Mapping[str, Any]:
         """The variables once `mappers` have ended; `seen` has what templates see of them."""
-        variables = dict(self.variables)
+        if not mappers:
+            return self.variables(given)
+        variables = dict(self.variables(given))
         for path in mappers:
             variables |= seen.get(path, {}).get("variables", {})
         return variables

@@ -198,7 +198,7 @@ def test_the_yaml_example_validates_processes_and_notifies(spec: Deployment, the
     assert list(steps) == ["validate", "process", "notify"]
     assert steps["validate"]["output"]["result"] == {"valid": True}
     assert steps["process"]["output"]["result"] == {"batches": 3, "of": 1000}
-    assert them.asked_of("data-processor") == [("process_data", {"file": "", "batch_size": 1000})]
+    assert them.asked_of("data-processor") == [("process_data", {"file": "data.csv", "batch_size": 1000})]
     [email] = them.emails
     assert (email["To"], email["From"], email["Subject"]) == ("admin@example.com", "noah@example.com", "数据处理完成")
     texts = {part.get_content_type(): part.get_payload(decode=True) for part in email.walk()}

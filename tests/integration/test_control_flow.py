@@ -302,6 +302,15 @@ def test_outputs_are_mapped_into_variables_for_what_comes_after(deployment: Depl
     assert completed(deployment.run(definition)) == {"c": 6, "d": 0, "total": 6}
 
 
+def test_an_input_field_takes_the_place_of_the_variable_of_its_name(deployment: Deployment):
+    definition = workflow(
+        step("a", value="{{ variables.region }} {{ variables.size }}"), variables={"region": "eu", "size": 3}
+    )
+    workflow_id = deployment.create(definition)
+    execution = deployment.ended(deployment.execute(workflow_id, {"region": "us", "other": 1}))
+    assert completed(execution) == {"a": {"result": "us 3"}}
+
+
 def test_a_cached_result_is_taken_instead_of_doing_it_again(deployment: Deployment, tmp_path: Path):
     marks = tmp_path / "marks"
     cached = {**step("a", "mark", file=str(marks)), "cache": {"key": "{{ input.k }}", "ttl": "1h"}}
