@@ -9,7 +9,7 @@ from flask import current_app
 from orchestrator.config import Settings
 from orchestrator.engine.programs import Programs
 from orchestrator.errors import ConfigurationError
-from orchestrator.plugins import load_catalogue
+from orchestrator.plugins import load_catalogue, load_trigger_types
 from orchestrator.store import Store
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class Service:
             )
         self.settings = settings
         self.catalogue = load_catalogue(settings.plugins)
+        self.trigger_types = load_trigger_types(settings.plugins)
         self.programs = Programs(self.catalogue, settings)
         self.store = Store(settings.database)
 

@@ -57,6 +57,21 @@ class StepStatus(StrEnum):
     """Its execution was ended before it was done."""
 
 
+class FireOutcome(StrEnum):
+    """What came of a trigger's fire."""
+
+    PENDING = "pending"
+    """Recorded; whoever recorded it is about to start the execution, or reconcile does."""
+    QUEUED = "queued"
+    """It waits until the execution that the trigger started before has ended; reconcile moves it on."""
+    STARTED = "started"
+    """There is an execution."""
+    SKIPPED = "skipped"
+    """Nothing was to be started: the workflow is not active, the trigger is not to overlap itself, or it was missed."""
+    FAILED = "failed"
+    """Nothing could be started: the input does not fit the workflow."""
+
+
 STARTABLE = frozenset({WorkflowStatus.DRAFT, WorkflowStatus.ACTIVE})
 """Workflows of which an execution can be started by hand."""
 

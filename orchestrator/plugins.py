@@ -1,8 +1,9 @@
-"""The doors through which step types and hooks come in, ours and a third party's alike.
+"""The doors through which step types, trigger types and hooks come in, ours and a third party's alike.
 
 A plugin is a module (or object) with any of the hooks below. It is found through the entry-point group
 `orchestrator`, or by its name in `ORCHESTRATOR_PLUGINS=module[,module]`. Functions of such a module that are
-decorated as steps need no hook. See workers/steps/contract.py for what a step type is.
+decorated as steps need no hook. See workers/steps/contract.py for what a step type is, and
+beat/triggers/contract.py for a trigger type.
 """
 
 from __future__ import annotations
@@ -13,18 +14,30 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import entry_points
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import marshmallow
 import pluggy
 
 from orchestrator.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from orchestrator.engine.slots import Timetable
+
 hookspec = pluggy.HookspecMarker("orchestrator")
 hookimpl = pluggy.HookimplMarker("orchestrator")
 
 
 SchemaClass = type[marshmallow.Schema]
+Overlap = Literal["allow", "skip", "queue_one", "cancel_other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """`run_all`: the newest `limit` of them."""
+
+    policy: Literal["skip", "run_last", "run_all"] = "run_last"
+    limit: int = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +92,40 @@ class StepTypeInfo(Protocol):
 
     def references(self, config: Mapping[str, object]) -> Iterable[tuple[str, str]]:
         """(path within config, step id) of each step that `config` names; those must depend on this one."""
+
+
+class TriggerTypeInfo(Protocol):
+    """What the core needs to know of a trigger type. `config` is as it was written, and valid, unless said
+    otherwise."""
+
+    @property
+    def type(self) -> str: ...
+
+    @property
+    def Config(self) -> SchemaClass: ...
+
+    @property
+    def secret_fields(self) -> frozenset[str]:
+        """Fields of the config (dotted paths) that nobody is shown."""
+
+    def check(self, config: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+        """(path within config, what is wrong) of what the schema does not see; it has found nothing."""
+
+    def input(self, config: Mapping[str, Any]) -> Any:
+        """What an execution gets as its input when nothing else says."""
+
+    def overlap(self, config: Mapping[str, Any]) -> Overlap:
+        """What happens when it fires while an execution that it started has not ended."""
+
+    def timetable(self, config: Mapping[str, Any], trigger_id: str) -> Timetable | None:
+        """When it is due by time; None if time is not what fires it."""
+
+    def missed(self, config: Mapping[str, Any]) -> Missed:
+        """What is done about slots that passed while nothing could fire."""
+
+    @property
+    def looks(self) -> bool:
+        """What is due by its timetable is a look, taken by a worker; nothing is started before that says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +185,10 @@ class Hooks:
         """The step types this plugin adds."""
 
     @hookspec
+    def orchestrator_trigger_types(self) -> Iterable[TriggerTypeInfo]:  # type: ignore[empty-body]
+        """The trigger types this plugin adds."""
+
+    @hookspec
     def workflow_started(self, execution: ExecutionEvent) -> None:
         """The first step of an execution was taken on. Not of one that ended before that."""
 
@@ -156,6 +207,13 @@ class Hooks:
 
 
 Catalogue = Mapping[str, StepTypeInfo]
+TriggerCatalogue = Mapping[str, TriggerTypeInfo]
+
+
+class Types(dict[str, StepTypeInfo]):
+    """A catalogue with the trigger types of the same plugins; without these, triggers in definitions go unchecked."""
+
+    triggers: TriggerCatalogue
 
 
 def load_plugins(modules: str) -> pluggy.PluginManager:
@@ -207,7 +265,8 @@ def _is_installed(module: str) -> bool:
 def load_catalogue(modules: str) -> Catalogue:
     """Every registered step type by its name. Raises ConfigurationError when two plugins claim one name."""
     manager = load_plugins(modules)
-    catalogue: dict[str, StepTypeInfo] = {}
+    catalogue = Types()
+    catalogue.triggers = load_trigger_types(modules)
     for plugin, step_type in _registrations(manager):
         known = catalogue.setdefault(step_type.type, step_type)
         if known is not step_type:
@@ -215,6 +274,21 @@ def load_catalogue(modules: str) -> Catalogue:
                 f"the step type {step_type.type!r} is registered twice, the second time by the plugin "
                 f"{plugin}; remove one of the two from the plugins"
             )
+    return catalogue
+
+
+@lru_cache(maxsize=8)
+def load_trigger_types(modules: str) -> TriggerCatalogue:
+    """Every registered trigger type by its name. Raises ConfigurationError when two plugins claim one name."""
+    manager = load_plugins(modules)
+    catalogue: dict[str, TriggerTypeInfo] = {}
+    for implementation in manager.hook.orchestrator_trigger_types.get_hookimpls():
+        for trigger_type in cast("Iterable[TriggerTypeInfo]", implementation.function()):
+            if catalogue.setdefault(trigger_type.type, trigger_type) is not trigger_type:
+                raise ConfigurationError(
+                    f"the trigger type {trigger_type.type!r} is registered twice, the second time by the plugin "
+                    f"{implementation.plugin_name}; remove one of the two from the plugins"
+                )
     return catalogue
 
 

@@ -25,6 +25,7 @@ from api.schemas import (
 )
 from api.service import service
 from orchestrator.definition import load_definition
+from orchestrator.engine import triggers
 from orchestrator.engine.dry_run import dry_run
 from orchestrator.engine.start import check_payload, start_execution
 from orchestrator.errors import Conflict, DefinitionError, InputError, Problem
@@ -77,6 +78,7 @@ class Workflows(MethodView):
                 is_template=given.get("is_template", False),
                 definition=definition,
             )
+            triggers.keep_in_step(connection, service().trigger_types, workflow_id, definition)
             created = workflows.get(connection, workflow_id)
         return _created(created, url_for("workflows.Workflow", workflow_id=workflow_id), 201)
 
@@ -101,6 +103,8 @@ class Workflow(MethodView):
             changes["owner_id"] = _text(changes["owner_id"])
         with service().store.transaction() as connection:
             workflows.update(connection, str(workflow_id), changes, definition)
+            if definition is not None:
+                triggers.keep_in_step(connection, service().trigger_types, str(workflow_id), definition)
         return _shown(workflow_id)
 
     @blueprint.response(204)

@@ -16,12 +16,14 @@ import psutil
 
 from orchestrator.config import Settings
 from orchestrator.definition.model import Step
+from orchestrator.engine import triggers
 from orchestrator.engine.admission import admit_all
 from orchestrator.engine.advance import Advance, Failure, end_early, end_failed_attempt, replan
 from orchestrator.engine.plan import Message, Plan, plan
 from orchestrator.engine.programs import Programs
 from orchestrator.lifecycle import ExecutionStatus
 from orchestrator.store import Store, cached_results, executions, step_tests, steps, workers
+from orchestrator.store import triggers as trigger_rows
 from orchestrator.store.steps import Claim, Orphan, Ring
 
 logger = logging.getLogger(__name__)
@@ -60,7 +62,8 @@ class Observer(Protocol):
 
 
 class Reconciler:
-    """`send` dispatches a plan and does not raise when the broker is away."""
+    """`send` dispatches a plan and does not raise when the broker is away; nor does `look`, which has a worker look at
+    a trigger."""
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class Reconciler:
         holder: str,
         host: str,
         observer: Observer | None = None,
+        look: Callable[[str], None] | None = None,
     ) -> None:
         self.store = store
         self.programs = programs
@@ -82,6 +86,7 @@ class Reconciler:
         self.holder = holder
         self.host = host
         self.observer = observer
+        self.look = look
         self._slow_at = 0.0
         self._ticked_at = -inf
         self._leases_count_from = inf
@@ -99,6 +104,7 @@ class Reconciler:
         self.fire_timers()
         self.let_in()
         self.end_overdue()
+        self.fire_triggers()
         if now >= self._slow_at:
             self._slow_at = now + _SLOW_EVERY
             self.ring_lost_messages()
@@ -182,6 +188,21 @@ class Reconciler:
     def _end_early(self, execution_id: str, outcome: ExecutionStatus, message: str) -> None:
         self._settle(execution_id, end_early(self.store, self.programs, execution_id, outcome, message))
 
+    def fire_triggers(self) -> None:
+        """What is due by time, what somebody died over, and what waited for its turn."""
+        for fired in triggers.fire_due(self.store, self.programs):
+            if isinstance(fired, triggers.Look):
+                if self.look is not None:
+                    self.look(fired.trigger_id)
+            else:
+                self._send_all(fired.plans)
+        for fired in triggers.carry_out_unsettled(self.store, self.programs):
+            self._send_all(fired.plans)
+
+    def _send_all(self, plans: Iterable[Plan]) -> None:
+        for planned in plans:
+            self.send(planned)
+
     def ring_lost_messages(self) -> None:
         """Ring again for queued steps whose message is certainly gone; a long backlog is no loss."""
         with self.store.single() as connection:
@@ -212,6 +233,7 @@ class Reconciler:
         with self.store.single() as connection:
             cached_results.purge(connection, _PURGED)
             step_tests.purge(connection, _PURGED)
+            trigger_rows.purge(connection, self.settings.executor.log_retention, _PURGED)
 
     def _ring(self, rings: Iterable[Ring]) -> None:
         """One message a step: what was lost is few, or a whole broker, where speed is not the question."""
@@ -232,13 +254,12 @@ class Reconciler:
     def _settle(self, execution_id: str, advanced: Advance) -> None:
         if self.observer is not None and advanced.ended:
             self.observer.execution_ended(execution_id)
-        for planned in advanced.plans:
-            self.send(planned)
+        self._send_all(advanced.plans)
 
     def _until_next(self, interval: float) -> float:
         with self.store.single() as connection:
-            due = steps.seconds_to_next_timer(connection)
-        return interval if due is None else max(0.01, min(interval, due))
+            due = (steps.seconds_to_next_timer(connection), trigger_rows.seconds_to_next_slot(connection))
+        return max(0.01, min(interval, *(seconds for seconds in due if seconds is not None)))
 
 
 def _lives(pid: int, born: float) -> bool:

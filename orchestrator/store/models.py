@@ -296,13 +296,9 @@ trigger_fires = sa.Table(
     sa.UniqueConstraint("trigger_id", "slot", name="uq_trigger_fires_slot"),
     sa.Index("ix_trigger_fires_trigger_id_id", "trigger_id", "id"),
     # What reconcile looks at: fires that somebody died over, and those that wait for their turn.
-    sa.Index(
-        "ix_trigger_fires_unsettled", "created_at", postgresql_where=sa.text("outcome IN ('pending', 'queued')")
-    ),
+    sa.Index("ix_trigger_fires_unsettled", "created_at", postgresql_where=sa.text("outcome IN ('pending', 'queued')")),
     # queue_one: of what comes while one runs, one waits.
-    sa.Index(
-        "uq_trigger_fires_queued", "trigger_id", unique=True, postgresql_where=sa.text("outcome = 'queued'")
-    ),
+    sa.Index("uq_trigger_fires_queued", "trigger_id", unique=True, postgresql_where=sa.text("outcome = 'queued'")),
 )
 
 step_logs = sa.Table(

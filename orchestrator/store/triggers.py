@@ -1,0 +1,372 @@
+"""Triggers, and their fires: when they are due, what came, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from orchestrator.errors import Conflict, NotFound
+from orchestrator.lifecycle import EXECUTION_TERMINAL, FireOutcome, WorkflowStatus, sql_words
+from orchestrator.store import models as tables
+from orchestrator.store.session import as_dicts, new_id, run, to_json
+
+UNSETTLED = frozenset({FireOutcome.PENDING, FireOutcome.QUEUED})
+_NOTHING_STARTED = frozenset({FireOutcome.SKIPPED, FireOutcome.FAILED})
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    id: str
+    workflow_id: str
+    type: str
+    name: str
+    config: dict[str, Any]
+    is_enabled: bool
+    from_definition: bool
+    state: Any
+    next_slot: datetime | None
+    workflow_status: WorkflowStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Fire:
+    """A fire as it was recorded, with its trigger as that is now."""
+
+    id: str
+    trigger: Trigger
+    slot: str | None
+    scheduled_for: datetime | None
+    payload: Any
+    input: Any
+    outcome: FireOutcome = FireOutcome.PENDING
+    reason: str | None = None
+    execution_id: str | None = None
+
+
+_TRIGGER = (
+    "t.id::text AS trigger_id, t.workflow_id::text AS workflow_id, t.type, t.name, t.config, t.is_enabled, "
+    "t.from_definition, t.state, t.next_slot, w.status AS workflow_status"
+)
+_JOINED = "triggers t JOIN workflows w ON w.id = t.workflow_id"
+
+
+def _trigger(row: Any) -> Trigger:
+    return Trigger(
+        row.trigger_id,
+        row.workflow_id,
+        row.type,
+        row.name,
+        row.config,
+        row.is_enabled,
+        row.from_definition,
+        row.state,
+        row.next_slot,
+        WorkflowStatus(row.workflow_status),
+    )
+
+
+def find(connection: Connection, trigger_id: str) -> Trigger:
+    """Raises NotFound."""
+    sql = f"SELECT {_TRIGGER} FROM {_JOINED} WHERE t.id = %(id)s::uuid"
+    row = run(connection, sql, {"id": trigger_id}).first()
+    if row is None:
+        raise NotFound("trigger", trigger_id)
+    return _trigger(row)
+
+
+def of_workflow(connection: Connection, workflow_id: str) -> list[Trigger]:
+    """In the order in which they were made."""
+    sql = f"SELECT {_TRIGGER} FROM {_JOINED} WHERE t.workflow_id = %(id)s::uuid ORDER BY t.id"
+    return [_trigger(row) for row in run(connection, sql, {"id": workflow_id})]
+
+
+def insert(
+    connection: Connection,
+    workflow_id: str,
+    *,
+    type: str,
+    name: str,
+    config: Mapping[str, Any],
+    is_enabled: bool,
+    from_definition: bool = False,
+) -> str:
+    """Its id. Raises NotFound if there is no such workflow; Conflict if it has a trigger of this name."""
+    id: str | None = run(
+        connection,
+        "INSERT INTO triggers (id, workflow_id, type, name, config, is_enabled, from_definition) "
+        "SELECT %(id)s::uuid, w.id, %(type)s, %(name)s, %(config)s::jsonb, %(enabled)s, %(written)s "
+        "FROM workflows w WHERE w.id = %(workflow)s::uuid "
+        "ON CONFLICT (workflow_id, name) DO NOTHING RETURNING id::text",
+        {
+            "id": new_id(),
+            "workflow": workflow_id,
+            "type": type,
+            "name": name,
+            "config": to_json(config),
+            "enabled": is_enabled,
+            "written": from_definition,
+        },
+    ).scalar()
+    if id is None:
+        if run(connection, "SELECT FROM workflows WHERE id = %(id)s::uuid", {"id": workflow_id}).first() is None:
+            raise NotFound("workflow", workflow_id)
+        raise _name_is_taken(name)
+    return id
+
+
+def update(connection: Connection, trigger_id: str, changes: Mapping[str, Any]) -> None:
+    """Set the columns that are given, `next_slot` among them. Raises NotFound; Conflict if another of the workflow's
+    triggers has the name."""
+    if (
+        "name" in changes
+        and run(
+            connection,
+            "SELECT FROM triggers t JOIN triggers o ON o.workflow_id = t.workflow_id AND o.id <> t.id "
+            "WHERE t.id = %(id)s::uuid AND o.name = %(name)s",
+            {"id": trigger_id, "name": changes["name"]},
+        ).first()
+    ):
+        raise _name_is_taken(changes["name"])
+    done = connection.execute(
+        tables.triggers.update()
+        .where(tables.triggers.c.id == trigger_id)
+        .values(**changes, updated_at=sa.func.clock_timestamp())
+    )
+    if done.rowcount == 0:
+        raise NotFound("trigger", trigger_id)
+
+
+def _name_is_taken(name: str) -> Conflict:
+    return Conflict(f"the workflow has a trigger named '{name}' already; give this one another name", "taken")
+
+
+def delete(connection: Connection, trigger_id: str) -> None:
+    """Remove it with the record of its fires; executions stay. Raises NotFound."""
+    if run(connection, "DELETE FROM triggers WHERE id = %(id)s::uuid", {"id": trigger_id}).rowcount == 0:
+        raise NotFound("trigger", trigger_id)
+
+
+# --- time ----------------------------------------------------------------------------------------------------
+
+
+def now(connection: Connection) -> datetime:
+    """The database's clock, by which all is decided."""
+    moment: datetime = run(connection, "SELECT clock_timestamp()").scalar_one()
+    return moment
+
+
+def seconds_to_next_slot(connection: Connection) -> float | None:
+    """Until the next trigger is due; None if none is by time."""
+    seconds: float | None = run(
+        connection,
+        "SELECT extract(epoch FROM min(next_slot) - clock_timestamp())::float8 FROM triggers "
+        "WHERE is_enabled AND next_slot IS NOT NULL",
+    ).scalar()
+    return seconds
+
+
+def claim_due(connection: Connection, limit: int, trigger_id: str | None = None) -> list[Trigger]:
+    """Triggers that are due, the longest first, held until this transaction ends; those that another holds are left to
+    it."""
+    sql = (
+        f"SELECT {_TRIGGER} FROM {_JOINED} WHERE t.is_enabled AND t.next_slot <= clock_timestamp() "
+        "AND (%(id)s::uuid IS NULL OR t.id = %(id)s::uuid) "
+        "ORDER BY t.next_slot LIMIT %(limit)s FOR NO KEY UPDATE OF t SKIP LOCKED"
+    )
+    return [_trigger(row) for row in run(connection, sql, {"id": trigger_id, "limit": limit})]
+
+
+def set_next_slots(connection: Connection, slots: Mapping[str, datetime | None]) -> None:
+    run(
+        connection,
+        "UPDATE triggers t SET next_slot = u.slot FROM unnest(%(ids)s::uuid[], %(slots)s::timestamptz[]) "
+        "AS u(id, slot) WHERE t.id = u.id",
+        {"ids": list(slots), "slots": list(slots.values())},
+    )
+
+
+# --- fires ---------------------------------------------------------------------------------------------------
+
+
+def hold(connection: Connection, trigger_id: str) -> None:
+    """Until this transaction ends no other one looks at what the trigger has running. No row is locked for it: who
+    deletes the workflow meanwhile would wait for us, and what we start for them."""
+    run(connection, "SELECT pg_advisory_xact_lock(hashtextextended('trigger ' || %(id)s, 0))", {"id": trigger_id})
+
+
+def record(connection: Connection, fires: Sequence[Fire], *, again: bool = False) -> list[Fire]:
+    """Record them; those that are new: of each slot there is one. `again`: those that started nothing are as new."""
+    on_conflict = "DO NOTHING"
+    if again:
+        on_conflict = (
+            f"(trigger_id, slot) DO UPDATE SET outcome = '{FireOutcome.PENDING}', reason = NULL, "
+            f"input = excluded.input WHERE trigger_fires.outcome IN ({sql_words(_NOTHING_STARTED)})"
+        )
+    rows: Sequence[Any] = run(
+        connection,
+        "INSERT INTO trigger_fires (id, trigger_id, slot, scheduled_for, payload, input, outcome, reason) "
+        "SELECT u.* FROM unnest(%(ids)s::uuid[], %(triggers)s::uuid[], %(slots)s::text[], %(times)s::timestamptz[], "
+        "%(payloads)s::jsonb[], %(inputs)s::jsonb[], %(outcomes)s::text[], %(reasons)s::text[]) AS u "
+        f"ON CONFLICT {on_conflict} RETURNING id::text, trigger_id::text, slot",
+        {
+            "ids": [fire.id for fire in fires],
+            "triggers": [fire.trigger.id for fire in fires],
+            "slots": [fire.slot for fire in fires],
+            "times": [fire.scheduled_for for fire in fires],
+            "payloads": [None if fire.payload is None else to_json(fire.payload) for fire in fires],
+            "inputs": [to_json(fire.input) for fire in fires],
+            "outcomes": [fire.outcome for fire in fires],
+            "reasons": [fire.reason for fire in fires],
+        },
+    ).all()
+    by_slot = {(fire.trigger.id, fire.slot): fire for fire in fires if fire.slot is not None}
+    by_id = {fire.id: fire for fire in fires}
+    return [replace(by_id.get(row[0]) or by_slot[row[1], row[2]], id=row[0]) for row in rows]
+
+
+_FIRE = (
+    f"SELECT f.id::text AS id, f.slot, f.scheduled_for, f.payload, f.input, f.outcome, f.reason, "
+    f"f.execution_id::text AS execution_id, {_TRIGGER} "
+    f"FROM trigger_fires f JOIN triggers t ON t.id = f.trigger_id JOIN workflows w ON w.id = t.workflow_id "
+)
+
+
+def _fire(row: Any) -> Fire:
+    return Fire(
+        row.id,
+        _trigger(row),
+        row.slot,
+        row.scheduled_for,
+        row.payload,
+        row.input,
+        FireOutcome(row.outcome),
+        row.reason,
+        row.execution_id,
+    )
+
+
+def in_slot(connection: Connection, trigger_id: str, slot: str) -> Fire | None:
+    """The fire of a slot."""
+    sql = f"{_FIRE} WHERE f.trigger_id = %(id)s::uuid AND f.slot = %(slot)s"
+    row = run(connection, sql, {"id": trigger_id, "slot": slot}).first()
+    return None if row is None else _fire(row)
+
+
+def to_carry_out(connection: Connection, older_than: float, limit: int) -> list[Fire]:
+    """Fires that somebody died over, or left `older_than` seconds ago, and those that waited and whose turn it is."""
+    rows = run(
+        connection,
+        f"{_FIRE} WHERE f.outcome IN ({sql_words(UNSETTLED)}) AND CASE f.outcome "
+        f"WHEN '{FireOutcome.PENDING}' THEN f.created_at < clock_timestamp() - %(age)s * interval '1 second' "
+        "ELSE NOT EXISTS (SELECT FROM executions e WHERE e.trigger_id = f.trigger_id "
+        f"AND e.status NOT IN ({sql_words(EXECUTION_TERMINAL)})) END ORDER BY f.created_at LIMIT %(limit)s",
+        {"age": older_than, "limit": limit},
+    )
+    return [_fire(row) for row in rows]
+
+
+def settle(
+    connection: Connection,
+    fire_id: str,
+    outcome: FireOutcome,
+    *,
+    execution_id: str | None = None,
+    reason: str | None = None,
+) -> bool:
+    """What came of a fire, the first word of it; False if somebody has said it, or if another one waits already."""
+    if outcome is FireOutcome.QUEUED:
+        return _let_wait(connection, fire_id, reason)
+    counted = "UPDATE triggers t SET last_triggered = clock_timestamp(), trigger_count = trigger_count + 1"
+    changed = run(
+        connection,
+        "WITH settled AS (UPDATE trigger_fires SET outcome = %(outcome)s, reason = %(reason)s, "
+        f"execution_id = %(execution)s::uuid WHERE id = %(id)s::uuid AND outcome IN ({sql_words(UNSETTLED)}) "
+        f"RETURNING trigger_id), counted AS ({counted} FROM settled WHERE t.id = settled.trigger_id "
+        f"AND %(outcome)s = '{FireOutcome.STARTED}') SELECT FROM settled",
+        {"id": fire_id, "outcome": outcome, "reason": reason, "execution": execution_id},
+    )
+    return changed.first() is not None
+
+
+def _let_wait(connection: Connection, fire_id: str, reason: str | None) -> bool:
+    """To be called while the trigger is held: then one waits at a time."""
+    sql = (
+        f"UPDATE trigger_fires f SET outcome = '{FireOutcome.QUEUED}', reason = %(reason)s WHERE id = %(id)s::uuid "
+        f"AND outcome = '{FireOutcome.PENDING}' AND NOT EXISTS (SELECT FROM trigger_fires o "
+        f"WHERE o.trigger_id = f.trigger_id AND o.outcome = '{FireOutcome.QUEUED}')"
+    )
+    return run(connection, sql, {"id": fire_id, "reason": reason}).rowcount == 1
+
+
+def purge(connection: Connection, kept: float, limit: int) -> int:
+    """Remove fires that started nothing and are older than `kept` seconds; how many."""
+    return run(
+        connection,
+        "DELETE FROM trigger_fires WHERE ctid IN (SELECT ctid FROM trigger_fires "
+        f"WHERE outcome IN ({sql_words(_NOTHING_STARTED)}) "
+        "AND created_at < clock_timestamp() - %(kept)s * interval '1 second' LIMIT %(limit)s)",
+        {"kept": kept, "limit": limit},
+    ).rowcount
+
+
+# --- what users read -----------------------------------------------------------------------------------------
+
+_t, _f = tables.triggers, tables.trigger_fires
+_SHOWN = (
+    _t.c.id,
+    _t.c.workflow_id,
+    _t.c.type,
+    _t.c.name,
+    _t.c.config,
+    _t.c.is_enabled,
+    _t.c.from_definition,
+    _t.c.last_triggered,
+    _t.c.trigger_count,
+    _t.c.created_at,
+    _t.c.updated_at,
+)
+_FIRE_SHOWN = (
+    _f.c.id,
+    _f.c.trigger_id,
+    _f.c.slot,
+    _f.c.scheduled_for,
+    _f.c.payload,
+    _f.c.input,
+    _f.c.outcome,
+    _f.c.reason,
+    _f.c.execution_id,
+    _f.c.created_at,
+)
+
+
+def get(connection: Connection, trigger_id: str) -> dict[str, Any]:
+    """Raises NotFound."""
+    row = connection.execute(sa.select(*_SHOWN).where(_t.c.id == trigger_id)).first()
+    if row is None:
+        raise NotFound("trigger", trigger_id)
+    return dict(row._mapping)
+
+
+def listing(connection: Connection, workflow_id: str, *, after: str | None, limit: int) -> list[dict[str, Any]]:
+    """A workflow's triggers, the oldest first."""
+    query = sa.select(*_SHOWN).where(_t.c.workflow_id == workflow_id).order_by(_t.c.id).limit(limit)
+    return as_dicts(connection.execute(query if after is None else query.where(_t.c.id > after)).all())
+
+
+def get_fire(connection: Connection, fire_id: str) -> dict[str, Any]:
+    """Raises NotFound."""
+    row = connection.execute(sa.select(*_FIRE_SHOWN).where(_f.c.id == fire_id)).first()
+    if row is None:
+        raise NotFound("fire", fire_id)
+    return dict(row._mapping)
+
+
+def fires(connection: Connection, trigger_id: str, *, before: str | None, limit: int) -> list[dict[str, Any]]:
+    """A trigger's fires, newest first."""
+    query = sa.select(*_FIRE_SHOWN).where(_f.c.trigger_id == trigger_id).order_by(_f.c.id.desc()).limit(limit)
+    return as_dicts(connection.execute(query if before is None else query.where(_f.c.id < before)).all())
