@@ -36,6 +36,40 @@ class WorkflowIn(_In):
     is_template = fields.Boolean(truthy={True}, falsy={False})
 
 
+class InstantiateIn(_In):
+    """What the new workflow has of its own; the rest is the template's."""
+
+    name = fields.String(required=True, validate=validate.Length(1, 200))
+    description = fields.String(validate=validate.Length(max=10_000))
+    variables = fields.Dict(
+        keys=fields.String(), load_default=dict, metadata={"description": "values for variables that the template has"}
+    )
+    tags = fields.List(fields.String(validate=validate.Length(1, 100)), validate=validate.Length(max=50))
+    owner_id = fields.UUID(allow_none=True)
+
+
+class StepTemplateIn(_In):
+    name = fields.String(
+        required=True,
+        validate=validate.Length(1, 200),
+        metadata={"description": "what a step says to use it: `uses: NAME`"},
+    )
+    description = fields.String(load_default="", validate=validate.Length(max=10_000))
+    parameters = fields.Dict(
+        keys=fields.String(),
+        allow_none=True,
+        load_default=None,
+        metadata={"description": "a JSON Schema of the values that the step knows as `params`"},
+    )
+    step = fields.Dict(
+        keys=fields.String(), required=True, metadata={"description": "a step without id and depends_on"}
+    )
+
+
+class StepTemplateChange(StepTemplateIn):
+    """Whatever of it is to change; for `partial=True`."""
+
+
 class PageQuery(Schema):
     class Meta:
         unknown = RAISE
@@ -49,6 +83,11 @@ class WorkflowQuery(PageQuery):
     status = fields.String(validate=_WORKFLOW_STATUS)
     tags = fields.String(validate=_is_stored_as_text, metadata={"description": "workflows that have this tag"})
     name = fields.String(validate=_is_stored_as_text, metadata={"description": "workflows of exactly this name"})
+    is_template = fields.Boolean(truthy={"true", "1"}, falsy={"false", "0"})
+
+
+class StepTemplateQuery(PageQuery):
+    name = fields.String(validate=_is_stored_as_text, metadata={"description": "the template of exactly this name"})
 
 
 class ExecutionQuery(PageQuery):
@@ -157,12 +196,29 @@ class LogLineOut(Schema):
     at = fields.DateTime()
 
 
+class StepTemplateOut(Schema):
+    id = fields.UUID()
+    name = fields.String()
+    description = fields.String()
+    created_at = fields.DateTime()
+    updated_at = fields.DateTime()
+
+
+class StepTemplateDetail(StepTemplateOut):
+    parameters = fields.Dict(allow_none=True)
+    step = fields.Dict()
+
+
 class _Page(Schema):
     next = fields.UUID(allow_none=True, metadata={"description": "the cursor of the next page"})
 
 
 class WorkflowPage(_Page):
     items = fields.List(fields.Nested(WorkflowOut))
+
+
+class StepTemplatePage(_Page):
+    items = fields.List(fields.Nested(StepTemplateOut))
 
 
 class ExecutionPage(_Page):

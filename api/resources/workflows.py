@@ -18,6 +18,7 @@ from api.schemas import (
     ExecuteQuery,
     ExecutionDetail,
     ExecutionPlan,
+    InstantiateIn,
     WorkflowDetail,
     WorkflowIn,
     WorkflowPage,
@@ -25,12 +26,16 @@ from api.schemas import (
 )
 from api.service import service
 from orchestrator.definition import load_definition
+from orchestrator.definition.complaints import Hints
+from orchestrator.definition.paths import join
+from orchestrator.definition.step_templates import load_with_templates
 from orchestrator.engine import triggers
 from orchestrator.engine.dry_run import dry_run
 from orchestrator.engine.start import check_payload, start_execution
 from orchestrator.errors import Conflict, DefinitionError, InputError, Problem
 from orchestrator.lifecycle import ACTIVATE, PAUSE_WORKFLOW, RESUME_WORKFLOW, Transition
 from orchestrator.store import executions, workflows
+from orchestrator.store.step_templates import StoredTemplates
 
 _WORKFLOW = WorkflowIn()
 
@@ -52,6 +57,7 @@ class Workflows(MethodView):
                     status=query.get("status"),
                     tag=query.get("tags"),
                     name=query.get("name"),
+                    is_template=query.get("is_template"),
                     before=cursor,
                     limit=limit,
                 ),
@@ -63,7 +69,7 @@ class Workflows(MethodView):
         """Create a workflow, as a draft with version 1."""
         if "definition" not in given:
             raise InputError([Problem("definition", "is missing: a workflow needs a definition with its steps")])
-        definition = _checked(given)
+        definition, resolved = _checked(given)
         given = {**_own_words(definition), **given}
         name = given.get("name")
         if not name:
@@ -77,6 +83,7 @@ class Workflows(MethodView):
                 owner_id=_text(given.get("owner_id")),
                 is_template=given.get("is_template", False),
                 definition=definition,
+                resolved=resolved,
             )
             triggers.keep_in_step(connection, service().trigger_types, workflow_id, definition)
             created = workflows.get(connection, workflow_id)
@@ -93,16 +100,16 @@ class Workflow(MethodView):
     @blueprint.arguments(_WORKFLOW)
     @blueprint.response(200, WorkflowDetail)
     def put(self, given: dict[str, Any], workflow_id: UUID) -> Response:
-        """Change what is given; a definition that differs becomes a new version. Running executions keep
-        theirs."""
-        definition = _checked(given) if "definition" in given else None
+        """Change what is given; a definition that differs becomes a new version, and so does the same one if its step
+        templates differ. Running executions keep theirs."""
+        definition, resolved = _checked(given) if "definition" in given else (None, None)
         if definition is not None and is_bare():
             given = {**_own_words(definition), **given}
         changes = {key: value for key, value in given.items() if key != "definition"}
         if "owner_id" in changes:
             changes["owner_id"] = _text(changes["owner_id"])
         with service().store.transaction() as connection:
-            workflows.update(connection, str(workflow_id), changes, definition)
+            workflows.update(connection, str(workflow_id), changes, definition, resolved)
             if definition is not None:
                 triggers.keep_in_step(connection, service().trigger_types, str(workflow_id), definition)
         return _shown(workflow_id)
@@ -135,6 +142,34 @@ def resume(workflow_id: UUID) -> Response:
     return _moved(workflow_id, RESUME_WORKFLOW)
 
 
+@blueprint.route("/<uuid:workflow_id>/instantiate", methods=["POST"])
+@blueprint.arguments(InstantiateIn())
+@blueprint.response(201, WorkflowDetail)
+def instantiate(given: dict[str, Any], workflow_id: UUID) -> Response:
+    """Make a workflow of a template's newest version, as a draft with variables of its own. Its step templates are
+    what they were when the template was saved."""
+    with service().store.single() as connection:
+        template = workflows.template(connection, str(workflow_id))
+    made = _with_own(template["definition"], given)
+    resolved = None if template["resolved"] is None else _with_own(template["resolved"], given)
+    check_payload(made, service().settings.executor.max_payload, "variables")
+    load_definition(resolved or made, service().catalogue)
+    with service().store.transaction() as connection:
+        made_id = workflows.insert(
+            connection,
+            name=given["name"],
+            description=given.get("description", template["description"]),
+            tags=given.get("tags", template["tags"]),
+            owner_id=_text(given.get("owner_id")),
+            is_template=False,
+            definition=made,
+            resolved=resolved,
+        )
+        triggers.keep_in_step(connection, service().trigger_types, made_id, made)
+        created = workflows.get(connection, made_id)
+    return _created(created, url_for("workflows.Workflow", workflow_id=made_id), 201)
+
+
 @blueprint.route("/<uuid:workflow_id>/execute", methods=["POST"])
 @blueprint.arguments(ExecuteIn())
 @blueprint.arguments(ExecuteQuery(), location="query")
@@ -162,19 +197,43 @@ def execute(given: dict[str, Any], query: dict[str, Any], headers: dict[str, Any
     return _created(execution, url_for("executions.Execution", execution_id=started.execution_id), status)
 
 
-def _checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """This request's definition, once it has been found valid. Raises DefinitionError, PayloadTooLarge."""
+def _checked(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """This request's definition, once it has been found valid, and the same with its step templates written out if
+    it uses any. Raises DefinitionError, PayloadTooLarge."""
     definition: dict[str, Any] = given["definition"]
     here = service()
-    check_payload(definition, here.settings.executor.max_payload, "definition")
+    limit = here.settings.executor.max_payload
+    check_payload(definition, limit, "definition")
     document, prefix = given_definition()
     try:
-        load_definition(document, here.catalogue)
+        _, resolved = load_with_templates(document, here.catalogue, StoredTemplates(here.store), limit)
     except DefinitionError as error:
         raise DefinitionError(
             [Problem(_below(prefix, found.path), found.message, found.line) for found in error.problems]
         ) from None
-    return definition
+    return definition, resolved
+
+
+def _with_own(definition: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A template's definition as that of the workflow `given`. Raises InputError for variables that it has not."""
+    variables = definition.get("variables") or {}
+    hints = Hints()
+    unknown = [name for name in given["variables"] if name not in variables]
+    if unknown:
+        known = f"; it has {', '.join(variables) or 'none'}"
+        raise InputError(
+            [
+                Problem(
+                    join("variables", name), f"the template has no variable '{name}'{hints(name, variables, known)}"
+                )
+                for name in unknown
+            ]
+        )
+    words: dict[str, Any] = {
+        key: given[key] for key in ("name", "description", "tags") if key in definition and key in given
+    }
+    changed = {"variables": {**variables, **given["variables"]}} if given["variables"] else {}
+    return {**definition, **words, **changed}
 
 
 def _own_words(definition: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,6 +254,12 @@ def _moved(workflow_id: UUID, transition: Transition) -> Response:
     with service().store.transaction() as connection:
         if not workflows.move(connection, str(workflow_id), transition):
             status, _ = workflows.current(connection, str(workflow_id))
+            if transition is ACTIVATE and workflows.is_template(connection, str(workflow_id)):
+                raise Conflict(
+                    f"workflow {workflow_id} is a template and cannot be activated; make a workflow of it with "
+                    "POST .../instantiate, and activate that",
+                    "template",
+                )
             # Said twice, done once: the second call finds what it asked for.
             if status != transition.target:
                 raise Conflict(f"a workflow that is {status} cannot be {transition.name}d", status)

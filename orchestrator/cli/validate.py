@@ -18,6 +18,8 @@ import click
 def validate(files: tuple[Path, ...]) -> None:
     """Check workflow definitions; every problem is printed as FILE:LINE: path: message.
 
+    Step templates are the service's: steps that use one are checked by it when the workflow is saved.
+
     The exit code is 1 if any is not valid.
     """
     import sys
@@ -25,7 +27,7 @@ def validate(files: tuple[Path, ...]) -> None:
     from orchestrator.cli.progress import print_problems
     from orchestrator.client import DefinitionFile
     from orchestrator.config import load_settings
-    from orchestrator.definition import load_definition
+    from orchestrator.definition.step_templates import check_without_templates
     from orchestrator.errors import DefinitionError
     from orchestrator.plugins import load_catalogue
 
@@ -36,11 +38,15 @@ def validate(files: tuple[Path, ...]) -> None:
     valid = True
     for file in files:
         try:
-            definition = load_definition(DefinitionFile.read(file).document, catalogue)
+            document = DefinitionFile.read(file).document
+            problems, uses = check_without_templates(document, catalogue)
         except DefinitionError as error:
+            problems = list(error.problems)
+        if problems:
             valid = False
-            print_problems(file, error.problems)
-        else:
-            count = len(definition.steps)
-            click.echo(f"{file}: valid ({count} step{'' if count == 1 else 's'})")
+            print_problems(file, problems)
+            continue
+        count = len(document.data["steps"])
+        unseen = f"; {uses} by a step template, which only the service can check" if uses else ""
+        click.echo(f"{file}: valid ({count} step{'' if count == 1 else 's'}{unseen})")
     click.get_current_context().exit(0 if valid else 1)

@@ -1,0 +1,101 @@
+"""Step templates, by id and by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from orchestrator.definition.step_templates import StepTemplate
+from orchestrator.errors import Conflict, NotFound
+from orchestrator.store import models as tables
+from orchestrator.store.session import Store, as_dicts, new_id, run
+
+_t = tables.step_templates
+_LISTED = (_t.c.id, _t.c.name, _t.c.description, _t.c.created_at, _t.c.updated_at)
+
+
+class StoredTemplates(Mapping[str, StepTemplate]):
+    """All of them by name, each read when it is first asked for."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._kept: dict[str, StepTemplate | None] = {}
+
+    def __getitem__(self, name: str) -> StepTemplate:
+        if name not in self._kept:
+            with self._store.single() as connection:
+                row = connection.execute(sa.select(_t.c.step, _t.c.parameters).where(_t.c.name == name)).first()
+            self._kept[name] = None if row is None else StepTemplate(name, row.step, row.parameters)
+        found = self._kept[name]
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        with self._store.single() as connection:
+            names = run(connection, "SELECT name FROM step_templates ORDER BY name").scalars().all()
+        return iter(names)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def insert(
+    connection: Connection,
+    *,
+    name: str,
+    description: str,
+    parameters: Mapping[str, Any] | None,
+    step: Mapping[str, Any],
+) -> str:
+    """A new template; its id. Raises Conflict if the name is taken."""
+    id = new_id()
+    values = {"id": id, "name": name, "description": description, "parameters": parameters, "step": step}
+    _write(connection, _t.insert().values(values), name)
+    return id
+
+
+def update(connection: Connection, id: str, changes: Mapping[str, Any]) -> None:
+    """Raises NotFound; Conflict if the name is taken."""
+    statement = _t.update().where(_t.c.id == id).values(**changes, updated_at=sa.func.clock_timestamp())
+    if _write(connection, statement, changes.get("name")) == 0:
+        raise NotFound("step template", id)
+
+
+def _write(connection: Connection, statement: sa.Insert | sa.Update, name: str | None) -> int:
+    try:
+        return connection.execute(statement).rowcount
+    except sa.exc.IntegrityError:
+        # The one constraint that what the API has checked can still violate.
+        raise Conflict(
+            f"there is a step template '{name}' already; change that, or take another name", "taken"
+        ) from None
+
+
+def delete(connection: Connection, id: str) -> None:
+    """Versions that have been saved keep what they took of it. Raises NotFound."""
+    if run(connection, "DELETE FROM step_templates WHERE id = %(id)s::uuid", {"id": id}).rowcount == 0:
+        raise NotFound("step template", id)
+
+
+def get(connection: Connection, id: str) -> dict[str, Any]:
+    """Raises NotFound."""
+    row = connection.execute(sa.select(*_LISTED, _t.c.parameters, _t.c.step).where(_t.c.id == id)).first()
+    if row is None:
+        raise NotFound("step template", id)
+    return dict(row._mapping)
+
+
+def listing(
+    connection: Connection, *, name: str | None = None, before: str | None = None, limit: int = 50
+) -> list[dict[str, Any]]:
+    """Newest first, without their steps; `before` is the id that the last page ended with."""
+    query = sa.select(*_LISTED).order_by(_t.c.id.desc()).limit(limit)
+    if name is not None:
+        query = query.where(_t.c.name == name)
+    if before is not None:
+        query = query.where(_t.c.id < before)
+    return as_dicts(connection.execute(query).all())
