@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from types import FrameType
 from typing import Any
 
@@ -141,12 +141,17 @@ def prepare(program: Program, step: Step, catalogue: Mapping[str, Any]) -> Prepa
 
 def _load(step_type: StepType, config: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
-        loaded: Mapping[str, Any] = step_type.Config().load(config)
+        loaded: Mapping[str, Any] = _schema(step_type).load(config)
     except marshmallow.ValidationError as error:
         raise StepFailed(
             f"the rendered config is not valid: {error.messages}", kind="config", retryable=False
         ) from None
     return loaded
+
+
+@lru_cache(maxsize=256)
+def _schema(step_type: StepType) -> marshmallow.Schema:
+    return step_type.Config()  # making one takes longer than using it
 
 
 class StoreFailed(Exception):

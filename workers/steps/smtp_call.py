@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from email.message import EmailMessage
+from functools import lru_cache
+from pathlib import Path
 from typing import BinaryIO
 
 from orchestrator.config import EmailSettings
@@ -59,7 +61,7 @@ class _Delivery(threading.Thread):
         sender: str,
         recipients: Sequence[str],
         seconds: float,
-        tls: ssl.SSLContext,
+        tls: ssl.SSLContext | None,
     ) -> None:
         super().__init__(name="smtp-call", daemon=True)
         self._server = server
@@ -161,12 +163,21 @@ class _ReplyTooLarge(Exception):
     pass
 
 
-def _tls(server: EmailSettings) -> ssl.SSLContext:
+def _tls(server: EmailSettings) -> ssl.SSLContext | None:
+    if server.security == "none":
+        return None
     try:
-        context = ssl.create_default_context(cafile=server.ca_file or None)
+        changed = Path(server.ca_file).stat().st_mtime_ns if server.ca_file else 0
+        return _context(server.ca_file, changed, server.verify)
     except OSError as error:
         raise _mistake(f"email.ca_file, {server.ca_file}, cannot be read as certificates: {error.strerror}") from error
-    if not server.verify:
+
+
+@lru_cache(maxsize=4)
+def _context(ca_file: str, _changed: int, verify: bool) -> ssl.SSLContext:
+    """Kept, since reading the system's certificates takes some 35 ms, ten times as long as an email."""
+    context = ssl.create_default_context(cafile=ca_file or None)
+    if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
