@@ -123,7 +123,7 @@ class _Client(smtplib.SMTP):
     """smtplib's client: it shows its socket, may speak TLS from the start, and reads no endless reply."""
 
     def __init__(
-        self, server: EmailSettings, tls: ssl.SSLContext, watch: Callable[[socket.socket], None], wait: float
+        self, server: EmailSettings, tls: ssl.SSLContext | None, watch: Callable[[socket.socket], None], wait: float
     ) -> None:
         super().__init__(timeout=wait)
         self._host = server.host  # the name that STARTTLS checks the certificate for

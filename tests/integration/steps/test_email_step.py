@@ -670,7 +670,7 @@ def test_once_the_message_is_taken_the_farewell_cannot_fail_the_step() -> None:
         ({"host": ""}, "set email.host"),
         ({"sender": ""}, "email.sender"),
         ({"sender": "nobody"}, "email.sender: 'nobody' is not an address"),
-        ({"ca_file": "/nowhere.pem"}, "email.ca_file"),
+        ({"security": "starttls", "ca_file": "/nowhere.pem"}, "email.ca_file"),
         ({"host": "a" * 70 + ".example"}, "email.host"),
     ],
 )
