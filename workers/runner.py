@@ -339,8 +339,13 @@ class Lane:
         self.freed = advanced.freed or self.freed
         if advanced.kept:
             self.pack.add(advanced.kept)
-            self.hand_back_after(FORK_PATIENCE)
+            self.hand_back_after(self._patience_with(advanced.kept))
         return advanced.claim or self.claim_next() or (None if advanced.exhausted else self._claim_another())
+
+    def _patience_with(self, kept: Iterable[str]) -> float:
+        """Control steps take less time than their message, however many there are."""
+        scopes = self.program.scopes
+        return PACK_PATIENCE if all(scopes.of(path).queue_for(path) == CONTROL for path in kept) else FORK_PATIENCE
 
     def _claim_another(self) -> Claim | None:
         """A step of this execution that is queued for other workers: what is at hand takes no message. (The

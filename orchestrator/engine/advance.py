@@ -359,7 +359,9 @@ class _Going:
         announced = [path for path in ready if path in self.rung]
         left = [path for path in ready if path not in self.rung]
         locked = self.locked
-        planned = plan(self.program.scopes, locked.id, locked.priority, left, join) if left else None
+        # So few are kept by this worker for a moment, which takes no counting.
+        counted = join if self.worker is None or len(left) > KEPT else None
+        planned = plan(self.program.scopes, locked.id, locked.priority, left, counted) if left else None
         if planned is not None and self.worker is not None:
             mine, planned = _keep(planned, self.worker.queue)
             if mine:
