@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.definition.building import bodies_of
 from orchestrator.definition.complaints import Complaint
-from orchestrator.definition.parameters import read, references_in
+from orchestrator.definition.parameters import read
 from orchestrator.definition.paths import Key
 from orchestrator.definition.templates import contains_template
 from orchestrator.definition.validation import MAX_NESTING, Rendered, how_rendered
@@ -100,7 +100,8 @@ class UsedParameters:
         """`params` stands somewhere by itself."""
 
     def __call__(self, text: str, expression: bool) -> str:
-        for reference in references_in(read(text, expression=expression)):
+        _, references = read(text, expression=expression)
+        for reference in references:
             if reference.name is None:
                 self.all = True
             else:

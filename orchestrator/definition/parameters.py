@@ -18,10 +18,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import orjson
 
+from orchestrator.definition.bounds import Budget
 from orchestrator.definition.templates import compile_text, contains_template, tokens
 from orchestrator.errors import TemplateError
 
@@ -29,6 +31,9 @@ Json = Any
 Token = tuple[str, str]
 
 ROOT = "params"
+_COMPILING = 5_000
+"""What making a program of an expression costs, in the currency of its work."""
+_AROUND_NAMES = frozenset(("data", "variable_begin", "whitespace", "variable_end"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +46,13 @@ class Reference:
 
 
 class Parameters:
-    """The values in one use of a template. `spend` is told the size of each replacement, in characters of JSON."""
+    """The values in one use of a template. `spend` is told the size of each replacement, in characters of JSON;
+    `work` is what evaluating may cost."""
 
-    def __init__(self, values: Mapping[str, Json], spend: Callable[[int], None]) -> None:
+    def __init__(self, values: Mapping[str, Json], spend: Callable[[int], None], work: Budget) -> None:
         self.values = values
         self.spend = spend
+        self.work = work
         self._expressions: dict[str | None, str] = {}
 
     def fill(self, text: str, *, expression: bool) -> Json:
@@ -53,17 +60,38 @@ class Parameters:
 
         Raises TemplateError if it cannot be.
         """
-        found = read(text, expression=expression)
-        references = list(references_in(found))
+        found, references = read(text, expression=expression)
         if not references:
             return text
         name = None if expression else _whole(found, references)
         if name is not None:
             self.spend(len(orjson.dumps(self.values[name])))
             return self.values[name]
+        filled = None if expression else self._joined(found, references)
+        if filled is not None:
+            self.spend(len(filled))
+            return filled
         filled = self._replaced(found, references)
         self.spend(len(filled))
-        return filled if expression else _evaluated(filled)
+        return filled if expression else self._evaluated(filled)
+
+    def _joined(self, found: Sequence[Token], references: Sequence[Reference]) -> str | None:
+        """A text in which nothing but parameters stands between braces, if these are numbers or plain texts: what
+        `_evaluated` would make of it, without the compiler."""
+        pieces, at = [], 0
+        for reference in (*references, None):
+            between = found[at : reference.start if reference else None]
+            if any(kind not in _AROUND_NAMES for kind, _ in between):
+                return None
+            pieces += [source for kind, source in between if kind == "data"]
+            if reference is not None:
+                value = None if reference.name is None else self.values[reference.name]
+                if isinstance(value, bool) or not isinstance(value, (str, int)):
+                    return None
+                pieces.append(str(value))
+                at = reference.end
+        text = "".join(pieces)
+        return None if contains_template(text) else text
 
     def _replaced(self, found: Sequence[Token], references: Sequence[Reference]) -> str:
         pieces, at = [], 0
@@ -81,14 +109,25 @@ class Parameters:
         self.spend(len(self._expressions[name]))
         return self._expressions[name]
 
+    def _evaluated(self, text: str) -> Json:
+        """The value of a text in which no name is left; the text itself if there is one."""
+        compiled = compile_text(text)
+        if compiled.chains:
+            return text
+        self.work.spend(_COMPILING)
+        value = compiled.render({}, self.work)
+        # What only now looks like a template was meant as a text.
+        return text if isinstance(value, str) and contains_template(value) else value
 
-def read(text: str, *, expression: bool) -> list[Token]:
-    """The tokens of a text, or of an expression. Raises TemplateError."""
-    return tokens(text, expression=expression and not text.lstrip().startswith(("{{", "{%")))
+
+@lru_cache(maxsize=512)  # the same few texts for each use of a template
+def read(text: str, *, expression: bool) -> tuple[tuple[Token, ...], tuple[Reference, ...]]:
+    """The tokens of a text, or of an expression, and the parameters that it names. Raises TemplateError."""
+    found = tuple(tokens(text, expression=expression and not text.lstrip().startswith(("{{", "{%"))))
+    return found, tuple(_references_in(found))
 
 
-def references_in(found: Sequence[Token]) -> Iterator[Reference]:
-    """The parameters that an expression or a text names."""
+def _references_in(found: Sequence[Token]) -> Iterator[Reference]:
     end = 0
     for index, token in enumerate(found):
         if index >= end and token == ("name", ROOT) and _is_free(found, index):
@@ -167,13 +206,3 @@ def _whole(found: Sequence[Token], references: Sequence[Reference]) -> str | Non
     around = [*found[: only.start], *found[only.end :]]
     kinds = [kind for kind, source in around if source.strip()]
     return only.name if len(references) == 1 and kinds == ["variable_begin", "variable_end"] else None
-
-
-def _evaluated(text: str) -> Json:
-    """The value of a text in which no name is left; the text itself if there is one."""
-    compiled = compile_text(text)
-    if compiled.chains:
-        return text
-    value = compiled.render({})
-    # What only now looks like a template was meant as a text.
-    return text if isinstance(value, str) and contains_template(value) else value

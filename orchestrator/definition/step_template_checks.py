@@ -9,6 +9,7 @@ import orjson
 from jsonschema import Draft202012Validator, SchemaError
 
 from orchestrator.definition import paths
+from orchestrator.definition.bounds import work_budget
 from orchestrator.definition.complaints import Complaint, Hints
 from orchestrator.definition.document import check_plain, walk
 from orchestrator.definition.filling import Filling, Keys, UsedParameters, bodies_in
@@ -84,7 +85,7 @@ def _wrong_in_step(template: StepTemplate, catalogue: Catalogue) -> Iterator[Com
 def _wrong_with_stand_ins(template: StepTemplate, names: set[str], catalogue: Catalogue) -> Iterator[Complaint]:
     """What is wrong even if something stands for each parameter that is only known when the step runs."""
     stand_ins = {name: f"{{{{ input[{orjson.dumps(name).decode()}] }}}}" for name in names}
-    parameters = Parameters(stand_ins, _free)
+    parameters = Parameters(stand_ins, _free, work_budget())
     filling = Filling(catalogue, lambda text, expression: parameters.fill(text, expression=expression))
     step = filling.step(template.step)
     of_parameters = {keys for keys, value in filling.changed.items() if value in stand_ins.values()}

@@ -17,7 +17,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from orchestrator.definition import paths
-from orchestrator.definition.bounds import Budget, kind
+from orchestrator.definition.bounds import MAX_WORK, Budget, kind
 from orchestrator.definition.complaints import Complaint, Hints
 from orchestrator.definition.document import Document, walk
 from orchestrator.definition.filling import Filling, UsedParameters, bodies_in, with_at
@@ -40,6 +40,8 @@ _OF_ONE_VALUE = frozenset(
 )  # fmt: skip
 """Keywords of JSON Schema that look at a mapping or list, not at what is in it."""
 _MAX_OF_PARAMETERS = 100
+_WORK = 10 * MAX_WORK
+"""Some seconds at the very worst, for all that a document has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,9 @@ class _Writing:
         self.hints = Hints()
         self._size = Budget(
             limit, f"with its step templates written out the definition has more than {limit:,} bytes; use fewer"
+        )
+        self._work = Budget(
+            _WORK, "the step templates of this definition have too much to compute; give them the results"
         )
         self._seen: dict[str, tuple[UsedParameters, int]] = {}
 
@@ -231,7 +236,7 @@ class _Writing:
         if self._size.left < 0:
             return None  # said already
         _, size = self._facts(template)
-        parameters = Parameters(values, self._size.spend)
+        parameters = Parameters(values, self._size.spend, self._work)
         filling = Filling(self.catalogue, lambda text, expression: parameters.fill(text, expression=expression))
         self._size.left -= size
         made = filling.step(template.step)

@@ -73,12 +73,13 @@ class Compiled:
     chains: frozenset[Chain]
     _evaluate: Callable[[Context, Budget, Budget], Json]
 
-    def render(self, context: Context) -> Json:
-        """The value with its templates evaluated; the very same object if it is constant.
+    def render(self, context: Context, work: Budget | None = None) -> Json:
+        """The value with its templates evaluated; the very same object if it is constant. `work` is what this may
+        cost, if it is not to have an allowance of its own.
 
         Raises TemplateError, which names the expression and what is wrong with it.
         """
-        return self._evaluate(context, work_budget(), rendered_budget())
+        return self._evaluate(context, work or work_budget(), rendered_budget())
 
     @property
     def steps(self) -> frozenset[str]:

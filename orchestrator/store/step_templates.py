@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,29 +19,33 @@ _LISTED = (_t.c.id, _t.c.name, _t.c.description, _t.c.created_at, _t.c.updated_a
 
 
 class StoredTemplates(Mapping[str, StepTemplate]):
-    """All of them by name, each read when it is first asked for."""
+    """All of them by name, as they are when first asked for: their names all at once, each by itself."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._kept: dict[str, StepTemplate | None] = {}
+        self._kept: dict[str, StepTemplate] = {}
+
+    @cached_property
+    def _names(self) -> dict[str, None]:
+        with self._store.single() as connection:
+            return dict.fromkeys(run(connection, "SELECT name FROM step_templates ORDER BY name").scalars())
 
     def __getitem__(self, name: str) -> StepTemplate:
         if name not in self._kept:
+            if name not in self._names:
+                raise KeyError(name)  # thousands of names that are not there ask nothing
             with self._store.single() as connection:
                 row = connection.execute(sa.select(_t.c.step, _t.c.parameters).where(_t.c.name == name)).first()
-            self._kept[name] = None if row is None else StepTemplate(name, row.step, row.parameters)
-        found = self._kept[name]
-        if found is None:
-            raise KeyError(name)
-        return found
+            if row is None:
+                raise KeyError(name)
+            self._kept[name] = StepTemplate(name, row.step, row.parameters)
+        return self._kept[name]
 
     def __iter__(self) -> Iterator[str]:
-        with self._store.single() as connection:
-            names = run(connection, "SELECT name FROM step_templates ORDER BY name").scalars().all()
-        return iter(names)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self._names)
 
 
 def insert(

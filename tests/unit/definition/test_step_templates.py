@@ -388,6 +388,13 @@ def test_a_value_named_often_counts_each_time() -> None:
     assert [problem.path for problem in found] == ["steps[0].uses"]
 
 
+def test_what_templates_compute_is_bounded_for_all_of_them_together() -> None:
+    heavy = values(**{f"v{n}": "{{ range(10000) | list | join ~ params.x }}" for n in range(3000)})
+    found = problems("steps: [{id: a, uses: t, with: {x: 1}}]", heavy, limit=10**9)
+    assert {problem.path for problem in found} - {""} == {"steps[0].uses"}
+    assert "too much to compute" in found[0].message
+
+
 def test_a_schema_that_refers_elsewhere_is_refused_where_it_is_used() -> None:
     made = template({"type": "set", "config": {"values": {}}}, {"properties": {"x": {"$ref": "http://127.0.0.1:1/s"}}})
     assert "cannot be checked" in only_problem("steps: [{id: a, uses: t, with: {x: 1}}]", made).message
