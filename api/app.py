@@ -15,7 +15,18 @@ from flask_smorest import Api
 
 from api.auth import require_key
 from api.errors import ProblemApi
-from api.resources import executions, health, schema, step_templates, triggers, trying, waiting, workflows
+from api.resources import (
+    events,
+    executions,
+    health,
+    schema,
+    step_templates,
+    triggers,
+    trying,
+    waiting,
+    webhooks,
+    workflows,
+)
 from api.service import Service
 from orchestrator import __version__
 from orchestrator.config import Settings, load_settings
@@ -77,7 +88,18 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["orchestrator"] = Service(settings)
     app.before_request(require_key(settings))
     api: Api = ProblemApi(app)
-    for resource in (workflows, step_templates, executions, waiting, triggers, trying, schema, health):
+    for resource in (
+        workflows,
+        step_templates,
+        executions,
+        waiting,
+        triggers,
+        webhooks,
+        events,
+        trying,
+        schema,
+        health,
+    ):
         api.register_blueprint(resource.blueprint)
     _serve_docs(app)
     return app

@@ -1,4 +1,4 @@
-"""The bearer key that every call but /health and the documentation needs."""
+"""The bearer key that every call needs but /health, the documentation, and webhooks, which have their own secrets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.config import Settings
 from orchestrator.datafolder import DataFolder
 from orchestrator.errors import ConfigurationError
 
-_OPEN = ("/health", "/openapi.json", "/docs")
+_OPEN = ("/health", "/openapi.json", "/docs", "/webhook")
 
 
 def require_key(settings: Settings) -> Callable[[], None]:

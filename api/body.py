@@ -37,10 +37,7 @@ class BodyParser(FlaskParser):
     }
 
     def load_json(self, req: flask.Request, schema: marshmallow.Schema) -> Any:
-        text = req.get_data(cache=True)
-        limit = req.max_content_length
-        if req.content_length is None and limit is not None and len(text) >= limit:
-            raise RequestEntityTooLarge  # of a chunked body werkzeug hands on what fits
+        text = raw_body(req)
         if not text.strip():
             return missing
         media = MEDIA.get(req.mimetype)
@@ -67,6 +64,15 @@ class Blueprint(SmorestBlueprint):
         if "application/json" in content:
             content["application/yaml"] = content["application/json"]
         return doc
+
+
+def raw_body(req: flask.Request) -> bytes:
+    """The body as it came. Raises RequestEntityTooLarge."""
+    body = req.get_data(cache=True)
+    limit = req.max_content_length
+    if req.content_length is None and limit is not None and len(body) >= limit:
+        raise RequestEntityTooLarge  # of a chunked body werkzeug hands on what fits
+    return body
 
 
 def given_definition() -> tuple[Document, str]:

@@ -227,6 +227,14 @@ class McpSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class EventsSettings:
+    """A Redis stream, on the broker's server, whose entries are events (see docs/definition.md)."""
+
+    stream: str = _setting("", _text, "its key; empty: none is read")
+    group: str = _setting("orchestrator", _text, "the consumer group that reads it")
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     host: str = _setting("127.0.0.1", _text, "address the API listens on")
     port: int = _setting(8084, _port, "port the API listens on", minimum=0)
@@ -239,6 +247,7 @@ class Settings:
     broker: BrokerSettings = field(default_factory=BrokerSettings)
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
+    events: EventsSettings = field(default_factory=EventsSettings)
     connections: Mapping[str, ConnectionSettings] = _named(ConnectionSettings, "databases by name")
     email: EmailSettings = field(default_factory=EmailSettings)
     agents: Mapping[str, AgentSettings] = _named(AgentSettings, "agents by their id")

@@ -21,6 +21,9 @@ from celery.canvas import Signature
 from orchestrator.engine.plan import Message, Plan
 from workers.app import app, broker_priority
 
+_LATE_LOOK = 60
+"""Seconds after which a look is of no use any more."""
+
 
 def dispatch(plan: Plan) -> None:
     """Send the plan's messages. Raises kombu's OperationalError if the broker is away: reconcile will ring."""
@@ -58,4 +61,17 @@ def trial(id: str, queue: str) -> Signature:
     """The message that has the step `id` of the table step_tests tried out. Somebody waits for it: it goes first."""
     return app.signature(
         "test_step", args=[id], immutable=True, ignore_result=True, queue=queue, priority=broker_priority(9)
+    )
+
+
+def look(trigger_id: str) -> Signature:
+    """The message that has a worker look at a trigger's condition. There is another soon: a late one is dropped."""
+    return app.signature(
+        "look",
+        args=[trigger_id],
+        immutable=True,
+        ignore_result=True,
+        queue="io",
+        priority=broker_priority(8),
+        expires=_LATE_LOOK,
     )

@@ -38,6 +38,14 @@ def send_trial(id: str, queue: str) -> bool:
     return True
 
 
+def send_look(trigger_id: str) -> None:
+    """Have a condition looked at; what the broker does not take is left to the next time that it is due."""
+    try:
+        canvas.look(trigger_id).apply_async()
+    except (OperationalError, OSError):
+        logger.warning("the broker is away; nobody looks at trigger %s", trigger_id)
+
+
 class Doorbell:
     """Sends from a thread of its own, now or a little later, so that a worker goes on with its next step.
 

@@ -1,4 +1,4 @@
-"""The reconciler's thread in a worker's main process, and the broker as it sees it."""
+"""The threads of a worker's main process: the reconciler's, with the broker as it sees it, and the event stream's."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import Any, ClassVar
 import redis
 
 from orchestrator.config import Settings
+from orchestrator.engine import events
+from orchestrator.engine.cloudevents import Event
 from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import Reconciler
 from orchestrator.plugins import load_catalogue
 from orchestrator.store import Store, new_id
 from workers.app import PRIORITY_STEPS, app
-from workers.dispatch import send
+from workers.dispatch import send, send_look
+from workers.event_stream import EventStream
 from workers.hooks import announcer
 from workers.process import host_identity
 from workers.secrets import Secrets
@@ -62,29 +65,32 @@ class RedisBroker:
 
 
 class Housekeeper:
-    """A daemon thread: it must never keep a worker from stopping."""
+    """Daemon threads: they must never keep a worker from stopping."""
 
     _running: ClassVar[Housekeeper | None] = None
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, node: str) -> None:
         self._store = Store(settings.database)
+        self._programs = Programs(load_catalogue(settings.plugins), settings)
         self._hooks = announcer(settings, self._store, Secrets(also=settings.secrets()))
         self._reconciler = Reconciler(
             self._store,
-            Programs(load_catalogue(settings.plugins), settings),
+            self._programs,
             settings,
             RedisBroker(),
             send,
             holder=new_id(),
             host=host_identity(),
             observer=self._hooks,
+            look=send_look,
         )
+        self._events = EventStream(settings, node, self._take) if settings.events.stream else None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep_house, name="reconcile", daemon=True)
 
     @classmethod
-    def start(cls, settings: Settings) -> None:
-        cls._running = cls(settings)
+    def start(cls, settings: Settings, node: str) -> None:
+        cls._running = cls(settings, node)
         cls._running._thread.start()
 
     @classmethod
@@ -102,6 +108,13 @@ class Housekeeper:
             except Exception:  # the database is away, or a single execution is odd: the next tick tries again
                 logger.exception("reconcile failed; it goes on in a second")
                 pause = 1.0
+        if self._events is not None:
+            self._events.close()
         if self._hooks is not None:
             self._hooks.close()
         self._store.close()
+
+    def _take(self, given: Sequence[Event]) -> None:
+        for received in events.receive(self._store, self._programs, given):
+            for plan in received.fired.plans:
+                send(plan)

@@ -200,7 +200,7 @@ def _worker_ready(sender: Any, **_: Any) -> None:
         process(sender.hostname)
     settings = load_settings()
     if settings.scheduler.enabled:
-        Housekeeper.start(settings)
+        Housekeeper.start(settings, sender.hostname)
 
 
 @signals.worker_shutdown.connect

@@ -1,8 +1,8 @@
-"""The tasks, thin: what they do stands in workers/runner.py and workers/trial.py."""
+"""The tasks, thin: what they do stands in workers/runner.py, workers/trial.py and workers/looking.py."""
 
 from __future__ import annotations
 
-from workers import trial
+from workers import looking, trial
 from workers.app import app
 from workers.process import process
 
@@ -20,3 +20,9 @@ def run_steps(execution_id: str, starts: list[str], rung: list[str] | None = Non
 def test_step(id: str) -> None:
     """Try out the step that a row of the table step_tests asks for."""
     trial.test_step(process(), id)
+
+
+@app.task(name="look")
+def look(trigger_id: str) -> None:
+    """Look whether the condition of a trigger is true."""
+    looking.look(process(), trigger_id)

@@ -44,6 +44,12 @@ def test_step(process: WorkerProcess, id: str) -> None:
         step_tests.finish(connection, id, result)
 
 
+def performed(process: WorkerProcess, id: str, trial: Trial) -> dict[str, Json]:
+    """What comes of performing a step here and now, as StepTestOut of the API has it. `id` stands for that of an
+    execution."""
+    return _performed(_attempt(process, id, trial, time.monotonic() + trial.timeout))
+
+
 def _performed(attempt: _Attempt) -> dict[str, Json]:
     began = time.monotonic()
     outcome = attempt.perform()

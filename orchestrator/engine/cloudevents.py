@@ -1,4 +1,4 @@
-"""CloudEvents 1.0, read from an HTTP message in any of its three forms, or from JSON; all problems at once.
+"""CloudEvents 1.0, read from an HTTP message in any of its three forms, or from a stream; all problems at once.
 
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md, formats/json-format.md and
 bindings/http-protocol-binding.md.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from email.message import Message
 from typing import Any
@@ -77,6 +78,22 @@ def batch(document: Json) -> list[Event]:
     if problems:
         raise InputError(problems)
     return [_tidy(item) for item in document]
+
+
+def from_fields(fields: Mapping[str, str], id: str, source: str) -> list[Event]:
+    """The events of a stream's entry: of its one field `event`, an event or a list of them as JSON; otherwise each
+    field is an attribute, and `data` JSON or a text. What an entry by fields does not say, `id` and `source` do.
+
+    Raises NoEvent; InputError with everything that is wrong.
+    """
+    if "event" in fields:
+        document = _json(fields["event"].encode())
+        return batch(document) if isinstance(document, list) else [single(document)]
+    event: Event = {"specversion": "1.0", "id": id, "source": source, **fields}
+    if "data" in fields:
+        with suppress(NoEvent):  # a text, then
+            event["data"] = _json(fields["data"].encode())
+    return [single(event)]
 
 
 def _binary(headers: Mapping[str, str], body: bytes) -> Event:

@@ -22,6 +22,7 @@ INTERVAL = 60.0
 _EVERY_STATUS = "100-599"
 """An answer that fails a step is something to see for a condition."""
 _LONGEST_LOOK = 60.0
+_LONGEST_ERROR = 2_000
 
 
 def probe(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -44,6 +45,8 @@ class State:
     """Before the first look it counts as false."""
     since: str | None = None
     """When it was first seen to be as it is."""
+    seen_at: str | None = None
+    """When it was last seen to be."""
     fired: bool = False
     """Whether this being true has started an execution."""
     checked_at: str | None = None
@@ -59,23 +62,32 @@ class State:
         return asdict(self)
 
 
+def is_worth_a_look(state: State, interval: float, now: datetime) -> bool:
+    """Messages may come twice, or late and many at once: less than half an interval after a look there is nothing new
+    to see."""
+    if state.checked_at is None:
+        return True
+    passed = (now - datetime.fromisoformat(state.checked_at)).total_seconds()
+    return not 0 <= passed < interval / 2
+
+
 def seen(state: State, value: bool, now: datetime) -> State:
     """The state after a look at `now` that found `value`."""
     at = now.isoformat()
     if value == state.value and state.since is not None:
-        return replace(state, checked_at=at, error=None)
-    return State(value=value, since=at, checked_at=at)
+        return replace(state, seen_at=at, checked_at=at, error=None)
+    return State(value=value, since=at, seen_at=at, checked_at=at)
 
 
 def unseen(state: State, error: str, now: datetime) -> State:
     """The state after a look that found nothing out: whether the value has changed is not known, so it has not."""
-    return replace(state, checked_at=now.isoformat(), error=error)
+    return replace(state, checked_at=now.isoformat(), error=error[:_LONGEST_ERROR])
 
 
 def due_edge(state: State, hold: float) -> str | None:
     """The time since which the condition is true, if it has been seen to be for `hold` seconds and nothing was
     started for it. It names the slot of the fire, so that asking twice is harmless."""
-    if not state.value or state.fired or state.since is None or state.checked_at is None or state.error is not None:
+    if not state.value or state.fired or state.since is None or state.seen_at is None:
         return None
-    held = datetime.fromisoformat(state.checked_at) - datetime.fromisoformat(state.since)
+    held = datetime.fromisoformat(state.seen_at) - datetime.fromisoformat(state.since)
     return state.since if held >= timedelta(seconds=hold) else None

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from orchestrator.definition.templates import compile_expression, compile_value
 from orchestrator.definition.truth import is_true
 from orchestrator.engine.cloudevents import Event
+from orchestrator.engine.programs import Programs
+from orchestrator.engine.triggers import Fired, fail, fire
+from orchestrator.errors import InputError, TemplateError
+from orchestrator.store import Store, triggers
+from orchestrator.store.triggers import Trigger
 
 Json = Any
 
@@ -20,7 +25,37 @@ NAMES = frozenset(("event",))
 """What its filter and the templates of its mapping start from."""
 WILDCARD = "*"
 _PATTERNS = ("type", "source", "subject")
-_LONGEST_SLOT = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What an event did with one of the triggers that it is for; the plans of the fire are to be dispatched."""
+
+    event: Event
+    trigger_id: str
+    fired: Fired
+
+
+def receive(store: Store, programs: Programs, events: Sequence[Event]) -> Iterator[Received]:
+    """Fire the triggers of each event, in the order of the events. What was received before fires nothing again, so
+    that whoever dies half-way may begin anew."""
+    with store.single() as connection:
+        exact, patterns = triggers.for_events(connection, sorted({event["type"] for event in events}))
+    for event in events:
+        for trigger in (*exact.get(event["type"], ()), *patterns):
+            fired = _fired(store, programs, trigger, event)
+            if fired is not None:
+                yield Received(event, trigger.id, fired)
+
+
+def _fired(store: Store, programs: Programs, trigger: Trigger, event: Event) -> Fired | None:
+    try:
+        if not matches(trigger.config, event):
+            return None
+        given = execution_input(trigger.config, event)
+        return fire(store, programs, trigger, slot=slot(event), payload=event, input=given)
+    except (TemplateError, InputError) as error:
+        return fail(store, trigger, slot(event), event, str(error))
 
 
 def matches(config: Mapping[str, Any], event: Event) -> bool:
@@ -36,8 +71,7 @@ def matches(config: Mapping[str, Any], event: Event) -> bool:
 def slot(event: Event) -> str:
     """What an event is one of a kind by: its source and id, which by the standard no other event has together."""
     # There is no white space in a source, so that no other pair makes the same text.
-    text = f"{event['source']} {event['id']}"
-    return text if len(text) <= _LONGEST_SLOT else f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"
+    return f"{event['source']} {event['id']}"
 
 
 def execution_input(config: Mapping[str, Any], event: Event) -> Json:

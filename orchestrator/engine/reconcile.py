@@ -259,7 +259,7 @@ class Reconciler:
     def _until_next(self, interval: float) -> float:
         with self.store.single() as connection:
             due = (steps.seconds_to_next_timer(connection), trigger_rows.seconds_to_next_slot(connection))
-        return max(0.01, min(interval, *(seconds for seconds in due if seconds is not None)))
+        return max(0.01, min([interval, *(seconds for seconds in due if seconds is not None)]))
 
 
 def _lives(pid: int, born: float) -> bool:

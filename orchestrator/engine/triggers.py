@@ -391,6 +391,8 @@ def change(connection: Connection, types: TriggerCatalogue, trigger_id: str, cha
     """Set `name`, `config` (found valid) or `is_enabled`. Slots that passed while it was disabled are not made up for.
     Raises NotFound, Conflict."""
     before = triggers.find(connection, trigger_id)
+    if "config" in changes and changes["config"] != before.config:
+        changes = {**changes, "state": None}  # what was seen of another config says nothing of this one
     if changes:
         triggers.update(connection, trigger_id, changes)
     said = {"config": before.config, "is_enabled": before.is_enabled}

@@ -1,21 +1,23 @@
-"""A message to a webhook: whether its sender is who they say, what it holds, and what of it an execution gets."""
+"""A message to a webhook: what it holds, what of it an execution gets, and starting that."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
-import hmac
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.message import Message
 from typing import Any
 from urllib.parse import parse_qs
 
 import orjson
-import standardwebhooks
 
 from orchestrator.definition.templates import compile_value
+from orchestrator.engine.programs import Programs
+from orchestrator.engine.triggers import Fired, fail, fire
+from orchestrator.errors import TemplateError
+from orchestrator.store import Store, triggers
+from orchestrator.store.triggers import Trigger
 
 Json = Any
 
@@ -29,7 +31,6 @@ LONGEST_DELIVERY = 255
 """Characters of an id by which a delivery is known again."""
 
 _ROUTE = re.compile(r"[\w.~-]+(/[\w.~-]+)*")
-_ENCODED_SECRET = "whsec_"  # noqa: S105  (the prefix that says so, not a secret)
 _DELIVERY_HEADERS = ("webhook-id", "x-github-delivery", "idempotency-key")
 _PRIVATE_HEADERS = frozenset(("authorization", "proxy-authorization", "cookie"))
 """What says who the sender is, rather than what they say."""
@@ -47,10 +48,6 @@ class Delivery:
     body: bytes
 
 
-class Unsigned(Exception):
-    """The signature is missing or not right; the message says which, without a word of the secret."""
-
-
 def route(path: str) -> str | None:
     """The path of a webhook as it is looked for: without the slash and `webhook/` that may begin it. None if it can
     be no path: of a client that tidies `..` away, it would never be asked for."""
@@ -59,52 +56,27 @@ def route(path: str) -> str | None:
     return found if tidy else None
 
 
-# --- who sent it ---------------------------------------------------------------------------------------------
-
-
-def verify(config: Mapping[str, Any], delivery: Delivery) -> None:
-    """Raises Unsigned unless the message has the signature that the trigger's `config` asks for."""
-    if not config.get("secret"):
-        return
-    if config["scheme"] == "hmac":
-        _verify_hmac(config, delivery)
-    else:
-        _verify_standard(config["secret"], delivery)
-
-
-def signing_key(secret: str) -> bytes:
-    """The bytes that sign: what follows `whsec_` is base64, with or without padding; any other text is UTF-8.
-
-    Raises ValueError.
-    """
-    if not secret.startswith(_ENCODED_SECRET):
-        return secret.encode()
-    written = secret.removeprefix(_ENCODED_SECRET).rstrip("=")
-    return base64.b64decode(written + "=" * (-len(written) % 4), validate=True)
-
-
-def _verify_standard(secret: str, delivery: Delivery) -> None:
-    """https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md; a message is good
-    for five minutes before and after its timestamp."""
-    verifier = standardwebhooks.Webhook(signing_key(secret))
+def fire_for(
+    store: Store,
+    programs: Programs,
+    trigger: Trigger,
+    config: Mapping[str, Any],
+    payload: Mapping[str, Json],
+    delivery_id: str | None,
+) -> Fired:
+    """Fire the trigger for a message that is who it says; its answer is `duplicate` only for one that came before and
+    started something. Raises PayloadTooLarge, InputError."""
     try:
-        verifier.verify(delivery.body, dict(delivery.headers), json_parse=False)
-    except standardwebhooks.WebhookVerificationError as error:
-        raise Unsigned(f"the message is not signed as Standard Webhooks asks: {error}") from None
-    except ValueError:  # a signature that is no base64, a body that is no text
-        raise Unsigned("the message is not signed as Standard Webhooks asks: Invalid Signature Headers") from None
-
-
-def _verify_hmac(config: Mapping[str, Any], delivery: Delivery) -> None:
-    header, prefix = config["signature_header"], config["signature_prefix"]
-    given = delivery.headers.get(header.lower(), "").strip()
-    if not given:
-        raise Unsigned(f"the message has no signature; send the header {header}")
-    expected = prefix + hmac.new(signing_key(config["secret"]), delivery.body, hashlib.sha256).hexdigest()
-    # Hexadecimal digits count the same in either case; the prefix is the sender's word and does not.
-    told = given[: len(prefix)] + given[len(prefix) :].lower()
-    if not hmac.compare_digest(told.encode(), expected.encode()):
-        raise Unsigned(f"the signature in the header {header} is not that of the message")
+        given = execution_input(config, payload)
+    except TemplateError as error:
+        return fail(store, trigger, None, payload, f"mapping: {error}")
+    fired = fire(store, programs, trigger, slot=delivery_id, payload=payload, input=given)
+    if delivery_id is None or fired.execution_id is not None:
+        return fired
+    with store.single() as connection:
+        # A sender who is told that nothing was started may send it again: then it is no duplicate.
+        outcome = triggers.release(connection, fired.fire_id)
+    return replace(fired, outcome=outcome or fired.outcome)
 
 
 # --- what it says --------------------------------------------------------------------------------------------

@@ -252,6 +252,12 @@ cached_results = sa.Table(
     sa.Index("ix_cached_results_expires_at", "expires_at"),
 )
 
+# As orchestrator.engine.webhooks.route has them, of a config as it was written.
+WEBHOOK_PATH = "regexp_replace(config ->> 'path', '^/?(webhook/)?|/$', '', 'g')"
+WEBHOOK_METHOD = "upper(coalesce(config ->> 'method', 'POST'))"
+MATCHES_EVENTS = "is_enabled AND type = 'event' AND strpos(config ->> 'type', '*') > 0"
+NAMES_EVENT = "is_enabled AND type = 'event' AND strpos(config ->> 'type', '*') = 0"
+
 triggers = sa.Table(
     "triggers",
     metadata,
@@ -275,6 +281,17 @@ triggers = sa.Table(
     # A definition's triggers are found again by their names when it is saved anew.
     sa.UniqueConstraint("workflow_id", "name", name="uq_triggers_name"),
     sa.Index("ix_triggers_next_slot", "next_slot", postgresql_where=sa.text("is_enabled AND next_slot IS NOT NULL")),
+    # A request is for one of them, however their paths are written. See WEBHOOK_PATH.
+    sa.Index(
+        "uq_triggers_webhook",
+        sa.text(WEBHOOK_PATH),
+        sa.text(WEBHOOK_METHOD),
+        unique=True,
+        postgresql_where=sa.text("is_enabled AND type = 'webhook'"),
+    ),
+    # An event is looked up by its type among those that name one, and tried with the others.
+    sa.Index("ix_triggers_event", sa.text("(config ->> 'type')"), postgresql_where=sa.text(NAMES_EVENT)),
+    sa.Index("ix_triggers_event_pattern", "id", postgresql_where=sa.text(MATCHES_EVENTS)),
 )
 
 trigger_fires = sa.Table(

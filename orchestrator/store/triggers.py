@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -13,6 +14,7 @@ from sqlalchemy.engine import Connection
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.lifecycle import EXECUTION_TERMINAL, FireOutcome, WorkflowStatus, sql_words
 from orchestrator.store import models as tables
+from orchestrator.store.models import MATCHES_EVENTS, NAMES_EVENT, WEBHOOK_METHOD, WEBHOOK_PATH
 from orchestrator.store.session import as_dicts, new_id, run, to_json
 
 UNSETTLED = frozenset({FireOutcome.PENDING, FireOutcome.QUEUED})
@@ -95,23 +97,25 @@ def insert(
     is_enabled: bool,
     from_definition: bool = False,
 ) -> str:
-    """Its id. Raises NotFound if there is no such workflow; Conflict if it has a trigger of this name."""
-    id: str | None = run(
-        connection,
-        "INSERT INTO triggers (id, workflow_id, type, name, config, is_enabled, from_definition) "
-        "SELECT %(id)s::uuid, w.id, %(type)s, %(name)s, %(config)s::jsonb, %(enabled)s, %(written)s "
-        "FROM workflows w WHERE w.id = %(workflow)s::uuid "
-        "ON CONFLICT (workflow_id, name) DO NOTHING RETURNING id::text",
-        {
-            "id": new_id(),
-            "workflow": workflow_id,
-            "type": type,
-            "name": name,
-            "config": to_json(config),
-            "enabled": is_enabled,
-            "written": from_definition,
-        },
-    ).scalar()
+    """Its id. Raises NotFound if there is no such workflow; Conflict if it has a trigger of this name, or the path of a
+    webhook is taken."""
+    with _webhook_is_free():
+        id: str | None = run(
+            connection,
+            "INSERT INTO triggers (id, workflow_id, type, name, config, is_enabled, from_definition) "
+            "SELECT %(id)s::uuid, w.id, %(type)s, %(name)s, %(config)s::jsonb, %(enabled)s, %(written)s "
+            "FROM workflows w WHERE w.id = %(workflow)s::uuid "
+            "ON CONFLICT (workflow_id, name) DO NOTHING RETURNING id::text",
+            {
+                "id": new_id(),
+                "workflow": workflow_id,
+                "type": type,
+                "name": name,
+                "config": to_json(config),
+                "enabled": is_enabled,
+                "written": from_definition,
+            },
+        ).scalar()
     if id is None:
         if run(connection, "SELECT FROM workflows WHERE id = %(id)s::uuid", {"id": workflow_id}).first() is None:
             raise NotFound("workflow", workflow_id)
@@ -121,7 +125,7 @@ def insert(
 
 def update(connection: Connection, trigger_id: str, changes: Mapping[str, Any]) -> None:
     """Set the columns that are given, `next_slot` among them. Raises NotFound; Conflict if another of the workflow's
-    triggers has the name."""
+    triggers has the name, or another webhook the path."""
     if (
         "name" in changes
         and run(
@@ -132,13 +136,27 @@ def update(connection: Connection, trigger_id: str, changes: Mapping[str, Any]) 
         ).first()
     ):
         raise _name_is_taken(changes["name"])
-    done = connection.execute(
-        tables.triggers.update()
-        .where(tables.triggers.c.id == trigger_id)
-        .values(**changes, updated_at=sa.func.clock_timestamp())
-    )
+    with _webhook_is_free():
+        done = connection.execute(
+            tables.triggers.update()
+            .where(tables.triggers.c.id == trigger_id)
+            .values(**changes, updated_at=sa.func.clock_timestamp())
+        )
     if done.rowcount == 0:
         raise NotFound("trigger", trigger_id)
+
+
+@contextmanager
+def _webhook_is_free() -> Iterator[None]:
+    try:
+        yield
+    except sa.exc.IntegrityError as error:
+        if getattr(getattr(error.orig, "diag", None), "constraint_name", None) != "uq_triggers_webhook":
+            raise
+        raise Conflict(
+            "another webhook that is enabled has this path and method; take another path, or disable one of them",
+            "taken",
+        ) from None
 
 
 def _name_is_taken(name: str) -> Conflict:
@@ -149,6 +167,44 @@ def delete(connection: Connection, trigger_id: str) -> None:
     """Remove it with the record of its fires; executions stay. Raises NotFound."""
     if run(connection, "DELETE FROM triggers WHERE id = %(id)s::uuid", {"id": trigger_id}).rowcount == 0:
         raise NotFound("trigger", trigger_id)
+
+
+# --- what comes from outside ---------------------------------------------------------------------------------
+
+
+def webhooks_at(connection: Connection, route: str) -> dict[str, Trigger]:
+    """The webhooks at a path, by method."""
+    sql = (
+        f"SELECT {_TRIGGER}, {WEBHOOK_METHOD} AS method FROM {_JOINED} "
+        f"WHERE t.is_enabled AND t.type = 'webhook' AND {WEBHOOK_PATH} = %(path)s"
+    )
+    return {row.method: _trigger(row) for row in run(connection, sql, {"path": route})}
+
+
+def for_events(connection: Connection, types: Sequence[str]) -> tuple[dict[str, list[Trigger]], list[Trigger]]:
+    """(the triggers that name one of these types of event, by that; those with a pattern), the oldest first."""
+    columns = f"SELECT {_TRIGGER}, t.config ->> 'type' AS event_type FROM {_JOINED}"
+    rows = run(
+        connection,
+        f"{columns} WHERE {NAMES_EVENT} AND t.config ->> 'type' = ANY(%(types)s) "
+        f"UNION ALL {columns} WHERE {MATCHES_EVENTS} ORDER BY trigger_id",
+        {"types": list(types)},
+    )
+    exact: dict[str, list[Trigger]] = {}
+    patterns: list[Trigger] = []
+    for row in rows:
+        (patterns if "*" in row.event_type else exact.setdefault(row.event_type, [])).append(_trigger(row))
+    return exact, patterns
+
+
+def keep_state(connection: Connection, trigger_id: str, before: Any, after: Any) -> bool:
+    """Keep what the type has to remember; False if it is not `before` any more that is remembered."""
+    sql = (
+        "UPDATE triggers SET state = %(after)s::jsonb "
+        "WHERE id = %(id)s::uuid AND state IS NOT DISTINCT FROM %(before)s::jsonb"
+    )
+    params = {"id": trigger_id, "after": to_json(after), "before": None if before is None else to_json(before)}
+    return run(connection, sql, params).rowcount == 1
 
 
 # --- time ----------------------------------------------------------------------------------------------------
@@ -301,6 +357,17 @@ def _let_wait(connection: Connection, fire_id: str, reason: str | None) -> bool:
         f"WHERE o.trigger_id = f.trigger_id AND o.outcome = '{FireOutcome.QUEUED}')"
     )
     return run(connection, sql, {"id": fire_id, "reason": reason}).rowcount == 1
+
+
+def release(connection: Connection, fire_id: str) -> FireOutcome | None:
+    """Let the slot of a fire be used again if it started nothing; what came of it, None if it is gone."""
+    row = run(
+        connection,
+        f"UPDATE trigger_fires SET slot = CASE WHEN outcome IN ({sql_words(_NOTHING_STARTED)}) THEN NULL ELSE slot END "
+        "WHERE id = %(id)s::uuid RETURNING outcome",
+        {"id": fire_id},
+    ).first()
+    return None if row is None else FireOutcome(row.outcome)
 
 
 def purge(connection: Connection, kept: float, limit: int) -> int:

@@ -15,7 +15,7 @@ import requests
 import standardwebhooks
 from marshmallow import Schema, ValidationError, fields, validate
 
-from orchestrator.engine.webhooks import signing_key
+from orchestrator.engine.signatures import signing_key
 from workers.steps.contract import Done, Json, QueueClass, StepContext, StepType
 from workers.steps.fields import Duration, Text
 from workers.steps.http import StatusCodes, encoded, exchange, http_url

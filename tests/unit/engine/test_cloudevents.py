@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from orchestrator.engine.cloudevents import BATCH, STRUCTURED, NoEvent, from_http
+from orchestrator.engine.cloudevents import BATCH, STRUCTURED, NoEvent, from_fields, from_http
 from orchestrator.errors import InputError
 
 EVENT = {"specversion": "1.0", "id": "1", "source": "/shop", "type": "order.created"}
@@ -114,3 +114,18 @@ def test_a_time_that_is_none_is_said(value: str) -> None:
 def test_a_message_in_no_form_says_what_to_send(headers: dict[str, str], body: bytes) -> None:
     with pytest.raises(NoEvent, match=r"send a CloudEvent|the body is not JSON"):
         from_http(headers, body)
+
+
+def test_an_entry_of_a_stream_is_an_event_as_json_or_by_its_fields() -> None:
+    assert from_fields({"event": orjson.dumps(EVENT).decode()}, "1-0", "s") == [EVENT]
+    assert from_fields({"event": orjson.dumps([EVENT, EVENT]).decode()}, "1-0", "s") == [EVENT, EVENT]
+    assert from_fields({"type": "t", "data": '{"a": 1}'}, "1-0", "s") == [
+        {"specversion": "1.0", "id": "1-0", "source": "s", "type": "t", "data": {"a": 1}}
+    ]
+    assert from_fields({**EVENT, "data": "a text"}, "1-0", "s") == [EVENT | {"data": "a text"}]
+
+
+@pytest.mark.parametrize("fields", [{}, {"type": ""}, {"event": "{"}, {"event": "5"}, {"type": "t", "Odd Name": "x"}])
+def test_an_entry_of_a_stream_that_is_no_event_is_refused(fields: dict[str, str]) -> None:
+    with pytest.raises((NoEvent, InputError)):
+        from_fields(fields, "1-0", "s")

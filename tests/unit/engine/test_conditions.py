@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from orchestrator.engine.conditions import State, due_edge, seen, unseen
+from orchestrator.engine.conditions import State, due_edge, is_worth_a_look, seen, unseen
 
 START = datetime(2026, 5, 4, 10, 0, tzinfo=UTC)
 
@@ -47,6 +47,21 @@ def test_an_edge_keeps_its_time_until_something_was_started_for_it() -> None:
     again = seen(state, True, START + timedelta(seconds=5))
     assert due_edge(state, 0) == due_edge(again, 0) == START.isoformat()
     assert due_edge(replace(again, fired=True), 0) is None
+
+
+def test_an_edge_outlives_looks_that_find_nothing_out() -> None:
+    state = unseen(seen(State(), True, START), "away", START + timedelta(seconds=5))
+    assert due_edge(state, 0) == START.isoformat()
+    assert due_edge(state, 5) is None
+
+
+def test_messages_that_come_together_are_one_look() -> None:
+    state = unseen(State(), "away", START)
+    assert not is_worth_a_look(state, 10, START)
+    assert not is_worth_a_look(state, 10, START + timedelta(seconds=4.9))
+    assert is_worth_a_look(state, 10, START + timedelta(seconds=5))
+    assert is_worth_a_look(state, 10, START - timedelta(seconds=1))
+    assert is_worth_a_look(State(), 10, START)
 
 
 def test_a_state_survives_being_kept() -> None:

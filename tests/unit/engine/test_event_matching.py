@@ -65,9 +65,6 @@ def test_a_filter_that_cannot_tell_says_so_and_only_if_the_rest_fits() -> None:
 def test_events_are_the_same_by_source_and_id_together() -> None:
     assert slot(EVENT) == slot({**EVENT, "type": "another"})
     assert slot({"source": "a/b", "id": "c"}) != slot({"source": "a", "id": "b/c"})
-    long = slot({"source": "s" * 900, "id": "1"})
-    assert len(long) < 100
-    assert long != slot({"source": "s" * 900, "id": "2"})
 
 
 def test_the_input_is_the_event_or_what_is_mapped_of_it() -> None:

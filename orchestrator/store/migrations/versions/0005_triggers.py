@@ -43,6 +43,28 @@ def upgrade() -> None:
         ["next_slot"],
         postgresql_where=sa.text("is_enabled AND next_slot IS NOT NULL"),
     )
+    op.create_index(
+        "uq_triggers_webhook",
+        "triggers",
+        [
+            sa.text("regexp_replace(config ->> 'path', '^/?(webhook/)?|/$', '', 'g')"),
+            sa.text("upper(coalesce(config ->> 'method', 'POST'))"),
+        ],
+        unique=True,
+        postgresql_where=sa.text("is_enabled AND type = 'webhook'"),
+    )
+    op.create_index(
+        "ix_triggers_event",
+        "triggers",
+        [sa.text("(config ->> 'type')")],
+        postgresql_where=sa.text("is_enabled AND type = 'event' AND strpos(config ->> 'type', '*') = 0"),
+    )
+    op.create_index(
+        "ix_triggers_event_pattern",
+        "triggers",
+        ["id"],
+        postgresql_where=sa.text("is_enabled AND type = 'event' AND strpos(config ->> 'type', '*') > 0"),
+    )
     op.create_table(
         "trigger_fires",
         sa.Column("id", sa.UUID(as_uuid=False), nullable=False),
