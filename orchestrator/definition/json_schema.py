@@ -47,6 +47,11 @@ _TEMPLATE = {"$ref": "#/$defs/template"}
 _NOT_NULL = ["array", "boolean", "number", "object", "string"]
 _NUMBER = r"^\s*[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$"
 
+_OF_TEMPLATES: Json = {
+    "uses": {"type": "string", "description": "the step template that has its type and config"},
+    "with": {"type": ["object", "null"], "description": "values for the parameters of the step template"},
+}
+
 _ABOUT = frozenset({"title", "description", "default", "examples", "deprecated"})
 """Keywords that say something and check nothing."""
 
@@ -93,8 +98,11 @@ def json_schema(catalogue: Catalogue) -> Json:
 
 
 def _add_types(step: Json, types: Iterable[StepTypeInfo], configs: Mapping[str, Json]) -> None:
-    """Let the `type` of a step choose the schema of its config."""
+    """Let the `type` of a step choose the schema of its config, if it does not use a step template instead."""
     step["properties"]["type"]["enum"] = [known.type for known in types]
+    step["properties"] |= _OF_TEMPLATES
+    step["required"] = [key for key in step["required"] if key != "type"]
+    step["oneOf"] = [{"required": ["type"]}, {"required": ["uses"]}]
     step["allOf"] = [
         {
             "if": {"properties": {"type": {"const": known.type}}, "required": ["type"]},

@@ -539,3 +539,12 @@ def test_a_type_may_have_any_name_and_any_schema() -> None:
     assert not is_valid({"tree": {"inner": {}}})
     assert not is_valid({"colour": "grey"})
     assert not is_valid({"unknown": 1})
+
+
+def test_a_step_has_a_type_or_uses_a_template() -> None:
+    assert fits(one("uses: t, with: {x: 1}, config: {whatever: 1}, on_error: continue"))
+    assert fits(one("type: set, config: {values: {}}, compensate: {uses: t}"))
+    assert not fits(one("uses: t, type: set, config: {values: {}}"))
+    assert not fits(one("uses: 1"))
+    assert not fits(one("uses: t, with: [1]"))
+    assert not fits(one("name: neither"))
