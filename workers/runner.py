@@ -272,6 +272,7 @@ class Lane:
                 state=wait.state,
                 awaits=wait.awaits,
                 queue=self.queue,
+                worker=self._keeper(),
             )
         )
 

@@ -195,7 +195,7 @@ def begin_body(
         with store.transaction() as connection:
             if number == 0 and not bodies.note(connection, held, spawn.noted):
                 return _LOST
-            if not bodies.insert(connection, execution_id, made, container=container, held=held):
+            if bodies.insert(connection, execution_id, made, container=container, held=held) is None:
                 return _LOST
             locked = executions.look(connection, execution_id)
         if starts and locked is not None:
@@ -205,12 +205,13 @@ def begin_body(
         locked = executions.lock(connection, execution_id)
         if locked is None or locked.status in EXECUTION_TERMINAL:
             return _LOST
-        bodies.insert(connection, execution_id, made, container=container, held=held)
+        inserted = bodies.insert(connection, execution_id, made, container=container, held=held)
         result = Result(given)
         if not steps.rest(connection, held, result, delay=None, resumes=True, state=spawn.noted, awaits=AWAITS_BODY):
             return _LOST
         going = _Going(connection, program, locked, worker, frozenset())
-        if not bodies.is_unfinished(connection, execution_id, container):
+        # Of rows that were there before, all may have ended: an earlier attempt had come as far.
+        if inserted != len(made) and not bodies.is_unfinished(connection, execution_id, container):
             return going.on(engine_bodies.after_scope(connection, program, execution_id, container))
         whole = not earlier and spawn.concurrency is None
         return going.on(starts, join=container if whole else None)

@@ -89,9 +89,7 @@ def after_scope(connection: Connection, program: Program, execution_id: str, con
         more = _next_scopes(connection, program, execution_id, container)
         if more:
             return more
-    if bodies.is_unfinished(connection, execution_id, container):
-        return []
-    return [container] if bodies.wake(connection, execution_id, container) else []
+    return [container] if bodies.wake_if_ended(connection, execution_id, container) else []
 
 
 def _next_scopes(connection: Connection, program: Program, execution_id: str, container: str) -> list[str]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.engine.advance import Advance, plans_of
+from orchestrator.engine.advance import Advance, Worker, plans_of
 from orchestrator.engine.plan import Plan, plan
 from orchestrator.engine.programs import Programs
 from orchestrator.errors import Conflict, NotFound
-from orchestrator.lifecycle import EXECUTION_TERMINAL
+from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus
 from orchestrator.store import Store, executions, signals, steps
 from orchestrator.store.executions import AWAITS_CHILD
 from orchestrator.store.signals import AWAITS_SIGNAL
@@ -29,8 +29,10 @@ def rest_awaiting(
     state: Any,
     awaits: str,
     queue: str,
+    worker: Worker | None,
 ) -> Advance:
-    """Let a step rest until what it `awaits` is there, or `delay` seconds have passed; that may be there already."""
+    """Let a step rest until what it `awaits` is there, or `delay` seconds have passed. If that is there already, the
+    `worker` goes on with it."""
     with store.transaction() as connection:
         locked = executions.lock(connection, execution_id)
         if locked is None:
@@ -40,13 +42,17 @@ def rest_awaiting(
             child_ended = executions.has_ended(connection, state["execution_id"])
         if not steps.rest(connection, held, Result(given), delay=delay, resumes=True, state=state, awaits=awaits):
             return Advance(counted=False)
-        arrived = None
+        path = None
         if awaits == AWAITS_CHILD and child_ended:
-            arrived = signals.wake_parent(connection, held.id)
+            signals.wake_parent(connection, held.id)
+            path = held.path
         elif awaits.startswith(AWAITS_SIGNAL):
             path = signals.deliver(connection, execution_id, awaits.removeprefix(AWAITS_SIGNAL))
-            arrived = Ring(execution_id, path, queue, locked.priority) if path else None
-    return Advance(True, plans=plans_of(arrived))
+        if path is None:
+            return Advance(True)
+        if worker is not None and locked.status is ExecutionStatus.RUNNING:
+            return Advance(True, claim=steps.queue_and_follow(connection, execution_id, [], path, worker.id))
+        return Advance(True, plans=plans_of(Ring(execution_id, path, queue, locked.priority)))
 
 
 def send_signal(

@@ -40,9 +40,10 @@ def insert(
     *,
     container: str | None = None,
     held: Claim | None = None,
-) -> bool:
-    """Insert what is not there yet, in this order; False, and nothing, if the claim `held` is held no longer."""
-    written = run(
+) -> int | None:
+    """Insert what is not there yet, in this order; how many that were. None, and nothing, if the claim `held` is held
+    no longer."""
+    row = run(
         connection,
         f"""
         WITH mine AS (
@@ -58,9 +59,9 @@ def insert(
                               %(types)s::text[], %(queues)s::text[], %(statuses)s::text[], %(heights)s::int[],
                               %(timeouts)s::float8[], %(iterations)s::jsonb[])
                        AS u(id, path, step_id, scope, type, queue, status, height, timeout, iteration)
-            ON CONFLICT (execution_id, path) DO NOTHING
+            ON CONFLICT (execution_id, path) DO NOTHING RETURNING id
         )
-        SELECT EXISTS (SELECT FROM mine)
+        SELECT EXISTS (SELECT FROM mine) AS held, (SELECT count(*) FROM inserted) AS inserted
         """,
         {
             "execution": execution_id,
@@ -78,8 +79,8 @@ def insert(
             "timeouts": [row.timeout for row in rows],
             "iterations": [None if row.iteration is None else to_json(row.iteration) for row in rows],
         },
-    ).scalar_one()
-    return bool(written)
+    ).one()
+    return int(row.inserted) if row.held else None
 
 
 def is_unfinished(connection: Connection, execution_id: str, container: str) -> bool:
@@ -147,12 +148,13 @@ def note(connection: Connection, held: Claim, state: Any) -> bool:
     return run(connection, sql, {"id": held.id, "token": held.token, "state": to_json(state)}).rowcount == 1
 
 
-def wake(connection: Connection, execution_id: str, path: str) -> bool:
-    """Queue the step that waits for its bodies: they have ended."""
+def wake_if_ended(connection: Connection, execution_id: str, path: str) -> bool:
+    """Queue the step that waits for its bodies, if they have ended."""
     sql = (
         f"UPDATE step_executions SET {WAKE.assignment}, awaits = NULL, next_attempt_at = NULL, "
         "rung_at = clock_timestamp() WHERE execution_id = %(execution)s::uuid AND path = %(path)s "
-        f"AND awaits = '{AWAITS_BODY}' AND {WAKE.guard}"
+        f"AND awaits = '{AWAITS_BODY}' AND {WAKE.guard} AND NOT EXISTS (SELECT FROM step_executions "
+        f"WHERE execution_id = %(execution)s::uuid AND container = %(path)s AND {_UNFINISHED})"
     )
     return run(connection, sql, {"execution": execution_id, "path": path}).rowcount == 1
 
