@@ -211,7 +211,7 @@ def begin_body(
             return _LOST
         going = _Going(connection, program, locked, worker, frozenset())
         # Of rows that were there before, all may have ended: an earlier attempt had come as far.
-        if inserted != len(made) and not bodies.is_unfinished(connection, execution_id, container):
+        if (inserted != len(made) or not made) and not bodies.is_unfinished(connection, execution_id, container):
             return going.on(engine_bodies.after_scope(connection, program, execution_id, container))
         whole = not earlier and spawn.concurrency is None
         return going.on(starts, join=container if whole else None)
