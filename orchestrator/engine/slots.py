@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
+from heapq import heappop, heappush
 from itertools import islice
 from typing import Literal, Protocol
 from zoneinfo import ZoneInfo
@@ -36,8 +37,8 @@ _ALIASES = {
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NEARBY = timedelta(hours=30)
 """No clock was ever set by more than a day (Samoa left one out in 2011)."""
-_LOOKING_BACK = tuple(timedelta(minutes=minutes) for minutes in (1, 60, 1440, 50_000, 600_000, 6_000_000))
-"""How far back slots are looked for, each time some thirty times as far: up to eleven years."""
+_LOOKING_BACK = tuple(timedelta(minutes=4**power) for power in range(13))
+"""How far back slots are looked for, each time four times as far: up to thirty years."""
 
 
 class Slots(Protocol):
@@ -141,26 +142,17 @@ class Cron:
         object.__setattr__(self, "fold", self.fold or ("both" if hourly else "first"))
 
     def after(self, moment: datetime) -> Iterator[datetime]:
-        while True:
-            found = self._next_after(moment)
-            if found is None:
-                return
-            yield found
-            moment = found
-
-    def _next_after(self, moment: datetime) -> datetime | None:
         """Wall clocks are walked through in their order, which near a change is not that of the moments: those of the
-        hour before may come again, and those of a gap come after its end."""
-        found: datetime | None = None
-        last = datetime.max
+        hour before may come again, and those of a gap come after its end. So a moment is held back until no wall clock
+        to come can be before it."""
+        held: list[datetime] = []
         for wall in self._walls(_wall(moment, self.zone) - _turn(moment, self.zone)):
-            if wall > last:
-                break
+            while held and wall > _wall(held[0], self.zone) + _turn(held[0], self.zone):
+                yield (moment := heappop(held))
             for candidate in self._moments(wall):
-                if candidate > moment and (found is None or candidate < found):
-                    found = candidate
-                    last = _wall(found, self.zone) + _turn(found, self.zone)
-        return found
+                if candidate > moment and candidate not in held:
+                    heappush(held, candidate)
+        yield from sorted(held)
 
     def _walls(self, since: datetime) -> Iterator[datetime]:
         """What the expression names, as wall clocks after `since`."""

@@ -99,7 +99,7 @@ def insert(
 ) -> str:
     """Its id. Raises NotFound if there is no such workflow; Conflict if it has a trigger of this name, or the path of a
     webhook is taken."""
-    with _webhook_is_free():
+    with _unique():
         id: str | None = run(
             connection,
             "INSERT INTO triggers (id, workflow_id, type, name, config, is_enabled, from_definition) "
@@ -119,24 +119,14 @@ def insert(
     if id is None:
         if run(connection, "SELECT FROM workflows WHERE id = %(id)s::uuid", {"id": workflow_id}).first() is None:
             raise NotFound("workflow", workflow_id)
-        raise _name_is_taken(name)
+        raise Conflict(_TAKEN["uq_triggers_name"], "taken")
     return id
 
 
 def update(connection: Connection, trigger_id: str, changes: Mapping[str, Any]) -> None:
     """Set the columns that are given, `next_slot` among them. Raises NotFound; Conflict if another of the workflow's
     triggers has the name, or another webhook the path."""
-    if (
-        "name" in changes
-        and run(
-            connection,
-            "SELECT FROM triggers t JOIN triggers o ON o.workflow_id = t.workflow_id AND o.id <> t.id "
-            "WHERE t.id = %(id)s::uuid AND o.name = %(name)s",
-            {"id": trigger_id, "name": changes["name"]},
-        ).first()
-    ):
-        raise _name_is_taken(changes["name"])
-    with _webhook_is_free():
+    with _unique():
         done = connection.execute(
             tables.triggers.update()
             .where(tables.triggers.c.id == trigger_id)
@@ -146,21 +136,23 @@ def update(connection: Connection, trigger_id: str, changes: Mapping[str, Any]) 
         raise NotFound("trigger", trigger_id)
 
 
+_TAKEN = {
+    "uq_triggers_name": "the workflow has a trigger of this name already; give this one another",
+    "uq_triggers_webhook": "another webhook that is enabled has this path and method; take another path, or disable "
+    "one of them",
+}
+
+
 @contextmanager
-def _webhook_is_free() -> Iterator[None]:
+def _unique() -> Iterator[None]:
+    """Raises Conflict for what only one trigger can have."""
     try:
         yield
     except sa.exc.IntegrityError as error:
-        if getattr(getattr(error.orig, "diag", None), "constraint_name", None) != "uq_triggers_webhook":
+        taken = _TAKEN.get(getattr(getattr(error.orig, "diag", None), "constraint_name", None) or "")
+        if taken is None:
             raise
-        raise Conflict(
-            "another webhook that is enabled has this path and method; take another path, or disable one of them",
-            "taken",
-        ) from None
-
-
-def _name_is_taken(name: str) -> Conflict:
-    return Conflict(f"the workflow has a trigger named '{name}' already; give this one another name", "taken")
+        raise Conflict(taken, "taken") from None
 
 
 def delete(connection: Connection, trigger_id: str) -> None:
