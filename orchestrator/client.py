@@ -75,7 +75,7 @@ class Client:
 
     def save(self, body: dict[str, Json]) -> Json:
         """The active workflow of this name, created or changed to be what `body` says."""
-        found = self._call("GET", "/api/v1/workflows", params={"name": body["name"]})["items"]
+        found = self._call("GET", "/api/v1/workflows", params={"name": body["name"], "is_template": "false"})["items"]
         same = [workflow for workflow in found if workflow["name"] == body["name"]]
         if same:
             workflow = self._call("PUT", f"/api/v1/workflows/{same[0]['id']}", json=body)

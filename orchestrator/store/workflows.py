@@ -29,11 +29,12 @@ def is_template(connection: Connection, workflow_id: str) -> bool:
 
 
 def find(connection: Connection, reference: str) -> str:
-    """The id of the workflow with this id, or else of the newest one with this name. Raises NotFound."""
+    """The id of the workflow with this id, or else of the newest one with this name, a template only if there is
+    nothing else. Raises NotFound."""
     id: str | None = run(
         connection,
         "SELECT id::text FROM workflows WHERE id::text = %(ref)s OR name = %(ref)s "
-        "ORDER BY (id::text = %(ref)s) DESC, id DESC LIMIT 1",
+        "ORDER BY (id::text = %(ref)s) DESC, is_template, id DESC LIMIT 1",
         {"ref": reference},
     ).scalar()
     if id is None:

@@ -277,6 +277,15 @@ def test_a_template_is_not_started_by_a_step(deployment: Deployment) -> None:
     assert "is a template" in step["error_message"]
 
 
+def test_a_name_means_a_workflow_rather_than_a_template(deployment: Deployment) -> None:
+    name = f"shared-{uuid4()}"
+    made = deployment.create({"steps": [{"id": "only", "type": "noop"}]}, name)
+    workflow_template(deployment.client, name=name)
+    parent = {"steps": [{"id": "start", "type": "workflow", "config": {"workflow": name}}]}
+    assert deployment.run(parent)["status"] == "completed"
+    assert deployment.client.get(f"{WORKFLOWS}/{made}").json["execution_count"] == 1
+
+
 def test_a_workflow_made_from_a_template_runs_with_its_own_variables(deployment: Deployment) -> None:
     path = workflow_template(deployment.client, description="of the template", tags=["t"])
     owner = str(uuid4())

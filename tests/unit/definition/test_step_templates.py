@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 from fake_catalogue import CATALOGUE as FAKES
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.definition import Document, read_definition
+from orchestrator.definition.bounds import work_budget
+from orchestrator.definition.document import walk
+from orchestrator.definition.parameters import Parameters
 from orchestrator.definition.step_template_checks import check_step_template
 from orchestrator.definition.step_templates import StepTemplate, check_without_templates, load_with_templates
-from orchestrator.definition.templates import compile_expression, compile_text
+from orchestrator.definition.templates import compile_expression, compile_text, contains_template
 from orchestrator.errors import DefinitionError, Problem
 from workers.steps.condition import Condition
 from workers.steps.loop import Loop
@@ -137,6 +142,28 @@ def test_an_expression_with_other_names_means_the_same_when_it_runs(text: str, v
         return
     context = {"input": {"n": 7, "list": ["first", "second"], "params": {"x": "the input's own"}}}
     assert compile_text(filled(text, x=value)).render(context) == expected
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=8,
+).filter(lambda value: not any(isinstance(text, str) and contains_template(text) for _, text in walk(value)))
+
+
+@given(PLAIN)
+def test_any_value_in_an_expression_is_the_value(value: Any) -> None:
+    parameters = Parameters({"x": value}, lambda _: None, work_budget())
+    text = parameters.fill("{{ [params.x, input.y] }}", expression=False)
+    assert compile_text(text).render({"input": {"y": 1}}) == [value, 1]
+    bare = parameters.fill("params.x", expression=True)
+    assert compile_expression(bare).render({}) == value
+    assert parameters.fill("{{ params.x }}", expression=False) == value
 
 
 def test_a_value_cannot_say_more_than_a_value() -> None:
