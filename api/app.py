@@ -19,6 +19,7 @@ from api.resources import (
     events,
     executions,
     health,
+    scheduler,
     schema,
     step_templates,
     triggers,
@@ -97,6 +98,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         webhooks,
         events,
         trying,
+        scheduler,
         schema,
         health,
     ):

@@ -17,7 +17,8 @@ from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import Reconciler
 from orchestrator.plugins import load_catalogue
 from orchestrator.store import Store, new_id
-from workers.app import PRIORITY_STEPS, app
+from workers.app import app
+from workers.broker import count_messages
 from workers.dispatch import send, send_look
 from workers.event_stream import EventStream
 from workers.hooks import announcer
@@ -43,19 +44,8 @@ class RedisBroker:
         self._asked(lambda: self._client.set(_REMEMBERS, "1"))
 
     def empty_queues(self, queues: Sequence[str]) -> Sequence[str]:
-        """A queue is a list for each priority; a message that was taken and not acknowledged is in none."""
-        separator = app.conf.broker_transport_options["sep"]
-
-        def lengths() -> list[int]:
-            pipeline = self._client.pipeline(transaction=False)
-            for queue in queues:
-                for step in PRIORITY_STEPS:
-                    pipeline.llen(f"{queue}{separator}{step}" if step else queue)
-            counted: list[int] = pipeline.execute()
-            return counted
-
-        counts = iter(self._asked(lengths))
-        return [queue for queue in queues if not sum([next(counts) for _ in PRIORITY_STEPS])]
+        counts = self._asked(lambda: count_messages(self._client, queues))
+        return [queue for queue in queues if not any(counts[queue])]
 
     def _asked(self, question: Any) -> Any:
         try:

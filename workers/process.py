@@ -22,6 +22,7 @@ from orchestrator.config import Settings, load_settings
 from orchestrator.engine.programs import Programs
 from orchestrator.plugins import load_catalogue
 from orchestrator.store import Store, new_id, steps, workers
+from workers.app import app
 from workers.dispatch import Doorbell
 from workers.hooks import announcer
 from workers.runner import run_steps
@@ -49,7 +50,7 @@ def host_identity() -> str:
 class WorkerProcess:
     """The state of a process that performs steps."""
 
-    def __init__(self, settings: Settings, node: str) -> None:
+    def __init__(self, settings: Settings, node: str, *, slots: int = 1) -> None:
         self.settings = settings
         self.node = node
         self.store = Store(settings.database)
@@ -58,7 +59,7 @@ class WorkerProcess:
         self.doorbell = Doorbell()
         self.hooks = announcer(settings, self.store, self.secrets)
         self.watch = Watch(self.store)
-        self.lease = Lease(self.store, node, settings.scheduler.lease / 4)
+        self.lease = Lease(self.store, node, settings.scheduler.lease / 4, slots)
 
     def run_steps(self, execution_id: str, starts: Sequence[str], rung: Sequence[str]) -> None:
         run_steps(self, execution_id, starts, rung)
@@ -79,9 +80,10 @@ class Lease:
     under a new id.
     """
 
-    def __init__(self, store: Store, node: str, interval: float) -> None:
+    def __init__(self, store: Store, node: str, interval: float, slots: int) -> None:
         self._store = store
         self._node = node
+        self._slots = slots
         self._stop = threading.Event()
         self._interval = interval
         self._disowned: set[str] = set()
@@ -99,6 +101,8 @@ class Lease:
                 host=host_identity(),
                 pid=os.getpid(),
                 born=psutil.Process().create_time(),
+                queues=app.amqp.queues.consume_from,
+                slots=self._slots,
             )
         return id
 
@@ -163,12 +167,12 @@ _current: WorkerProcess | None = None
 _starting = threading.Lock()
 
 
-def process(node: str | None = None) -> WorkerProcess:
-    """The state of this process, made on first use."""
+def process(node: str | None = None, slots: int = 1) -> WorkerProcess:
+    """The state of this process, which performs `slots` tasks at a time, made on first use."""
     global _current
     with _starting:
         if _current is None:
-            _current = WorkerProcess(load_settings(), node or f"worker@{socket.gethostname()}")
+            _current = WorkerProcess(load_settings(), node or f"worker@{socket.gethostname()}", slots=slots)
         return _current
 
 
@@ -197,7 +201,7 @@ def _worker_ready(sender: Any, **_: Any) -> None:
     from workers.housekeeping import Housekeeper
 
     if not sender.pool.is_green and "prefork" not in type(sender.pool).__module__:
-        process(sender.hostname)
+        process(sender.hostname, sender.pool.limit or 1)
     settings = load_settings()
     if settings.scheduler.enabled:
         Housekeeper.start(settings, sender.hostname)

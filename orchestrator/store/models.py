@@ -353,6 +353,8 @@ worker_processes = sa.Table(
     sa.Column("host", sa.Text, nullable=False, comment="host and process namespace, within which pid counts"),
     sa.Column("pid", sa.Integer, nullable=False),
     sa.Column("born", sa.Double, nullable=False, comment="start of the process, since pids come again"),
+    sa.Column("queues", ARRAY(sa.Text), comment="that it takes steps from; NULL if it has not said so"),
+    sa.Column("slots", sa.Integer, comment="tasks that it performs at a time"),
     sa.Column("started_at", _Time, nullable=False, server_default=_now),
     sa.Column("seen_at", _Time, nullable=False, server_default=_now),
     comment="A row is a lease: a running step whose worker has no row here has lost its worker.",

@@ -17,12 +17,30 @@ class ProcessRow:
     born: float
 
 
-def register(connection: Connection, id: str, *, node: str, host: str, pid: int, born: float) -> None:
+def register(
+    connection: Connection,
+    id: str,
+    *,
+    node: str,
+    host: str,
+    pid: int,
+    born: float,
+    queues: Iterable[str] | None = None,
+    slots: int | None = None,
+) -> None:
     run(
         connection,
-        "INSERT INTO worker_processes (id, node, host, pid, born) "
-        "VALUES (%(id)s::uuid, %(node)s, %(host)s, %(pid)s, %(born)s)",
-        {"id": id, "node": node, "host": host, "pid": pid, "born": born},
+        "INSERT INTO worker_processes (id, node, host, pid, born, queues, slots) "
+        "VALUES (%(id)s::uuid, %(node)s, %(host)s, %(pid)s, %(born)s, %(queues)s, %(slots)s)",
+        {
+            "id": id,
+            "node": node,
+            "host": host,
+            "pid": pid,
+            "born": born,
+            "queues": None if queues is None else sorted(queues),
+            "slots": slots,
+        },
     )
 
 
