@@ -135,14 +135,14 @@ class _Inquiry:
         most = self.programs.settings.scheduler.max_concurrent
         ahead = why.ahead_in_backlog(self.connection, execution.id)
         facts = {"running": running, "max_concurrent": most, "ahead": ahead}
-        detail = f"{running} executions run of the {most} that may (scheduler.max_concurrent), {ahead} wait before it"
+        detail = f"{running} of {most} places are taken (scheduler.max_concurrent); waiting before it: {ahead}"
         return Reason(Why.LIMIT_REACHED, detail, execution.created_at, facts)
 
     def _held(self, execution: ExecutionSeen) -> Reason:
         limits = why.own_limits(self.connection, execution.id)
         limit = next((one for one in limits if one.is_reached), limits[0])
         of_workflow = limit.key == execution.workflow_id
-        name = "of its workflow" if of_workflow else f"with the key '{limit.key.partition(':')[2]}'"
+        name = "its workflow" if of_workflow else f"the key '{limit.key.partition(':')[2]}'"
         facts = {
             "limit_of": "workflow" if of_workflow else "key",
             "key": limit.key if of_workflow else limit.key.partition(":")[2],
@@ -150,10 +150,8 @@ class _Inquiry:
             "executions": list(limit.executions[: 5 * _SHOWN]),
             "ahead": limit.ahead,
         }
-        detail = (
-            f"{len(limit.executions)} executions {name} run of the {limit.limit} that may, {limit.ahead} are held "
-            "before it"
-        )
+        taken = f"{len(limit.executions)} of the {limit.limit} places of {name} are taken"
+        detail = f"{taken}; held before it: {limit.ahead}"
         return Reason(Why.HELD_BY_LIMIT, detail, execution.created_at, facts)
 
     # --- queued ----------------------------------------------------------------------------------------------
@@ -343,8 +341,8 @@ def _busy(serving: Sequence[WorkerSeen], since: datetime | None, facts: dict[str
     ]
     performed.sort(key=lambda step: float(step["seconds"]), reverse=True)
     detail = (
-        f"the worker processes that serve the queue '{facts['queue']}', {len(serving)} in all, are busy, and "
-        f"{facts['ahead']} steps wait before it"
+        f"all worker processes that serve the queue '{facts['queue']}' are busy ({len(serving)}); "
+        f"steps before it: {facts['ahead']}"
     )
     return Reason(Why.BUSY, detail, since, {**facts, "performing": performed[:_SHOWN]})
 

@@ -4,8 +4,10 @@ run, that it is told."""
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -516,6 +518,18 @@ def test_without_a_broker_the_rest_is_still_told(tmp_path: Path):
         reason = why(own, execution_id)
         assert reason["reason"] == "broker_unreachable"
         assert reason["facts"]["messages"] is None
+
+
+def test_a_broker_that_never_answers_keeps_nobody_waiting_for_long(idle: Deployment):
+    valkey = idle.servers.valkey
+    assert valkey is not None
+    valkey.signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        assert read(idle, "scheduler/status")["broker"] == "unreachable"
+        assert time.monotonic() - began < 10
+    finally:
+        valkey.signal(signal.SIGCONT)
 
 
 # --- a workflow ------------------------------------------------------------------------------------------------
