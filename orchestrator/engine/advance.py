@@ -176,45 +176,58 @@ def begin_body(
     limit = len(spawn.scopes) if spawn.concurrency is None else spawn.concurrency
     loops = iter(spawn.scopes)
     begun = 0
-    *earlier, last = list(engine_bodies.chunks(program, container, spawn)) or [[]]
+    stopped = False
 
     def rows(graphs: list[Graph]) -> tuple[list[bodies.InnerRow], list[str]]:
         nonlocal begun
         made: list[bodies.InnerRow] = []
         starts: list[str] = []
         for graph in graphs:
-            begins = begun < limit
+            begins = begun < limit and not stopped
             begun += 1
             loop = _loop_inside(program, held.loop, next(loops).loop)
             made += engine_bodies.rows_of(graph, begins=begins, loop=loop, sees_loop=program.sees_loop)
             starts += graph.roots if begins else ()
         return made, starts
 
-    for number, chunk in enumerate(earlier):
+    chunks = engine_bodies.chunks(program, container, spawn)
+    chunk = next(chunks, [])
+    is_long = False
+    for number, following in enumerate(chunks):
+        is_long = True
         made, starts = rows(chunk)
         with store.transaction() as connection:
-            if number == 0 and not bodies.note(connection, held, spawn.noted):
+            if number == 0 and not bodies.note(connection, held, spawn.begun):
                 return _LOST
             if bodies.insert(connection, execution_id, made, container=container, held=held) is None:
                 return _LOST
             locked = executions.look(connection, execution_id)
+            stopped = bodies.container(connection, execution_id, container).stopped
         if starts and locked is not None:
             ring(plan(program.scopes, execution_id, locked.priority, starts))
-    made, starts = rows(last)
+        chunk = following
+    made, starts = rows(chunk)
     with store.transaction() as connection:
         locked = executions.lock(connection, execution_id)
         if locked is None or locked.status in EXECUTION_TERMINAL:
             return _LOST
         inserted = bodies.insert(connection, execution_id, made, container=container, held=held)
+        stopped = is_long and bodies.container(connection, execution_id, container).stopped
         result = Result(given)
         if not steps.rest(connection, held, result, delay=None, resumes=True, state=spawn.noted, awaits=AWAITS_BODY):
             return _LOST
+        if stopped:
+            steps.cancel_all(connection, execution_id, inside=container)
         going = _Going(connection, program, locked, worker, frozenset())
-        # Of rows that were there before, all may have ended: an earlier attempt had come as far.
-        if (inserted != len(made) or not made) and not bodies.is_unfinished(connection, execution_id, container):
-            return going.on(engine_bodies.after_scope(connection, program, execution_id, container))
-        whole = not earlier and spawn.concurrency is None
-        return going.on(starts, join=container if whole else None)
+        is_limited = spawn.concurrency is not None
+        # Of rows that were there before, all may have ended, or wait to be let begin: an earlier attempt had come as
+        # far. And rounds may have ended before those were there that follow them.
+        if stopped or not made or inserted != len(made) or (is_long and is_limited):
+            more = engine_bodies.after_scope(connection, program, execution_id, container)
+            if stopped or container in more:
+                return going.on(more)
+            starts = list(dict.fromkeys([*starts, *more]))
+        return going.on(starts, join=None if is_long or is_limited else container)
 
 
 def _loop_inside(program: Program, outer: Any, own: Any) -> Any:
@@ -304,6 +317,7 @@ def _stops_the_others(connection: Connection, graph: Graph, execution_id: str, e
         return False
     if not bodies.container(connection, execution_id, graph.container).stops_on_failure:
         return False
+    bodies.stop(connection, execution_id, graph.container)
     steps.cancel_all(connection, execution_id, inside=graph.container)
     return True
 
@@ -348,6 +362,8 @@ class _Going:
         """Nothing of this scope is left for this end to move on: what does that mean for what is around it?"""
         if graph.container is not None:
             return self.on(engine_bodies.after_scope(self.connection, self.program, self.locked.id, graph.container))
+        if self.locked.status is ExecutionStatus.PAUSED:
+            return Advance(counted=True)  # nothing begins, nor ends; resume finds that nothing is left
         after = endings.after_part(self.connection, self.program, self.locked)
         if after.ready:
             return self.on(list(after.ready))

@@ -53,6 +53,11 @@ class Spawn:
         """What the step's row keeps while the body runs."""
         return {"own": self.state, "concurrency": self.concurrency, "stops_on_failure": self.stops_on_failure}
 
+    @property
+    def begun(self) -> dict[str, Any]:
+        """The same while not all scopes are there: who takes over from a worker that died over it begins anew."""
+        return self.noted | {"own": None}
+
 
 def chunks(program: Program, container: str, spawn: Spawn) -> Iterator[list[Graph]]:
     """The graphs of the scopes, about as many at a time as have CHUNK rows."""

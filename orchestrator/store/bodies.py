@@ -128,6 +128,8 @@ class Container:
     status: StepStatus
     stops_on_failure: bool
     concurrency: int | None
+    stopped: bool
+    """One failed while others were still being inserted, which are to be cancelled like the rest."""
 
 
 def container(connection: Connection, execution_id: str, path: str) -> Container:
@@ -137,7 +139,24 @@ def container(connection: Connection, execution_id: str, path: str) -> Container
         {"execution": execution_id, "path": path},
     ).one()
     state = row.state or {}
-    return Container(StepStatus(row.status), bool(state.get("stops_on_failure")), state.get("concurrency"))
+    return Container(
+        StepStatus(row.status),
+        bool(state.get("stops_on_failure")),
+        state.get("concurrency"),
+        bool(state.get("stopped")),
+    )
+
+
+def stop(connection: Connection, execution_id: str, path: str) -> None:
+    """Let the worker know that inserts the scopes of `path`, if one is at it; of what it has inserted by now, the rest
+    of this transaction sees all."""
+    run(
+        connection,
+        "UPDATE step_executions SET state = state || '{\"stopped\": true}' "
+        "WHERE execution_id = %(execution)s::uuid AND path = %(path)s "
+        f"AND status = '{StepStatus.RUNNING}' AND jsonb_typeof(state) = 'object'",
+        {"execution": execution_id, "path": path},
+    )
 
 
 def note(connection: Connection, held: Claim, state: Any) -> bool:

@@ -565,16 +565,19 @@ def blocked(connection: Connection, execution_id: str, paths: Iterable[str]) -> 
 def cancel_all(connection: Connection, execution_id: str, inside: str | None = None) -> None:
     """Whatever of this execution (or of the bodies `inside` one of its steps) has not ended is cancelled, and who
     holds a claim can no longer record."""
+    which = "execution_id = %(execution)s::uuid" + (
+        ""
+        if inside is None
+        else " AND (starts_with(path, %(inside)s || '.') OR starts_with(path, %(inside)s || '['))"
+    )
+    # A running step may be inserting those in its body. It shows its claim for that, and holds its row meanwhile: the
+    # first statement waits for that, so that the second sees them.
     run(
         connection,
+        f"SELECT FROM step_executions WHERE {which} AND status = '{StepStatus.RUNNING}' FOR UPDATE; "
         f"UPDATE step_executions SET {CANCEL_STEP.assignment}, finished_at = clock_timestamp(), "
         "claim_token = NULL, next_attempt_at = NULL, awaits = NULL, deadline = NULL "
-        f"WHERE execution_id = %(execution)s::uuid AND {CANCEL_STEP.guard}"
-        + (
-            ""
-            if inside is None
-            else " AND (starts_with(path, %(inside)s || '.') OR starts_with(path, %(inside)s || '['))"
-        ),
+        f"WHERE {which} AND {CANCEL_STEP.guard}",
         {"execution": execution_id, "inside": inside},
     )
 
@@ -741,6 +744,10 @@ class Ring:
     priority: int
 
 
+_GOES_ON = f"o.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')"
+"""Of an execution `o`: timers of one that is paused are due, but keep until it is resumed."""
+
+
 def wake_due(connection: Connection, limit: int) -> list[Ring]:
     """Queue the waiting steps whose time has come, and say which they are."""
     return _rung(
@@ -750,9 +757,9 @@ def wake_due(connection: Connection, limit: int) -> list[Ring]:
             rung_at = clock_timestamp()
         FROM executions e
         WHERE e.id = s.execution_id AND e.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')
-          AND s.id IN (SELECT id FROM step_executions WHERE {WAKE.guard}
-                       AND next_attempt_at <= clock_timestamp() ORDER BY next_attempt_at
-                       LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+          AND s.id IN (SELECT w.id FROM step_executions w JOIN executions o ON o.id = w.execution_id
+                       WHERE w.{WAKE.guard} AND w.next_attempt_at <= clock_timestamp() AND {_GOES_ON}
+                       ORDER BY w.next_attempt_at LIMIT %(limit)s FOR UPDATE OF w SKIP LOCKED)
         RETURNING s.execution_id::text AS execution_id, s.path, s.queue, e.priority
         """,
         {"limit": limit},
@@ -822,6 +829,7 @@ def seconds_to_next_timer(connection: Connection) -> float | None:
     row = run(
         connection,
         "SELECT extract(epoch FROM min(next_attempt_at) - clock_timestamp())::float8 AS seconds "
-        f"FROM step_executions WHERE status = '{StepStatus.WAITING}' AND next_attempt_at IS NOT NULL",
+        "FROM step_executions s JOIN executions o ON o.id = s.execution_id "
+        f"WHERE s.status = '{StepStatus.WAITING}' AND next_attempt_at IS NOT NULL AND {_GOES_ON}",
     ).one()
     return None if row.seconds is None else float(row.seconds)
