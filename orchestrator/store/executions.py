@@ -95,9 +95,11 @@ _INSERT_ROUTINE = Routine(
                               WHERE e.workflow_id = %(workflow)s AND {admission.WAITS}), 0));
         END IF;
         INSERT INTO executions (id, workflow_id, version, status, input, priority, trigger_id, trigger_data,
-                                idempotency_key, timeout, parent_step_id, depth, admitted_at, held, turn, limit_keys, limits)
+                                idempotency_key, timeout, parent_step_id, depth, admitted_at, held, turn, limit_keys,
+                                limits)
         VALUES (%(id)s, %(workflow)s, %(version)s, '{ExecutionStatus.QUEUED}', %(input)s, %(priority)s, %(trigger)s,
-                %(trigger_data)s, %(key)s, %(timeout)s, %(parent)s, %(depth)s, CASE WHEN is_admitted THEN clock_timestamp() END, is_held,
+                %(trigger_data)s, %(key)s, %(timeout)s, %(parent)s, %(depth)s,
+                CASE WHEN is_admitted THEN clock_timestamp() END, is_held,
                 next_turn, %(limit_keys)s, %(limits)s)
         ON CONFLICT (workflow_id, idempotency_key) DO NOTHING;
         created := FOUND;
