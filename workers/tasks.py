@@ -1,8 +1,8 @@
-"""The tasks, thin: what they do stands in workers/runner.py, workers/trial.py and workers/looking.py."""
+"""The tasks, thin: what they do stands in runner.py, trial.py, looking.py and ringing.py."""
 
 from __future__ import annotations
 
-from workers import looking, trial
+from workers import looking, ringing, trial
 from workers.app import app
 from workers.process import process
 
@@ -26,3 +26,9 @@ def test_step(id: str) -> None:
 def look(trigger_id: str) -> None:
     """Look whether the condition of a trigger is true."""
     looking.look(process(), trigger_id)
+
+
+@app.task(name="ring_triggers")
+def ring_triggers() -> None:
+    """Fire the triggers that are due by time."""
+    ringing.ring_triggers(process())

@@ -218,6 +218,15 @@ def seconds_to_next_slot(connection: Connection) -> float | None:
     return seconds
 
 
+def timetabled(connection: Connection) -> dict[str, dict[str, Any]]:
+    """Of each trigger that is due by time: its `trigger_id`, `type` and `config`, by its id."""
+    rows = run(
+        connection,
+        "SELECT id::text AS trigger_id, type, config FROM triggers WHERE is_enabled AND next_slot IS NOT NULL",
+    )
+    return {row.trigger_id: dict(row._mapping) for row in rows}
+
+
 def claim_due(connection: Connection, limit: int, trigger_id: str | None = None) -> list[Trigger]:
     """Triggers that are due, the longest first, held until this transaction ends; those that another holds are left to
     it."""
