@@ -147,8 +147,9 @@ RESUME_EXECUTION = Transition("resume", frozenset({ExecutionStatus.PAUSED}), Exe
 REQUEUE_EXECUTION = Transition("resume", RESUME_EXECUTION.sources, ExecutionStatus.QUEUED)
 """The same, of an execution of which no step had begun."""
 RETRY_EXECUTION = Transition(
-    "retry", frozenset({ExecutionStatus.FAILED, ExecutionStatus.CANCELLED}), ExecutionStatus.RUNNING
+    "retry", frozenset({ExecutionStatus.FAILED, ExecutionStatus.CANCELLED}), ExecutionStatus.QUEUED
 )
+"""It waits for a place like any other."""
 CANCEL_EXECUTION = Transition("cancel", FAIL_EXECUTION.sources, ExecutionStatus.CANCELLED)
 
 # --- workflows ---------------------------------------------------------------------------------------------

@@ -283,7 +283,8 @@ def end_early(
     again: bool = True,
 ) -> Advance:
     """End an execution now, whatever its steps are doing: what has not ended is cancelled. What runs at its end
-    still runs; if that is what is ended early, it is over, unless it is not to be ended `again`."""
+    still runs; if that is what is ended early, it is over, unless it is not to be ended `again`. What was still waiting
+    for its place needs no end."""
     with store.transaction() as connection:
         locked = executions.lock(connection, execution_id)
         if locked is None or locked.status in EXECUTION_TERMINAL:
@@ -292,7 +293,7 @@ def end_early(
             return _LOST
         program = programs.get(store, locked.workflow_id, locked.version)
         steps.cancel_all(connection, execution_id)
-        if locked.outcome is None and program.has_endings:
+        if locked.outcome is None and program.has_endings and not executions.is_untouched(connection, execution_id):
             executions.settle_outcome(connection, execution_id, outcome, message)
             locked = executions.lock(connection, execution_id)
             assert locked is not None

@@ -6,6 +6,8 @@ Each call changes rows; what runs notices at its next claim, and a cancelled ste
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from sqlalchemy.engine import Connection
 
 from orchestrator.definition.graph import Graph
@@ -63,11 +65,9 @@ def retry(store: Store, programs: Programs, execution_id: str) -> list[Plan]:
     """Do again what failed, was cancelled, or was kept from running by that; what completed is kept. What to
     dispatch."""
     with store.transaction() as connection:
-        locked = _locked(connection, execution_id)
-        program = programs.get(store, locked.workflow_id, locked.version)
-        _revive(connection, locked, "retried")
-        control.reset(connection, execution_id, tolerated=program.tolerated)
-        return _plans_of_all(connection, program, execution_id)
+        again = _Again(connection, store, programs)
+        again.execution(_locked(connection, execution_id))
+    return again.let_in()
 
 
 def retry_step(store: Store, programs: Programs, step_execution_id: str) -> list[Plan]:
@@ -81,10 +81,11 @@ def retry_step(store: Store, programs: Programs, step_execution_id: str) -> list
             raise Conflict(
                 f"step {step.path} is {step.status}; only one that failed or was cancelled is retried", step.status
             )
+        again = _Again(connection, store, programs)
         if locked.outcome is not None or locked.status in RETRY_EXECUTION.sources:
-            _revive(connection, locked, "retried")
-        control.reset(connection, step.execution_id, paths=_with_what_hangs_on_it(program, step.path))
-        return _plans_of_all(connection, program, step.execution_id)
+            again.revive(locked)
+        again.steps(locked, program, paths=_with_what_hangs_on_it(program, step.path))
+    return again.let_in()
 
 
 def _with_what_hangs_on_it(program: Program, path: str) -> list[str]:
@@ -105,16 +106,63 @@ def _below(graph: Graph, path: str) -> list[str]:
     return found
 
 
-def _revive(connection: Connection, locked: Locked, what: str) -> None:
-    """An execution that ended is running again; what ran at its end is forgotten, and runs again then."""
-    if locked.status not in RETRY_EXECUTION.sources:
-        raise _conflict(locked, what)
-    if control.was_undone(connection, locked.id):
-        raise Conflict(
-            f"steps of execution {locked.id} have been undone by their compensate; start a new execution", locked.status
-        )
-    control.forget_endings(connection, locked.id)
-    control.revive(connection, locked.id)
+class _Again:
+    """A retry, in its transaction, and what is to be dispatched for it after that."""
+
+    def __init__(self, connection: Connection, store: Store, programs: Programs) -> None:
+        self.connection = connection
+        self.store = store
+        self.programs = programs
+        self.plans: list[Plan] = []
+        self.waiting: set[str] = set()
+        self.keys: set[str] = set()
+
+    def execution(self, locked: Locked) -> None:
+        program = self.programs.get(self.store, locked.workflow_id, locked.version)
+        self.revive(locked)
+        self.steps(locked, program, tolerated=program.tolerated)
+
+    def revive(self, locked: Locked) -> None:
+        """An execution that ended begins again; what ran at its end is forgotten, and runs again then."""
+        if locked.status not in RETRY_EXECUTION.sources:
+            raise _conflict(locked, "retried")
+        if control.was_undone(self.connection, locked.id):
+            raise Conflict(
+                f"steps of execution {locked.id} have been undone by their compensate; start a new execution",
+                locked.status,
+            )
+        parent = None if locked.parent_step_id is None else control.parent_step(self.connection, locked.parent_step_id)
+        if parent is not None and parent.has_ended:
+            raise Conflict(
+                f"the step that waited for execution {locked.id} has ended; retry its own execution, "
+                f"{parent.execution_id}",
+                locked.status,
+            )
+        control.forget_endings(self.connection, locked.id)
+        admitted, keys = control.revive(self.connection, locked.id)
+        self.keys.update(keys)
+        if not admitted:
+            self.waiting.add(locked.id)
+
+    def steps(self, locked: Locked, program: Program, **which: Collection[str]) -> None:
+        reset = control.reset(self.connection, locked.id, **which)
+        for child in control.children_that_failed(self.connection, reset):
+            self._child(_locked(self.connection, child))
+        self.plans += _plans_of_all(self.connection, program, locked.id)
+
+    def _child(self, locked: Locked) -> None:
+        """The step that is done again finds the execution that it had started: so that is retried as well."""
+        if control.was_undone(self.connection, locked.id):
+            control.forget(self.connection, locked.id)
+        elif locked.status in RETRY_EXECUTION.sources:
+            self.execution(locked)
+
+    def let_in(self) -> list[Plan]:
+        """After the commit: what waits for a place is rung for when it is admitted, which may be at once."""
+        others = [plan for plan in self.plans if plan.execution_id not in self.waiting]
+        if not self.waiting:
+            return others
+        return [*others, *plans_of_admitted(admit(self.store, self.programs.settings, self.keys))]
 
 
 def _plans_of_all(connection: Connection, program: Program, execution_id: str) -> list[Plan]:

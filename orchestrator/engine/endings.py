@@ -74,11 +74,14 @@ def _outcome(connection: Connection, program: Program, locked: Locked) -> tuple[
 def _judged(
     connection: Connection, program: Program, execution_id: str, scope: str
 ) -> tuple[ExecutionStatus, str | None]:
-    """Failed if a step of this scope failed that counts, with the first of these as the message."""
-    for path, message in steps.failures(connection, execution_id, scope):
-        if program.scopes.step(path).on_error == "fail":
+    """Failed if a step of this scope failed that counts, with the first of these as the message; else cancelled if one
+    was: a user has retried others of an execution that was ended early."""
+    not_done = steps.not_done(connection, execution_id, scope)
+    for path, status, message in not_done:
+        if status is StepStatus.FAILED and program.scopes.step(path).on_error == "fail":
             return FAILED, f"step {path} failed: {message}"
-    return COMPLETED, None
+    cancelled = next((path for path, status, _ in not_done if status is StepStatus.CANCELLED), None)
+    return (COMPLETED, None) if cancelled is None else (ExecutionStatus.CANCELLED, f"step {cancelled} was cancelled")
 
 
 def _next_part(

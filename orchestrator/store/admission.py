@@ -35,11 +35,35 @@ TAKEN = f"SELECT count(*) FROM executions e WHERE {_LIVE} AND e.parent_step_id I
 could be taken by those that wait for one."""
 
 
+_IN_USE = f"""
+    SELECT coalesce(jsonb_object_agg(used.key, used.number), '{{}}') FROM (
+        SELECT u.key, count(*) AS number FROM executions e, unnest(e.limit_keys) AS u(key)
+        WHERE {_LIVE} GROUP BY u.key) AS used
+"""
+"""SQL: how many run under each key."""
+
+
+def _is_reached(in_use: str) -> str:
+    """SQL: whether one of the own limits of an execution `e` is, `in_use` being what runs under each key."""
+    return (
+        "EXISTS (SELECT FROM unnest(e.limit_keys, e.limits) AS own(key, most) "
+        f"WHERE own.most <= coalesce(({in_use} ->> own.key)::int, 0))"
+    )
+
+
 def reached(keys: str, limits: str) -> str:
     """SQL: whether one of an execution's own limits is reached."""
     return (
         f"EXISTS (SELECT FROM unnest({keys}, {limits}) AS own(key, most) WHERE own.most <= "
         f"(SELECT count(*) FROM executions e WHERE {_LIVE} AND e.limit_keys @> ARRAY[own.key]))"
+    )
+
+
+def next_turn(workflow: str) -> str:
+    """SQL: the turn of an execution of `workflow` that begins to wait now."""
+    return (
+        f"greatest(coalesce((SELECT min(e.turn) FROM executions e WHERE {BACKLOG}), 0), "
+        f"1 + coalesce((SELECT max(e.turn) FROM executions e WHERE e.workflow_id = {workflow} AND {WAITS}), 0))"
     )
 
 
@@ -52,15 +76,28 @@ _ADMIT_ROUTINE = Routine(
     DECLARE
         free int;
         next_one record;
+        freed_key text;
+        in_use jsonb;
         admitted uuid[] := '{{}}';
     BEGIN
         PERFORM {LOCK};
         SELECT %(places)s - taken.count INTO free FROM ({TAKEN}) AS taken;
-        -- A key that has become free lets the first that it holds back into the backlog.
-        UPDATE executions SET held = false WHERE id IN (
-            SELECT first.id FROM unnest(%(freed)s) AS freed(key), LATERAL (
-                SELECT e.id FROM executions e WHERE {_HELD} AND e.limit_keys @> ARRAY[freed.key]
-                ORDER BY e.priority DESC, e.turn, e.id LIMIT 1) AS first);
+        -- A key that has become free lets the first into the backlog that nothing else holds back. One that a step
+        -- waits for needs no place, and so is never in the backlog: it might wait there for a place that its own parent
+        -- has.
+        FOREACH freed_key IN ARRAY %(freed)s LOOP
+            in_use := ({_IN_USE});
+            SELECT e.id, e.parent_step_id INTO next_one FROM executions e
+            WHERE {_HELD} AND e.limit_keys @> ARRAY[freed_key] AND NOT {_is_reached("in_use")}
+            ORDER BY e.priority DESC, e.turn, e.id LIMIT 1;
+            CONTINUE WHEN NOT FOUND;
+            UPDATE executions SET held = false,
+                admitted_at = CASE WHEN next_one.parent_step_id IS NOT NULL THEN clock_timestamp() END
+            WHERE id = next_one.id;
+            IF next_one.parent_step_id IS NOT NULL THEN
+                admitted := admitted || next_one.id;
+            END IF;
+        END LOOP;
         FOR looked IN 1..{_MOST} LOOP
             EXIT WHEN free <= 0;
             SELECT e.id, e.limit_keys, e.limits INTO next_one FROM executions e
@@ -128,16 +165,14 @@ def is_asked_for(connection: Connection) -> bool:
 
 
 def keys_with_room(connection: Connection, limit: int) -> list[str]:
-    """Keys that hold executions back although their limit is not reached: whoever was to say so died."""
+    """Keys of executions that are held back although no limit of theirs is reached: whoever was to say so died."""
     rows = run(
         connection,
         f"""
-        SELECT own.key FROM (
-            SELECT key, max(most) AS most FROM executions e, unnest(e.limit_keys, e.limits) AS u(key, most)
-            WHERE {_HELD} GROUP BY key) AS own
-        WHERE own.most > (SELECT count(*) FROM executions e WHERE {_LIVE} AND e.limit_keys @> ARRAY[own.key])
+        WITH used AS MATERIALIZED (SELECT ({_IN_USE}) AS in_use)
+        SELECT e.limit_keys[1] FROM executions e, used WHERE {_HELD} AND NOT {_is_reached("used.in_use")}
         LIMIT %(limit)s
         """,
         {"limit": limit},
     )
-    return [key for (key,) in rows]
+    return list(dict.fromkeys(key for (key,) in rows))

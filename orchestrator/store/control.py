@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
@@ -14,8 +15,11 @@ from orchestrator.lifecycle import (
     RESET,
     RESUME_EXECUTION,
     RETRY_EXECUTION,
+    STEP_TERMINAL,
     StepStatus,
+    sql_words,
 )
+from orchestrator.store import admission
 from orchestrator.store.session import run
 from orchestrator.store.steps import UPSTREAM
 
@@ -39,14 +43,53 @@ def resume(connection: Connection, execution_id: str) -> bool:
     return run(connection, sql, {"id": execution_id}).rowcount == 1
 
 
-def revive(connection: Connection, execution_id: str) -> None:
-    run(
+def revive(connection: Connection, execution_id: str) -> tuple[bool, tuple[str, ...]]:
+    """Let an execution begin anew, once it is admitted: whether it is, and the keys of its own limits. One that a step
+    waits for needs no place, and waits at most for those."""
+    row = run(
         connection,
         f"UPDATE executions SET {RETRY_EXECUTION.assignment}, finished_at = NULL, outcome = NULL, output = NULL, "
-        "error_message = NULL, deadline = clock_timestamp() + timeout * interval '1 second' "
-        f"WHERE id = %(id)s::uuid AND {RETRY_EXECUTION.guard}",
+        "error_message = NULL, started_at = NULL, deadline = NULL, paused_at = NULL, "
+        "admitted_at = CASE WHEN parent_step_id IS NOT NULL AND limit_keys IS NULL THEN clock_timestamp() END, "
+        "held = parent_step_id IS NOT NULL AND limit_keys IS NOT NULL, "
+        f"turn = {admission.next_turn('executions.workflow_id')} "
+        f"WHERE id = %(id)s::uuid AND {RETRY_EXECUTION.guard} RETURNING admitted_at, limit_keys",
         {"id": execution_id},
+    ).one()
+    return row.admitted_at is not None, tuple(row.limit_keys or ())
+
+
+@dataclass(frozen=True, slots=True)
+class ParentStep:
+    execution_id: str
+    has_ended: bool
+
+
+def parent_step(connection: Connection, step_execution_id: str) -> ParentStep | None:
+    """The step that waits for an execution, or did."""
+    row = run(
+        connection,
+        f"SELECT execution_id::text AS execution_id, status IN ({sql_words(STEP_TERMINAL)}) AS has_ended "
+        "FROM step_executions WHERE id = %(id)s::uuid",
+        {"id": step_execution_id},
+    ).first()
+    return None if row is None else ParentStep(row.execution_id, row.has_ended)
+
+
+def children_that_failed(connection: Connection, step_execution_ids: Collection[str]) -> list[str]:
+    """The executions that these steps waited for and would find again."""
+    rows = run(
+        connection,
+        "SELECT id::text FROM executions WHERE parent_step_id = ANY(%(ids)s::uuid[]) "
+        f"AND {RETRY_EXECUTION.guard} AND idempotency_key IS NOT NULL ORDER BY id",
+        {"ids": list(step_execution_ids)},
     )
+    return [id for (id,) in rows]
+
+
+def forget(connection: Connection, execution_id: str) -> None:
+    """Let the step that started this execution start another."""
+    run(connection, "UPDATE executions SET idempotency_key = NULL WHERE id = %(id)s::uuid", {"id": execution_id})
 
 
 def was_undone(connection: Connection, execution_id: str) -> bool:
@@ -75,17 +118,22 @@ def reset(
     *,
     paths: Collection[str] | None = None,
     tolerated: Collection[str] = (),
-) -> None:
+) -> list[str]:
     """Let steps begin anew that failed, were cancelled, or were kept from running by a failure: all of them, or those
-    of `paths`; not those with an id in `tolerated`, whose failure counts as an end."""
-    run(
+    of `paths`, and what was cancelled in the bodies of those; not those with an id in `tolerated`, whose failure
+    counts as an end. The ids of their rows."""
+    rows = run(
         connection,
         f"UPDATE step_executions SET {RESET.assignment}, attempt = 0, losses = 0, resumes = false, state = NULL, "
         "output = NULL, error_kind = NULL, error_message = NULL, started_at = NULL, finished_at = NULL, rung_at = NULL "
         f"WHERE execution_id = %(id)s::uuid AND {RESET.guard} "
         f"AND (status <> '{StepStatus.SKIPPED}' OR error_kind = %(upstream)s) "
         f"AND (status <> '{StepStatus.FAILED}' OR step_id <> ALL(%(tolerated)s)) "
-        "AND (%(paths)s::text[] IS NULL OR path = ANY(%(paths)s::text[]))",
+        "AND (%(paths)s::text[] IS NULL OR path = ANY(%(paths)s::text[]) "
+        f"OR (status = '{StepStatus.CANCELLED}' AND EXISTS (SELECT FROM step_executions c "
+        f"WHERE c.execution_id = %(id)s::uuid AND c.path = ANY(%(paths)s::text[]) AND c.{RESET.guard} AND "
+        "(starts_with(step_executions.path, c.path || '.') OR starts_with(step_executions.path, c.path || '['))))) "
+        "RETURNING id::text",
         {
             "id": execution_id,
             "upstream": UPSTREAM,
@@ -93,3 +141,4 @@ def reset(
             "paths": None if paths is None else list(paths),
         },
     )
+    return [id for (id,) in rows]

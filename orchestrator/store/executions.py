@@ -89,10 +89,7 @@ _INSERT_ROUTINE = Routine(
             NOT EXISTS (SELECT FROM executions e WHERE {admission.BACKLOG})
             AND ({admission.TAKEN}) < %(places)s));
         IF NOT is_admitted THEN
-            next_turn := greatest(
-                coalesce((SELECT min(e.turn) FROM executions e WHERE {admission.BACKLOG}), 0),
-                1 + coalesce((SELECT max(e.turn) FROM executions e
-                              WHERE e.workflow_id = %(workflow)s AND {admission.WAITS}), 0));
+            next_turn := {admission.next_turn("%(workflow)s")};
         END IF;
         INSERT INTO executions (id, workflow_id, version, status, input, priority, trigger_id, trigger_data,
                                 idempotency_key, timeout, parent_step_id, depth, admitted_at, held, turn, limit_keys,
@@ -277,9 +274,7 @@ def locked_row(row: Any, execution_id: str) -> Locked:
 
 def trigger_data(connection: Connection, execution_id: str) -> Any:
     """What templates see as `trigger` in an execution that a trigger started."""
-    return run(
-        connection, "SELECT trigger_data FROM executions WHERE id = %(id)s::uuid", {"id": execution_id}
-    ).scalar()
+    return run(connection, "SELECT trigger_data FROM executions WHERE id = %(id)s::uuid", {"id": execution_id}).scalar()
 
 
 def live_of_trigger(connection: Connection, trigger_id: str) -> list[str]:
@@ -291,6 +286,17 @@ def live_of_trigger(connection: Connection, trigger_id: str) -> list[str]:
         {"id": trigger_id},
     )
     return [id for (id,) in rows]
+
+
+def is_untouched(connection: Connection, execution_id: str) -> bool:
+    """Whether it waits for a place, and no step of it has begun."""
+    untouched: bool = run(
+        connection,
+        "SELECT admitted_at IS NULL AND NOT EXISTS (SELECT FROM step_executions s "
+        "WHERE s.execution_id = e.id AND s.started_at IS NOT NULL) FROM executions e WHERE id = %(id)s::uuid",
+        {"id": execution_id},
+    ).scalar_one()
+    return untouched
 
 
 def has_ended(connection: Connection, execution_id: str) -> bool:
@@ -363,12 +369,13 @@ def _end(connection: Connection, transition: Transition, execution_id: str, also
 
 def settle_outcome(connection: Connection, execution_id: str, outcome: ExecutionStatus, message: str | None) -> None:
     """What the execution will end as, once the steps have run that run at its end. The first word counts; they
-    have the time that the whole had."""
+    have the time that the whole had. They begin at once, unless it waits for a place: then they do, too."""
     run(
         connection,
         "UPDATE executions SET outcome = %(outcome)s, error_message = %(message)s, "
-        "started_at = coalesce(started_at, clock_timestamp()), "
-        f"status = '{ExecutionStatus.RUNNING}', deadline = clock_timestamp() + timeout * interval '1 second' "
+        "started_at = coalesce(started_at, CASE WHEN admitted_at IS NOT NULL THEN clock_timestamp() END), "
+        f"status = CASE WHEN admitted_at IS NULL THEN '{ExecutionStatus.QUEUED}' ELSE '{ExecutionStatus.RUNNING}' END, "
+        "deadline = clock_timestamp() + timeout * interval '1 second' "
         f"WHERE id = %(id)s::uuid AND outcome IS NULL AND {FAIL_EXECUTION.guard}",
         {"id": execution_id, "outcome": outcome, "message": message},
     )
@@ -407,6 +414,7 @@ _SHOWN = (
     _duration(_e),
     _e.c.trigger_id,
     _e.c.priority,
+    _e.c.rerun_of,
     _e.c.error_message,
     _e.c.created_at,
 )
@@ -465,6 +473,7 @@ def listing(
     *,
     workflow_id: str | None = None,
     status: str | None = None,
+    rerun_of: str | None = None,
     before: str | None = None,
     limit: int = 50,
 ) -> list[dict[str, Any]]:
@@ -474,6 +483,8 @@ def listing(
         query = query.where(_e.c.workflow_id == workflow_id)
     if status is not None:
         query = query.where(_e.c.status == status)
+    if rerun_of is not None:
+        query = query.where(_e.c.rerun_of == rerun_of)
     if before is not None:
         query = query.where(_e.c.id < before)
     return as_dicts(connection.execute(query).all())

@@ -566,9 +566,7 @@ def cancel_all(connection: Connection, execution_id: str, inside: str | None = N
     """Whatever of this execution (or of the bodies `inside` one of its steps) has not ended is cancelled, and who
     holds a claim can no longer record."""
     which = "execution_id = %(execution)s::uuid" + (
-        ""
-        if inside is None
-        else " AND (starts_with(path, %(inside)s || '.') OR starts_with(path, %(inside)s || '['))"
+        "" if inside is None else " AND (starts_with(path, %(inside)s || '.') OR starts_with(path, %(inside)s || '['))"
     )
     # A running step may be inserting those in its body. It shows its claim for that, and holds its row meanwhile: the
     # first statement waits for that, so that the second sees them.
@@ -669,16 +667,16 @@ def is_unfinished(connection: Connection, execution_id: str) -> bool:
     return unfinished
 
 
-def failures(connection: Connection, execution_id: str, scope: str) -> list[tuple[str, str]]:
-    """(path, message) of the steps of a scope that failed, in the order in which they did."""
+def not_done(connection: Connection, execution_id: str, scope: str) -> list[tuple[str, StepStatus, str]]:
+    """(path, status, message) of the steps of a scope that failed or were cancelled, in the order in which that was."""
     rows = run(
         connection,
-        "SELECT path, coalesce(error_message, '') AS message FROM step_executions "
+        "SELECT path, status, coalesce(error_message, '') AS message FROM step_executions "
         "WHERE execution_id = %(execution)s::uuid AND scope = %(scope)s "
-        f"AND status = '{StepStatus.FAILED}' ORDER BY finished_at, path",
+        f"AND status IN ('{StepStatus.FAILED}', '{StepStatus.CANCELLED}') ORDER BY finished_at, path",
         {"execution": execution_id, "scope": scope},
     )
-    return [(row.path, row.message) for row in rows]
+    return [(row.path, StepStatus(row.status), row.message) for row in rows]
 
 
 # --- what reconcile finds ------------------------------------------------------------------------------------
