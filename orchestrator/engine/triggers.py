@@ -27,7 +27,7 @@ from orchestrator.errors import Conflict, InputError, OrchestratorError, Problem
 from orchestrator.lifecycle import FireOutcome, WorkflowStatus
 from orchestrator.plugins import Missed, TriggerCatalogue, TriggerTypeInfo, load_trigger_types
 from orchestrator.store import Store, executions, triggers
-from orchestrator.store.session import new_id
+from orchestrator.store.session import DatabaseAway, new_id
 from orchestrator.store.triggers import Fire, Trigger
 
 logger = logging.getLogger(__name__)
@@ -232,7 +232,7 @@ def fire_due(store: Store, programs: Programs, trigger_id: str | None = None) ->
     yield from looks
     for fire in recorded:
         if fire.outcome is FireOutcome.PENDING:
-            yield carry_out(store, programs, fire)
+            yield _carried_out(store, programs, fire)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,15 +250,18 @@ class _Due:
 
 
 def _due(types: TriggerCatalogue, trigger: Trigger, now: datetime) -> _Due:
-    known = types.get(trigger.type)
     try:
-        timetable = None if known is None else known.timetable(trigger.config, trigger.id)
-    except Exception:
-        logger.exception("trigger %s: its config cannot be read", trigger.id)
-        timetable = None
-    if known is None or timetable is None or trigger.next_slot is None:
-        logger.warning("trigger %s: the type %r says nothing of when it is due", trigger.id, trigger.type)
+        return _due_of(types, trigger, now)
+    except Exception:  # a plugin's type, or one that is not here
+        logger.exception("trigger %s, of the type %r, cannot tell what is due", trigger.id, trigger.type)
         return _Due(now + _LATER)
+
+
+def _due_of(types: TriggerCatalogue, trigger: Trigger, now: datetime) -> _Due:
+    known = types[trigger.type]
+    timetable = known.timetable(trigger.config, trigger.id)
+    if timetable is None:
+        return _Due(None)
     upcoming = next_due(timetable, now)
     if known.looks:
         return _Due(upcoming, looks=[Look(trigger.id)])
@@ -306,7 +309,19 @@ def carry_out_unsettled(store: Store, programs: Programs) -> Iterator[Fired]:
     with store.single() as connection:
         fires = triggers.to_carry_out(connection, _DIED_AFTER, _BATCH)
     for fire in fires:
-        yield carry_out(store, programs, fire, again=True)
+        yield _carried_out(store, programs, fire, again=True)
+
+
+def _carried_out(store: Store, programs: Programs, fire: Fire, *, again: bool = False) -> Fired:
+    """The same for one of many: what is odd about it (a plugin's type, say) is not to keep the others from theirs."""
+    try:
+        return carry_out(store, programs, fire, again=again)
+    except DatabaseAway:
+        raise
+    except Exception as error:
+        logger.exception("fire %s of trigger %s could not be carried out", fire.id, fire.trigger.id)
+        with store.single() as connection:
+            return _settle(connection, fire, FireOutcome.FAILED, f"{type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True, slots=True)

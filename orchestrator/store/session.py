@@ -18,6 +18,15 @@ from orchestrator.store.routines import Routine
 
 Params = Mapping[str, Any]
 
+DatabaseAway = (
+    psycopg2.OperationalError,
+    psycopg2.InterfaceError,
+    sa.exc.OperationalError,
+    sa.exc.InterfaceError,
+    sa.exc.TimeoutError,
+)
+"""What is raised when the server cannot be reached, whatever was asked."""
+
 
 def new_id() -> str:
     """A UUIDv7: unique anywhere, and sorted by time, so that new rows stand together in every index."""

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from deployment import Deployment, deployed, wait_until
 
+from beat.triggers import TriggerType
 from orchestrator.engine import triggers
 from orchestrator.engine.programs import Programs
+from orchestrator.engine.slots import Every, Timetable
 from orchestrator.engine.triggers import Fired
-from orchestrator.plugins import load_catalogue
+from orchestrator.plugins import Overlap, load_catalogue, load_trigger_types
 from orchestrator.store import executions
 from orchestrator.store import triggers as rows
 from orchestrator.store.session import new_id
@@ -326,6 +328,35 @@ def test_a_trigger_of_a_type_that_is_not_here_is_put_off_and_stops_no_other(cloc
     clock.tick()
     assert (clock.outcomes(lost), clock.outcomes(known)) == ([], ["started"])
     assert clock.next_slot(lost) > datetime.now(UTC)
+
+
+class Odd(TriggerType):
+    """A plugin's type that does not keep what it promised."""
+
+    type = "odd"
+
+    def timetable(self, config: Any, trigger_id: str) -> Timetable | None:
+        if config.get("in") == "timetable":
+            raise RuntimeError("odd")
+        return Timetable(Every(3600))
+
+    def overlap(self, config: Any) -> Overlap:
+        raise RuntimeError("odd")
+
+
+def test_a_type_that_raises_stops_no_other(clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    here = {**load_trigger_types("sample_steps"), "odd": Odd()}
+    monkeypatch.setattr(triggers, "load_trigger_types", lambda _: here)
+    early, late, sound = clock.schedule(), clock.schedule(), clock.schedule()
+    for trigger_id in (early, late, sound):
+        clock.make_due(trigger_id)
+    sql = "UPDATE triggers SET type = 'odd', config = jsonb_build_object('in', %(where)s) WHERE id = %(id)s::uuid"
+    clock.deployment.sql(sql, where="timetable", id=early)
+    clock.deployment.sql(sql, where="overlap", id=late)
+    clock.tick()
+    assert (clock.outcomes(early), clock.outcomes(late), clock.outcomes(sound)) == ([], ["failed"], ["started"])
+    assert clock.fires(late)[0]["reason"] == "RuntimeError: odd"
+    assert clock.next_slot(early) > datetime.now(UTC)
 
 
 # --- who died ------------------------------------------------------------------------------------------------
