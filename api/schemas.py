@@ -93,6 +93,7 @@ class StepTemplateQuery(PageQuery):
 class ExecutionQuery(PageQuery):
     workflow_id = fields.UUID()
     status = fields.String(validate=_EXECUTION_STATUS)
+    rerun_of = fields.UUID(metadata={"description": "executions that do this one again"})
 
 
 class LogQuery(PageQuery):
@@ -125,6 +126,18 @@ class ExecuteHeaders(Schema):
         validate=[validate.Length(1, 255), _is_stored_as_text],
         metadata={"description": "a repeated call with the same key answers with the first one's execution"},
     )
+
+
+class RerunIn(_In):
+    """What is to be other than in the original."""
+
+    from_step = fields.String(
+        validate=[validate.Length(1, 500), _is_stored_as_text],
+        metadata={"description": "id of the first step that is done again; what stands before it is kept"},
+    )
+    input = fields.Dict(keys=fields.String())
+    version = fields.Integer(strict=True, validate=validate.Range(1, 2**31 - 1))
+    priority = fields.Integer(strict=True, validate=validate.Range(0, 9), metadata={"description": "9 is the highest"})
 
 
 class WorkflowOut(Schema):
@@ -177,6 +190,7 @@ class ExecutionOut(Schema):
     duration = fields.Float(allow_none=True, metadata={"description": "seconds, so far if it has not ended"})
     trigger_id = fields.UUID(allow_none=True)
     priority = fields.Integer()
+    rerun_of = fields.UUID(allow_none=True, metadata={"description": "the execution that this one does again"})
     error_message = fields.String(allow_none=True)
     created_at = fields.DateTime()
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
-from flask import Response, jsonify
+from flask import Response, jsonify, url_for
 from flask.views import MethodView
 
 from api.body import Blueprint
 from api.resources.paging import page
 from api.schemas import (
+    ExecuteHeaders,
     ExecutionDetail,
     ExecutionPage,
     ExecutionQuery,
     LogPage,
     LogQuery,
+    RerunIn,
     StepExecutionOut,
     StepOutput,
 )
 from api.service import service
 from orchestrator.engine import control
 from orchestrator.engine.plan import Plan
+from orchestrator.engine.rerun import Changes, rerun
 from orchestrator.store import executions, logs
 
 blueprint = Blueprint("executions", __name__, url_prefix="/api/v1", description="Executions")
@@ -33,7 +37,7 @@ class Executions(MethodView):
     @blueprint.response(200, ExecutionPage)
     def get(self, query: dict[str, Any]) -> Response:
         """List executions, newest first, without their steps."""
-        workflow_id = query.get("workflow_id")
+        workflow_id, rerun_of = query.get("workflow_id"), query.get("rerun_of")
         with service().store.single() as connection:
             return page(
                 query,
@@ -41,6 +45,7 @@ class Executions(MethodView):
                     connection,
                     workflow_id=None if workflow_id is None else str(workflow_id),
                     status=query.get("status"),
+                    rerun_of=None if rerun_of is None else str(rerun_of),
                     before=cursor,
                     limit=limit,
                 ),
@@ -90,7 +95,31 @@ def retry(execution_id: UUID) -> Response:
     return _shown(execution_id)
 
 
-def _send(plans: list[Plan]) -> None:
+@blueprint.route("/executions/<uuid:execution_id>/rerun", methods=["POST"])
+@blueprint.arguments(RerunIn())
+@blueprint.arguments(ExecuteHeaders(), location="headers", unknown="exclude")
+@blueprint.response(202, ExecutionDetail)
+def do_again(given: dict[str, Any], headers: dict[str, Any], execution_id: UUID) -> Response:
+    """Start a new execution that does this one again; `from_step` keeps the results of what stands before that step.
+    What is not given is as it was, the version included."""
+    here = service()
+    from_step = given.pop("from_step", None)
+    started = rerun(
+        here.store,
+        here.programs,
+        str(execution_id),
+        Changes(**given),
+        from_step=from_step,
+        idempotency_key=headers.get("idempotency_key"),
+    )
+    _send(started.plans)
+    response = _shown(UUID(started.execution_id))
+    response.status_code = 202 if started.is_new else 200
+    response.headers["Location"] = url_for("executions.Execution", execution_id=started.execution_id)
+    return response
+
+
+def _send(plans: Iterable[Plan]) -> None:
     for plan in plans:
         service().send(plan)
 

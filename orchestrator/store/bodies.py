@@ -221,13 +221,14 @@ class Undoable:
 
 
 def next_to_undo(connection: Connection, execution_id: str, step_ids: Collection[str]) -> Undoable | None:
-    """Of the completed steps with one of these ids, the one that completed last and has not been undone."""
+    """Of the completed steps with one of these ids, the one that completed last and has not been undone. What was kept
+    from another execution is that one's to undo: this one has not done it, as its `attempt` says."""
     row = run(
         connection,
         f"""
         SELECT s.path, s.iteration FROM step_executions s
         WHERE s.execution_id = %(execution)s::uuid AND s.status = '{StepStatus.COMPLETED}'
-          AND s.step_id = ANY(%(steps)s)
+          AND s.step_id = ANY(%(steps)s) AND s.attempt > 0
           AND NOT EXISTS (SELECT FROM step_executions u WHERE u.execution_id = s.execution_id
                           AND u.path = 'compensate.' || s.path)
         ORDER BY s.finished_at DESC, s.id DESC LIMIT 1

@@ -288,12 +288,22 @@ def live_of_trigger(connection: Connection, trigger_id: str) -> list[str]:
     return [id for (id,) in rows]
 
 
+def seconds_left(connection: Connection, execution_id: str) -> float | None:
+    """Until its deadline; None if it has none."""
+    seconds: float | None = run(
+        connection,
+        "SELECT extract(epoch FROM deadline - clock_timestamp())::float8 FROM executions WHERE id = %(id)s::uuid",
+        {"id": execution_id},
+    ).scalar()
+    return seconds
+
+
 def is_untouched(connection: Connection, execution_id: str) -> bool:
     """Whether it waits for a place, and no step of it has begun."""
     untouched: bool = run(
         connection,
         "SELECT admitted_at IS NULL AND NOT EXISTS (SELECT FROM step_executions s "
-        "WHERE s.execution_id = e.id AND s.started_at IS NOT NULL) FROM executions e WHERE id = %(id)s::uuid",
+        "WHERE s.execution_id = e.id AND s.attempt > 0) FROM executions e WHERE id = %(id)s::uuid",
         {"id": execution_id},
     ).scalar_one()
     return untouched

@@ -47,11 +47,22 @@ workflows = sa.Table(
     sa.Column("owner_id", _Id),
     sa.Column("is_template", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("run_limit", sa.Integer, comment="as the newest version says, like the two that follow"),
+    sa.Column("max_failures", sa.Integer),
+    sa.Column("end_date", _Time),
+    sa.Column("counts_from", _Id, comment="executions with later ids count for run_limit and max_failures"),
+    sa.Column("status_reason", sa.Text, comment="why it has this status, if nobody asked for it"),
     sa.Column("created_at", _Time, nullable=False, server_default=_now),
     sa.Column("updated_at", _Time, nullable=False, server_default=_now),
     _known("status", WorkflowStatus),
     sa.Index("ix_workflows_tags", "tags", postgresql_using="gin"),
     sa.Index("ix_workflows_name", "name"),
+    # What reconcile looks through: the workflows that come to an end by themselves.
+    sa.Index(
+        "ix_workflows_limited",
+        "id",
+        postgresql_where=sa.text("run_limit IS NOT NULL OR max_failures IS NOT NULL OR end_date IS NOT NULL"),
+    ),
 )
 
 workflow_versions = sa.Table(
@@ -111,6 +122,7 @@ executions = sa.Table(
     sa.Column("outcome", sa.Text, comment="what it ends as, once the steps have run that run at its end"),
     sa.Column("parent_step_id", _Id, comment="the step execution that started it"),
     sa.Column("depth", sa.SmallInteger, nullable=False, server_default="0", comment="parents above it"),
+    sa.Column("rerun_of", _Id, comment="the execution that it does again; that may have been deleted"),
     sa.ForeignKeyConstraint(
         ["workflow_id", "version"],
         ["workflow_versions.workflow_id", "workflow_versions.version"],
@@ -165,6 +177,7 @@ executions = sa.Table(
         postgresql_where=sa.text(f"trigger_id IS NOT NULL AND status NOT IN ({sql_words(EXECUTION_TERMINAL)})"),
     ),
     sa.Index("ix_executions_parent_step_id", "parent_step_id", postgresql_where=sa.text("parent_step_id IS NOT NULL")),
+    sa.Index("ix_executions_rerun_of", "rerun_of", postgresql_where=sa.text("rerun_of IS NOT NULL")),
 )
 
 step_executions = sa.Table(

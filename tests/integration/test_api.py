@@ -35,7 +35,7 @@ WORKFLOW = {
 WORKFLOW_DETAIL = WORKFLOW | {"definition", "execution_count", "last_executed", "success_rate"}
 EXECUTION = {
     "id", "workflow_id", "version", "status", "input", "output", "start_time", "end_time", "duration", "trigger_id",
-    "priority", "error_message", "created_at",
+    "priority", "rerun_of", "error_message", "created_at",
 }  # fmt: skip
 STEP_EXECUTION = {
     "id", "execution_id", "step_id", "path", "type", "status", "attempt", "input", "output", "start_time", "end_time",
@@ -80,6 +80,7 @@ ROUTES = {
     ("/api/v1/executions/{execution_id}/resume", "post"),
     ("/api/v1/executions/{execution_id}/cancel", "post"),
     ("/api/v1/executions/{execution_id}/retry", "post"),
+    ("/api/v1/executions/{execution_id}/rerun", "post"),
     ("/api/v1/scheduler/status", "get"),
     ("/api/v1/workflows/{workflow_id}/status", "get"),
     ("/api/v1/executions/{execution_id}/why", "get"),

@@ -1,0 +1,156 @@
+"""Executions that do another one again: what is there of that one, and what of it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from orchestrator.definition.building import COMPENSATE
+from orchestrator.errors import NotFound
+from orchestrator.lifecycle import STEP_TERMINAL, ExecutionStatus, StepStatus, WorkflowStatus, sql_words
+from orchestrator.store import admission
+from orchestrator.store.executions import StepRows
+from orchestrator.store.session import new_id, run, to_json
+from orchestrator.store.steps import UPSTREAM
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """An execution that is to be done again; nobody moves it on before this transaction has ended."""
+
+    id: str
+    workflow_id: str
+    version: int
+    status: ExecutionStatus
+    input: Any
+    priority: int
+    workflow_status: WorkflowStatus
+    newest_version: int
+    is_template: bool
+
+
+def original(connection: Connection, execution_id: str) -> Original:
+    """Raises NotFound."""
+    row = run(
+        connection,
+        """
+        SELECT e.workflow_id::text AS workflow_id, e.version, e.status, e.input, e.priority,
+               w.status AS workflow_status, w.version AS newest_version, w.is_template
+        FROM executions e JOIN workflows w ON w.id = e.workflow_id WHERE e.id = %(id)s::uuid FOR SHARE OF e
+        """,
+        {"id": execution_id},
+    ).first()
+    if row is None:
+        raise NotFound("execution", execution_id)
+    return Original(
+        execution_id,
+        row.workflow_id,
+        row.version,
+        ExecutionStatus(row.status),
+        row.input,
+        row.priority,
+        WorkflowStatus(row.workflow_status),
+        row.newest_version,
+        row.is_template,
+    )
+
+
+def ends(connection: Connection, execution_id: str) -> dict[str, StepStatus]:
+    """How the definition's own steps ended, except for those that a failure kept from running."""
+    rows = run(
+        connection,
+        "SELECT path, status FROM step_executions WHERE execution_id = %(id)s::uuid AND scope = '' "
+        f"AND status IN ({sql_words(STEP_TERMINAL)}) "
+        f"AND NOT (status = '{StepStatus.SKIPPED}' AND error_kind IS NOT DISTINCT FROM %(upstream)s)",
+        {"id": execution_id, "upstream": UPSTREAM},
+    )
+    return {row.path: StepStatus(row.status) for row in rows}
+
+
+def undone(connection: Connection, execution_id: str) -> set[str]:
+    """Paths of the steps that others have undone, or tried to."""
+    rows = run(
+        connection,
+        "SELECT substr(path, length(%(prefix)s) + 1) FROM step_executions "
+        "WHERE execution_id = %(id)s::uuid AND starts_with(path, %(prefix)s)",
+        {"id": execution_id, "prefix": f"{COMPENSATE}."},
+    )
+    return {path for (path,) in rows}
+
+
+_INSERT = f"""
+INSERT INTO executions (id, workflow_id, version, status, input, priority, trigger_id, trigger_data, idempotency_key,
+                        timeout, turn, limit_keys, limits, rerun_of)
+SELECT %(id)s::uuid, o.workflow_id, %(version)s, '{ExecutionStatus.QUEUED}', %(input)s::jsonb, %(priority)s,
+       o.trigger_id, o.trigger_data, %(key)s, %(timeout)s, {admission.next_turn("o.workflow_id")},
+       %(limit_keys)s::text[], %(limits)s::int[], o.id
+FROM executions o WHERE o.id = %(original)s::uuid
+ON CONFLICT (workflow_id, idempotency_key) DO NOTHING
+"""
+
+# What was kept was not done here: its `attempt` is 0, and its times are those of the original.
+_INSERT_STEPS = """
+INSERT INTO step_executions (id, execution_id, path, step_id, type, queue, status, height, timeout, input, output,
+                             variables, error_kind, error_message, started_at, finished_at)
+SELECT u.id, %(execution)s::uuid, u.path, u.path, u.type, u.queue, u.status, u.height, u.timeout, k.input, k.output,
+       k.variables, k.error_kind, k.error_message, k.started_at, k.finished_at
+FROM unnest(%(ids)s::uuid[], %(paths)s::text[], %(types)s::text[], %(queues)s::text[], %(statuses)s::text[],
+            %(heights)s::int[], %(timeouts)s::float8[]) AS u(id, path, type, queue, status, height, timeout)
+     LEFT JOIN step_executions k ON k.execution_id = %(original)s::uuid AND k.path = u.path
+                                 AND k.path = ANY(%(kept)s::text[])
+"""
+
+
+def insert(
+    connection: Connection,
+    original: Original,
+    version: int,
+    input: Any,
+    steps: StepRows,
+    *,
+    kept: Collection[str],
+    priority: int,
+    timeout: float | None,
+    limits: Collection[tuple[str, int]],
+    idempotency_key: str | None,
+) -> str | None:
+    """Insert an execution, which waits for a place; its id, or None if one with this key is there. Of the steps `kept`,
+    which ended in `original` with the statuses that `steps` has, it gets the results."""
+    execution_id = new_id()
+    inserted = run(
+        connection,
+        _INSERT,
+        {
+            "id": execution_id,
+            "original": original.id,
+            "version": version,
+            "input": to_json(input),
+            "priority": priority,
+            "key": idempotency_key,
+            "timeout": timeout,
+            "limit_keys": [key for key, _ in limits] or None,
+            "limits": [most for _, most in limits] or None,
+        },
+    )
+    if not inserted.rowcount:
+        return None
+    run(
+        connection,
+        _INSERT_STEPS,
+        {
+            "execution": execution_id,
+            "original": original.id,
+            "kept": list(kept),
+            "ids": [new_id() for _ in steps.paths],
+            "paths": list(steps.paths),
+            "types": list(steps.types),
+            "queues": list(steps.queues),
+            "statuses": list(steps.statuses),
+            "heights": list(steps.heights),
+            "timeouts": list(steps.timeouts),
+        },
+    )
+    return execution_id

@@ -1,0 +1,319 @@
+"""Executions that are done again: what is kept of the original, what is done anew, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deployment import Deployment, wait_until
+from test_execution import rows_of, states_of, step, workflow
+
+NOBODY = "00000000-0000-7000-8000-000000000000"
+
+
+@pytest.fixture
+def marks(tmp_path: Path) -> Path:
+    return tmp_path / "marks"
+
+
+def mark(id: str, marks: Path, needs: str = "", **more: Any) -> dict[str, Any]:
+    return step(id, "mark", needs, file=str(marks), **more)
+
+
+def performed(marks: Path) -> list[str]:
+    """The steps in the order in which they were performed, and of which execution."""
+    return [line.split()[1] for line in marks.read_text().splitlines()]
+
+
+def again(deployment: Deployment, execution_id: str, status: int = 202, **wanted: Any) -> Any:
+    answer = deployment.client.post(f"/api/v1/executions/{execution_id}/rerun", json=wanted)
+    assert answer.status_code == status, answer.text
+    return answer.json
+
+
+def done_again(deployment: Deployment, execution_id: str, **wanted: Any) -> Any:
+    return deployment.ended(again(deployment, execution_id, **wanted)["id"])
+
+
+def problem(answer: Any) -> tuple[str, str]:
+    (found,) = answer["errors"]
+    return found["path"], found["message"]
+
+
+# --- the whole ------------------------------------------------------------------------------------------------
+
+
+def test_an_execution_is_done_again_with_the_same_input(deployment: Deployment, marks: Path):
+    definition = workflow(mark("a", marks), step("b", needs="a", value="{{ input.n + 1 }}"))
+    first = deployment.ended(deployment.execute(deployment.create(definition), {"n": 1}, priority=7))
+    second = done_again(deployment, first["id"])
+    assert (second["status"], second["output"]) == ("completed", {"b": {"result": 2}})
+    assert (second["rerun_of"], second["input"], second["priority"]) == (first["id"], {"n": 1}, 7)
+    assert performed(marks) == ["a", "a"]
+    assert first["rerun_of"] is None
+
+
+def test_its_lineage_is_shown_and_found(deployment: Deployment):
+    first = deployment.run(workflow(step("a")))
+    ids = [done_again(deployment, first["id"])["id"] for _ in range(2)]
+    shown = deployment.client.get(f"/api/v1/executions/{ids[0]}").json
+    assert shown["rerun_of"] == first["id"]
+    found = deployment.client.get(f"/api/v1/executions?rerun_of={first['id']}").json["items"]
+    assert [execution["id"] for execution in found] == ids[::-1]
+
+
+def test_input_version_and_priority_may_be_others(deployment: Deployment):
+    workflow_id = deployment.create(workflow(step("a", value="{{ input.n }}")))
+    first = deployment.ended(deployment.execute(workflow_id, {"n": 1}))
+    newer = workflow(step("a", value="{{ input.n * 100 }}"))
+    assert deployment.client.put(f"/api/v1/workflows/{workflow_id}", json={"definition": newer}).status_code == 200
+    second = done_again(deployment, first["id"], input={"n": 5}, version=2, priority=9)
+    assert (second["output"], second["version"], second["priority"]) == ({"a": {"result": 500}}, 2, 9)
+    unchanged = done_again(deployment, first["id"])
+    assert (unchanged["output"], unchanged["version"]) == ({"a": {"result": 1}}, 1)
+
+
+def test_a_repeated_call_with_a_key_is_one_execution(servers: Deployment):
+    execution_id = servers.execute(servers.create(workflow(step("a"))))
+    address, headers = f"/api/v1/executions/{execution_id}/rerun", {"Idempotency-Key": "once"}
+    first, second = (servers.client.post(address, json={}, headers=headers) for _ in range(2))
+    assert (first.status_code, second.status_code) == (202, 200)
+    assert first.json["id"] == second.json["id"]
+    assert first.headers["Location"].endswith(f"/api/v1/executions/{first.json['id']}")
+
+
+def test_what_a_trigger_brought_is_there_again(deployment: Deployment):
+    workflow_id = deployment.create(workflow(step("a", value="{{ trigger.payload.x }}")))
+    execution_id = deployment.execute(workflow_id)
+    deployment.ended(execution_id)
+    deployment.sql(
+        "UPDATE executions SET trigger_id = %(trigger)s::uuid, "
+        "trigger_data = '{\"id\": \"t\", \"payload\": {\"x\": 42}}' WHERE id = %(id)s::uuid",
+        trigger=NOBODY, id=execution_id,
+    )  # fmt: skip
+    second = done_again(deployment, execution_id)
+    assert (second["output"], str(second["trigger_id"])) == ({"a": {"result": 42}}, NOBODY)
+
+
+# --- from a step on -------------------------------------------------------------------------------------------
+
+
+def test_from_a_step_on_what_stands_before_is_kept(deployment: Deployment, marks: Path):
+    definition = workflow(
+        mark("a", marks),
+        mark("b", marks, "a"),
+        mark("beside", marks, "a"),
+        mark("c", marks, "b"),
+        step("d", needs="c beside", value="{{ [steps.a.output.result, steps.beside.output.result, input.x] }}"),
+    )
+    first = deployment.ended(deployment.execute(deployment.create(definition), {"x": 1}))
+    marks.unlink()
+    second = done_again(deployment, first["id"], from_step="b", input={"x": 2})
+    assert second["status"] == "completed"
+    assert second["output"] == {"d": {"result": ["a", "beside", 2]}}
+    assert performed(marks) == ["b", "c"]
+    before, after = rows_of(first), rows_of(second)
+    assert {path: row["attempt"] for path, row in after.items()} == {"a": 0, "b": 1, "beside": 0, "c": 1, "d": 1}
+    assert after["a"]["output"] == before["a"]["output"]
+    assert after["a"]["end_time"] == before["a"]["end_time"]
+
+
+def test_a_failed_execution_goes_on_with_another_version(deployment: Deployment, marks: Path):
+    workflow_id = deployment.create(workflow(mark("a", marks), step("b", "fail", "a"), step("c", needs="b")))
+    first = deployment.ended(deployment.execute(workflow_id))
+    assert first["status"] == "failed"
+    better = workflow(mark("a", marks), step("b", needs="a", value=1), step("c", needs="b", value=2), step("new"))
+    deployment.client.put(f"/api/v1/workflows/{workflow_id}", json={"definition": better})
+    second = done_again(deployment, first["id"], from_step="b", version=2)
+    assert second["status"] == "completed", second["error_message"]
+    assert states_of(second) == dict.fromkeys(("a", "b", "c", "new"), "completed")
+    assert performed(marks) == ["a"]
+
+
+def test_a_branch_that_was_not_taken_stays_untaken(deployment: Deployment, marks: Path):
+    choose = {
+        "id": "choose",
+        "type": "condition",
+        "config": {"expression": "{{ true }}", "then": ["yes"], "else": ["no"]},
+    }
+    definition = workflow(
+        choose,
+        mark("yes", marks, "choose"),
+        mark("no", marks, "choose"),
+        mark("after_no", marks, "no"),
+        step("join", needs="yes after_no"),
+        {**step("never", needs="choose"), "when": "{{ false }}"},
+    )
+    first = deployment.run(definition)
+    assert first["status"] == "completed", first["error_message"]
+    marks.unlink()
+    second = done_again(deployment, first["id"], from_step="join")
+    assert states_of(second) == states_of(first)
+    assert not marks.exists()
+    third = done_again(deployment, first["id"], from_step="choose")
+    assert states_of(third) == states_of(first)
+    assert performed(marks) == ["yes"]
+
+
+def test_a_step_in_a_branch_that_was_not_taken_ends_the_rerun(deployment: Deployment, marks: Path):
+    choose = {"id": "choose", "type": "condition", "config": {"expression": "{{ false }}", "then": ["yes"]}}
+    definition = workflow(choose, mark("yes", marks, "choose"), mark("more", marks, "yes"))
+    first = deployment.run(definition)
+    second = done_again(deployment, first["id"], from_step="more")
+    assert (second["status"], states_of(second)["more"]) == ("completed", "skipped")
+    third = done_again(deployment, first["id"], from_step="yes")
+    assert (third["status"], performed(marks)) == ("completed", ["yes", "more"])
+
+
+def test_what_depends_on_a_step_that_failed_is_done_again_with_it(deployment: Deployment, marks: Path):
+    definition = workflow(
+        step("bad", "fail"),
+        {**mark("whatever", marks, "bad"), "trigger_rule": "all_done"},
+        mark("other", marks),
+        step("tolerated", "fail", on_error="continue"),
+        mark("last", marks, "other tolerated"),
+    )
+    first = deployment.run(definition)
+    assert first["status"] == "failed"
+    marks.unlink()
+    second = done_again(deployment, first["id"], from_step="last")
+    assert sorted(performed(marks)) == ["last", "whatever"]
+    assert rows_of(second)["tolerated"]["attempt"] == 0
+    assert rows_of(second)["tolerated"]["error_kind"] == "asked"
+    assert second["error_message"] == first["error_message"]
+
+
+def test_variables_and_the_output_of_a_loop_are_kept(deployment: Deployment, marks: Path):
+    loop = {"id": "each", "type": "loop", "config": {"items": [1, 2], "steps": [mark("inner", marks)]}}
+    definition = workflow(
+        {**loop, "output_mapping": {"rounds": "{{ output.count }}"}},
+        mark("mid", marks, "each"),
+        step("end", needs="mid", value="{{ [variables.rounds, steps.each.output.count] }}"),
+        variables={"rounds": 0},
+    )
+    first = deployment.run(definition)
+    marks.unlink()
+    second = done_again(deployment, first["id"], from_step="mid")
+    assert second["output"] == {"end": {"result": [2, 2]}}
+    assert performed(marks) == ["mid"]
+    assert set(states_of(second)) == {"each", "mid", "end"}
+    third = done_again(deployment, first["id"], from_step="each")
+    assert third["output"] == first["output"]
+    assert set(states_of(third)) == {"each", "each[0].inner", "each[1].inner", "mid", "end"}
+
+
+def test_a_rerun_undoes_only_what_it_did_itself(deployment: Deployment, marks: Path):
+    undo = {"type": "mark", "config": {"file": str(marks)}}
+    definition = workflow(
+        {**step("a"), "compensate": undo},
+        {**step("b", needs="a"), "compensate": undo},
+        step("c", "fail", "b", until_attempt=1),
+    )
+    workflow_id = deployment.create(definition)
+    first = deployment.ended(deployment.execute(workflow_id))
+    assert first["status"] == "completed"
+    worse = {**definition, "steps": [*definition["steps"][:2], step("c", "fail", "b")]}
+    deployment.client.put(f"/api/v1/workflows/{workflow_id}", json={"definition": worse})
+    second = done_again(deployment, first["id"], from_step="b", version=2)
+    assert second["status"] == "failed"
+    assert performed(marks) == ["compensate.b"]
+
+
+def test_what_was_undone_is_not_kept(deployment: Deployment, marks: Path):
+    definition = workflow(
+        {**step("a"), "compensate": {"type": "noop"}}, step("b", "fail", "a"), step("z", needs="b"), step("own")
+    )
+    first = deployment.run(definition)
+    refusal = again(deployment, first["id"], 409, from_step="b")
+    assert "undone by their compensate: a" in refusal["detail"]
+    assert refusal["state"] == "failed"
+    assert done_again(deployment, first["id"], from_step="a")["status"] == "failed"
+    assert done_again(deployment, first["id"])["status"] == "failed"
+
+
+def test_a_rerun_of_a_rerun_keeps_what_that_kept(deployment: Deployment, marks: Path):
+    definition = workflow(mark("a", marks), mark("b", marks, "a"), mark("c", marks, "b"))
+    first = deployment.run(definition)
+    second = done_again(deployment, first["id"], from_step="b")
+    third = done_again(deployment, second["id"], from_step="c")
+    assert third["rerun_of"] == second["id"]
+    assert performed(marks) == ["a", "b", "c", "b", "c", "c"]
+
+
+def test_what_runs_at_the_end_runs_again(deployment: Deployment, marks: Path):
+    definition = workflow(step("a"), step("b", needs="a"), **{"finally": [mark("tidy", marks)]})
+    first = deployment.run(definition)
+    second = done_again(deployment, first["id"], from_step="b")
+    assert second["status"] == "completed"
+    assert performed(marks) == ["finally.tidy"] * 2
+
+
+# --- refusals -------------------------------------------------------------------------------------------------
+
+
+def test_it_waits_for_a_place_like_any_other(servers: Deployment):
+    workflow_id = servers.create({**workflow(step("a")), "max_concurrent": 1})
+    first = servers.execute(workflow_id)
+    waits = again(servers, first)
+    (row,) = servers.sql("SELECT admitted_at, held FROM executions WHERE id = %(id)s::uuid", id=waits["id"])
+    assert (row.admitted_at, row.held) == (None, True)
+    servers.client.post(f"/api/v1/executions/{first}/cancel")
+
+    def admitted() -> bool:
+        return bool(
+            servers.sql("SELECT 1 FROM executions WHERE id = %(id)s::uuid AND admitted_at IS NOT NULL", id=waits["id"])
+        )
+
+    wait_until(admitted, what="its place")
+
+
+def test_a_step_that_is_not_there_is_told_with_what_is(servers: Deployment):
+    loop = {"id": "each", "type": "loop", "config": {"items": [1], "steps": [step("inner")]}}
+    execution_id = servers.execute(servers.create(workflow(step("fetch"), loop)))
+    assert problem(again(servers, execution_id, 422, from_step="fetsh")) == (
+        "from_step", "version 1 has no step 'fetsh'; did you mean 'fetch'?",
+    )  # fmt: skip
+    assert "its steps are fetch, each" in problem(again(servers, execution_id, 422, from_step="finally.x"))[1]
+    assert problem(again(servers, execution_id, 422, from_step="each[0].inner")) == (
+        "from_step", "'each[0].inner' stands in the body of 'each', which is done as a whole; start from 'each'",
+    )  # fmt: skip
+    assert problem(again(servers, execution_id, 422, version=3)) == (
+        "version", "the workflow has no version 3; its newest is 1",
+    )  # fmt: skip
+
+
+def test_a_version_without_the_steps_to_keep_is_refused(deployment: Deployment):
+    workflow_id = deployment.create(workflow(step("a"), step("b", needs="a"), step("c", needs="b")))
+    first = deployment.ended(deployment.execute(workflow_id))
+    deployment.client.put(f"/api/v1/workflows/{workflow_id}", json={"definition": workflow(step("b"), step("d"))})
+    refusal = again(deployment, first["id"], 422, from_step="b", version=2)
+    assert problem(refusal)[1].startswith("version 2 lacks steps whose results would be kept: a;")
+    assert done_again(deployment, first["id"], version=2)["status"] == "completed"
+
+
+def test_an_execution_that_lives_is_done_again_only_as_a_whole(servers: Deployment):
+    execution_id = servers.execute(servers.create(workflow(step("a"), step("b", needs="a"))))
+    assert again(servers, execution_id, 409, from_step="b")["state"] == "queued"
+    assert again(servers, execution_id)["status"] == "queued"
+
+
+@pytest.mark.parametrize("status", ["paused", "cancelled", "completed", "failed"])
+def test_nothing_is_done_again_of_a_workflow_that_starts_nothing(servers: Deployment, status: str):
+    workflow_id = servers.create(workflow(step("a")))
+    execution_id = servers.execute(workflow_id)
+    servers.sql("UPDATE workflows SET status = %(status)s WHERE id = %(id)s::uuid", status=status, id=workflow_id)
+    assert again(servers, execution_id, 409)["state"] == status
+
+
+def test_bad_requests_are_told_all_at_once(servers: Deployment):
+    execution_id = servers.execute(
+        servers.create(
+            workflow(step("a"), inputs={"required": ["n"]}),
+        ),
+        {"n": 1},
+    )
+    wrong = again(servers, execution_id, 422, from_step="", version="2", priority=10, colour="red", input=[])
+    assert {found["path"] for found in wrong["errors"]} == {"from_step", "version", "priority", "colour", "input"}
+    assert problem(again(servers, execution_id, 422, input={}))[0] == "input"
+    again(servers, NOBODY, 404)
