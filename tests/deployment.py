@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +47,7 @@ class Deployment:
         self.settings = settings
         self.store = Store(settings.database)
         self.workers: list[subprocess.Popen[bytes]] = []
+        self._numbers = count()
         self._client: FlaskClient | None = None
 
     @property
@@ -65,8 +67,7 @@ class Deployment:
         self, queues: str = "control,cpu,io", *, pool: str = "prefork", concurrency: int = 2
     ) -> subprocess.Popen[bytes]:
         """A Celery worker as an operator would start it; returns when it has taken its lease."""
-        before = self._leases()
-        name = f"w{len(self.workers)}"
+        name = f"w{next(self._numbers)}"
         log = (self.folder / f"{name}.log").open("ab")
         command = [
             sys.executable, "-m", "celery", "-A", "workers", "worker", "-n", f"{name}@%h", "-Q", queues,
@@ -79,8 +80,8 @@ class Deployment:
         )
         log.close()
         self.workers.append(worker)
-        expected = before + (concurrency if pool == "prefork" else 1)
-        wait_until(lambda: self._leases() >= expected or worker.poll() is not None, what="the worker's leases")
+        expected = concurrency if pool == "prefork" else 1
+        wait_until(lambda: self._leases(name) >= expected or worker.poll() is not None, what="the worker's leases")
         assert worker.poll() is None, (self.folder / f"{name}.log").read_text()
         return worker
 
@@ -114,8 +115,15 @@ class Deployment:
         except psutil.NoSuchProcess:
             return []
 
-    def _leases(self) -> int:
-        return int(self.sql("SELECT count(*) FROM worker_processes")[0][0])
+    def stop_worker(self, worker: subprocess.Popen[bytes]) -> None:
+        """As a deploy does it."""
+        worker.send_signal(signal.SIGTERM)
+        worker.wait(15)
+        self.workers.remove(worker)
+
+    def _leases(self, name: str) -> int:
+        """The processes of one worker; those of others may be taken away meanwhile."""
+        return int(self.sql("SELECT count(*) FROM worker_processes WHERE node LIKE %(node)s", node=f"{name}@%")[0][0])
 
     # --- workflows and executions ----------------------------------------------------------------------------
 

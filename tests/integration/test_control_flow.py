@@ -565,8 +565,9 @@ def test_a_step_waits_for_a_worker_of_the_queue_it_names(deployment: Deployment)
     execution_id = deployment.execute(deployment.create(definition))
     queued = {"a": "completed", "b": "queued", "c": "pending"}
     wait_until(lambda: deployment.statuses(execution_id) == queued, what="b, which nobody serves yet")
-    deployment.start_worker("gpu", concurrency=1)
+    worker = deployment.start_worker("gpu", concurrency=1)
     assert deployment.ended(execution_id)["status"] == "completed"
+    deployment.stop_worker(worker)
 
 
 def test_a_step_goes_out_with_a_priority_of_its_own(deployment: Deployment):
