@@ -24,7 +24,7 @@ bench: .venv/installed-dev
 	"$(BIN)/python" -m benchmarks $(ARGS)
 
 chaos: .venv/installed-dev
-	"$(BIN)/python" -m pytest -m chaos $(ARGS)
+	"$(BIN)/python" -m pytest -m chaos --soak=1000 $(ARGS)
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -8,6 +8,11 @@ import pytest
 from deployment import Deployment, deployed
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", type=int, default=100, help="executions of the soak; `make chaos` has 1,000")
+    parser.addoption("--soak-seed", type=int, default=1, help="what its faults are chosen by")
+
+
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """PostgreSQL and Valkey, the API, and no worker: what is started stays queued."""

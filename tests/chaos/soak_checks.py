@@ -1,0 +1,191 @@
+"""What has to be true when a soak is over."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+from deployment import wait_until
+from soak import Figures
+from soak_work import MOST_LIMITED, Load
+from stack import Stack
+
+SECOND = timedelta(seconds=1)
+
+_AUDIT = """
+    CREATE TABLE soak_ends (of text, id uuid, status text, attempt int, at timestamptz DEFAULT clock_timestamp());
+    CREATE FUNCTION soak_step_ended() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO soak_ends VALUES ('step', NEW.id, NEW.status, NEW.attempt); RETURN NULL; END $$;
+    CREATE FUNCTION soak_execution_ended() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO soak_ends VALUES ('execution', NEW.id, NEW.status, NULL); RETURN NULL; END $$;
+    CREATE TRIGGER soak_step AFTER UPDATE ON step_executions FOR EACH ROW WHEN (NEW.finished_at IS NOT NULL)
+        EXECUTE FUNCTION soak_step_ended();
+    CREATE TRIGGER soak_execution AFTER UPDATE ON executions FOR EACH ROW WHEN (NEW.finished_at IS NOT NULL)
+        EXECUTE FUNCTION soak_execution_ended();
+"""
+
+
+def keep_account(stack: Stack) -> None:
+    """From now on PostgreSQL notes whatever is written to a step or an execution that has ended, its end included."""
+    stack.deployment.sql(_AUDIT)
+
+
+def check_all(stack: Stack, load: Load, marks: Path, trigger_id: str, samples: Iterable[tuple[int, int, int]]) -> None:
+    check_ends(stack, load)
+    check_step_states(stack, load)
+    check_recorded_once(stack)
+    check_performed(stack, marks)
+    check_limits(stack, load, marks, samples)
+    check_slots(stack, trigger_id)
+    check_nothing_is_left(stack)
+
+
+def check_ends(stack: Stack, load: Load) -> None:
+    """Each execution that was asked for is there once, and ended as its shape says; those that others started, too."""
+    rows = stack.deployment.sql(
+        "SELECT id::text, status, error_message FROM executions WHERE idempotency_key LIKE 'soak-%%'"
+    )
+    assert {id for id, *_ in rows} == load.started.keys()
+    wrong = [
+        (load.started[id], id, status, message)
+        for id, status, message in rows
+        if status not in load.shapes[load.started[id]].ends
+    ]
+    assert wrong == []
+    others = stack.deployment.sql(
+        "SELECT id::text, status, error_message FROM executions WHERE idempotency_key NOT LIKE 'soak-%%' "
+        "AND status <> 'completed'"
+    )
+    assert others == []
+
+
+def check_step_states(stack: Stack, load: Load) -> None:
+    rows = stack.deployment.sql("SELECT execution_id::text, path, step_id, status, losses FROM step_executions")
+    wrong = []
+    for execution_id, path, step_id, status, losses in rows:
+        name = load.started.get(execution_id)
+        expected = load.shapes[name].steps if name is not None else {}
+        if status != expected.get(step_id, "completed"):
+            wrong.append((name, execution_id, path, status, losses))
+    assert wrong == []
+
+
+def check_recorded_once(stack: Stack) -> None:
+    twice = stack.deployment.sql(
+        "SELECT of, id::text, array_agg(status || ' ' || coalesce(attempt::text, '') || ' ' || at ORDER BY at) "
+        "FROM soak_ends GROUP BY of, id HAVING count(*) > 1 LIMIT 10"
+    )
+    assert twice == []
+    unseen = stack.deployment.sql(
+        "SELECT s.id::text FROM step_executions s LEFT JOIN soak_ends a ON a.id = s.id "
+        "WHERE s.status IN ('completed', 'failed') AND (a.id IS NULL OR a.attempt <> s.attempt)"
+    )
+    assert unseen == []
+
+
+def check_performed(stack: Stack, marks: Path) -> None:
+    """Each attempt was performed at most once, none followed the one that was recorded, and that one was performed."""
+    performed = Counter(_marks(marks))
+    assert [one for one, times in performed.items() if times > 1] == []
+    rows = stack.deployment.sql(
+        "SELECT execution_id::text, path, attempt, status FROM step_executions WHERE type = 'mark'"
+    )
+    recorded = {(execution_id, path): attempt for execution_id, path, attempt, _ in rows}
+    assert [one for one in performed if one[2] > recorded[one[:2]]] == []
+    done = {(execution_id, path, attempt) for execution_id, path, attempt, status in rows if status == "completed"}
+    assert done - performed.keys() == set()
+
+
+def check_limits(stack: Stack, load: Load, marks: Path, samples: Iterable[tuple[int, int, int]]) -> None:
+    places = stack.settings.scheduler.max_concurrent
+    for admitted, under_one_key, without_a_reason in samples:
+        assert admitted <= places
+        assert under_one_key <= MOST_LIMITED
+        assert without_a_reason == 0
+    spans = stack.deployment.sql(
+        "SELECT admitted_at, finished_at FROM executions WHERE parent_step_id IS NULL AND admitted_at IS NOT NULL"
+    )
+    assert most_at_a_time(spans) <= places
+    by_key: dict[str, list[tuple[Any, Any]]] = {}
+    for key, begin, end in stack.deployment.sql(
+        "SELECT key, admitted_at, finished_at FROM executions, unnest(limit_keys) AS key WHERE admitted_at IS NOT NULL"
+    ):
+        by_key.setdefault(key, []).append((begin, end))
+    assert len(by_key) >= 2
+    assert {key: most for key, spans in by_key.items() if (most := most_at_a_time(spans)) > MOST_LIMITED} == {}
+    # The same by what was really performed: the lines of the file are in the order of time.
+    recorded = stack.deployment.sql("SELECT execution_id::text, path, attempt FROM step_executions WHERE type = 'mark'")
+    at = {one: number for number, one in enumerate(_marks(marks))}
+    line = {(execution_id, path): at.get((execution_id, path, attempt)) for execution_id, path, attempt in recorded}
+    limited = [id for id, name in load.started.items() if name == "limited"]
+    assert 0 < most_at_a_time([(line[id, "a"], line[id, "z"]) for id in limited]) <= MOST_LIMITED
+
+
+def most_at_a_time(spans: Iterable[Any]) -> int:
+    """How many of the (begin, end) overlap, at most."""
+    moments = sorted((moment, change) for begin, end in spans for moment, change in ((begin, 1), (end, -1)))
+    most = running = 0
+    for _, change in moments:
+        running += change
+        most = max(most, running)
+    return most
+
+
+def check_slots(stack: Stack, trigger_id: str) -> None:
+    """Every second from the first slot to the last has one fire, and that one execution, which ended."""
+    rows = stack.deployment.sql(
+        "SELECT f.scheduled_for, f.outcome, f.reason, e.status FROM trigger_fires f LEFT JOIN executions e "
+        "ON e.id = f.execution_id AND e.trigger_id = f.trigger_id "
+        "WHERE f.trigger_id = %(id)s::uuid ORDER BY f.scheduled_for",
+        id=trigger_id,
+    )
+    assert [row for row in rows if row[1] != "started" or row[3] != "completed"] == []
+    slots = [row[0] for row in rows]
+    assert [(one, following) for one, following in pairwise(slots) if following - one != SECOND] == []
+    ((begun, stopped, executions),) = stack.deployment.sql(
+        "SELECT created_at, updated_at, (SELECT count(*) FROM executions WHERE trigger_id = t.id) "
+        "FROM triggers t WHERE id = %(id)s::uuid",
+        id=trigger_id,
+    )
+    assert executions == len(slots)
+    assert slots[0] - begun <= SECOND
+    assert stopped - slots[-1] <= SECOND
+
+
+def check_nothing_is_left(stack: Stack) -> None:
+    """No step that has not ended, no lease of a process that is gone, no message that nobody takes."""
+    left = stack.deployment.sql(
+        "SELECT execution_id::text, path, status FROM step_executions "
+        "WHERE status NOT IN ('completed', 'failed', 'skipped', 'cancelled')"
+    )
+    assert left == []
+    wait_until(lambda: not _dead_leases(stack), what="the leases of dead processes to lapse")
+    wait_until(lambda: stack.messages() == 0, what="the queues to be empty")
+
+
+def _dead_leases(stack: Stack) -> list[int]:
+    pids = [pid for (pid,) in stack.deployment.sql("SELECT pid FROM worker_processes")]
+    return [pid for pid in pids if not psutil.pid_exists(pid)]
+
+
+def _marks(marks: Path) -> list[tuple[str, str, int]]:
+    """(execution, path, attempt), in the order in which they were performed."""
+    lines = [line.split() for line in marks.read_text().splitlines()]
+    return [(execution_id, path, int(attempt)) for execution_id, path, attempt in lines]
+
+
+def complete(figures: Figures, stack: Stack) -> Figures:
+    """The figures with what the database knows."""
+    ((figures.executions, figures.steps, figures.lost),) = stack.deployment.sql(
+        "SELECT (SELECT count(*) FROM executions), count(*), sum(losses) FROM step_executions"
+    )
+    ((figures.longest_stall,),) = stack.deployment.sql(
+        "SELECT extract(epoch FROM max(pause))::float8 FROM "
+        "(SELECT at - lag(at) OVER (ORDER BY at) AS pause FROM soak_ends WHERE of = 'step') AS pauses"
+    )
+    return figures

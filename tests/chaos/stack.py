@@ -1,0 +1,203 @@
+"""The processes of a deployment as an operator has them, each of which can be killed, frozen and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import psutil
+import redis
+import requests
+import sqlalchemy as sa
+from deployment import KEY, Deployment, wait_until
+
+from orchestrator.config import environment_of
+from orchestrator.embedded import free_port, wait_ready
+from orchestrator.processes import Child
+from workers.app import PRIORITY_STEPS, QUEUES, app
+
+_TESTS = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A worker as its command line makes it."""
+
+    queues: str
+    pool: str
+    concurrency: int
+
+
+WORKERS = {
+    "cpu-1": Kind("control,cpu", "prefork", 2),
+    "cpu-2": Kind("control,cpu", "prefork", 2),
+    "io-1": Kind("io", "threads", 10),
+    "io-2": Kind("io", "threads", 10),
+}
+BEATS = ("beat-1", "beat-2")
+
+
+class Stack:
+    """Two workers of each kind, two clocks, the API, over the servers of a deployment.
+
+    A process has a name that stays, and is another `Child` after each start. Its group dies with it.
+    """
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
+        self.settings = replace(deployment.settings, port=free_port())
+        self.running: dict[str, Child] = {}
+        self.leaving: list[Child] = []
+        """Processes that were asked to stop, and whose place has been taken."""
+        self._numbers = count(1)
+
+    def start(self) -> None:
+        for name in (*WORKERS, *BEATS, "api"):
+            self.start_process(name)
+        for name in WORKERS:
+            wait_until(lambda name=name: self.leases_of(self.running[name]), 60, f"the lease of {name}")
+        wait_until(self.api_answers, what="the API")
+
+    def stop(self) -> None:
+        for child in (*self.running.values(), *self.leaving):
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGCONT)
+            child.kill()
+
+    def start_process(self, name: str) -> None:
+        if name in self.running:
+            self.running[name].kill()  # what is left of its group
+        path = os.pathsep.join([str(_TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+        child = Child(
+            name,
+            self._command(name),
+            log=self.deployment.folder / f"{name}.log",
+            environment=os.environ | environment_of(self.settings) | {"PYTHONPATH": path},
+            folder=self.deployment.folder,
+        )
+        child.start()
+        self.running[name] = child
+
+    def _command(self, name: str) -> list[str]:
+        python = [sys.executable, "-m"]
+        if name == "api":
+            server = ["gunicorn", "api:create_app()", "--bind", f"127.0.0.1:{self.settings.port}"]
+            return [*python, *server, "--worker-class", "gthread", "--threads", "8", "--graceful-timeout", "5"]
+        if name in BEATS:
+            return [*python, "celery", "-A", "beat", "beat", "-S", "redbeat.RedBeatScheduler", "--pidfile="]
+        kind = WORKERS[name]
+        node = f"{name}.{next(self._numbers)}@%h"
+        worker = ["celery", "-A", "workers", "worker", "-n", node, "-Q", kind.queues, "-P", kind.pool]
+        return [*python, *worker, "-c", str(kind.concurrency), "--without-gossip", "--without-mingle", "-l", "INFO"]
+
+    # --- what it is asked ------------------------------------------------------------------------------------
+
+    def sql(self, statement: str, **params: Any) -> list[Any] | None:
+        """The rows; None while the database is away."""
+        try:
+            return self.deployment.sql(statement, **params)
+        except sa.exc.OperationalError:
+            self.deployment.store.close()
+            return None
+
+    def leases_of(self, child: Child) -> list[str]:
+        """The ids under which the processes of a worker claim steps."""
+        rows = self.sql(
+            "SELECT id::text FROM worker_processes WHERE pid = ANY(%(pids)s)", pids=[one.pid for one in family(child)]
+        )
+        return [id for (id,) in rows or ()]
+
+    def api_answers(self) -> bool:
+        try:
+            return bool(self.request("GET", "/health").ok)
+        except requests.RequestException:
+            return False
+
+    def request(self, method: str, path: str, **more: Any) -> requests.Response:
+        headers = {"Authorization": f"Bearer {KEY}", **more.pop("headers", {})}
+        url = f"http://127.0.0.1:{self.settings.port}{path}"
+        return requests.request(method, url, headers=headers, timeout=10, **more)
+
+    def messages(self) -> int:
+        """Those that wait at the broker; not those that somebody took and has not acknowledged."""
+        separator = app.conf.broker_transport_options["sep"]
+        keys = [f"{queue}{separator}{step}" if step else queue for queue in QUEUES for step in PRIORITY_STEPS]
+        with self._valkey_client() as client:
+            return sum(client.llen(key) for key in keys)
+
+    # --- what is done to it ----------------------------------------------------------------------------------
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to the process and what it has started."""
+        self.running[name].kill()
+
+    def kill_one(self, name: str, choose: Callable[[list[psutil.Process]], psutil.Process]) -> None:
+        """SIGKILL to one process of the group, as the kernel does when memory is short."""
+        with suppress(psutil.NoSuchProcess):
+            choose(family(self.running[name])).kill()
+
+    def freeze(self, name: str) -> None:
+        os.killpg(self.running[name].pid, signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.running[name].pid, signal.SIGCONT)
+
+    def roll(self, name: str) -> Child:
+        """Start a successor and ask the process to stop, as a deploy does; the one that is leaving."""
+        child = self.running.pop(name)
+        self.start_process(name)
+        child.signal(signal.SIGTERM)
+        self.leaving.append(child)
+        return child
+
+    def forget(self) -> None:
+        """The broker loses its data."""
+        with self._valkey_client() as client:
+            client.flushall()
+
+    def kill_valkey(self) -> None:
+        self._valkey.kill()
+
+    def start_valkey(self) -> None:
+        self._valkey.start()
+        wait_ready(self._valkey)
+
+    def kill_postgres(self) -> None:
+        backends = psutil.Process(self._postgres.pid).children(recursive=True)
+        self._postgres.kill()
+        psutil.wait_procs(backends, 10)
+
+    def start_postgres(self) -> None:
+        self._postgres.start()
+        wait_ready(self._postgres)
+        self.deployment.store.close()
+
+    @property
+    def _valkey(self) -> Any:
+        assert self.deployment.servers.valkey is not None
+        return self.deployment.servers.valkey
+
+    @property
+    def _postgres(self) -> Any:
+        assert self.deployment.servers.postgres is not None
+        return self.deployment.servers.postgres
+
+    def _valkey_client(self) -> Any:
+        return redis.Redis.from_url(self.settings.broker.url)
+
+
+def family(child: Child) -> list[psutil.Process]:
+    """The process, first, and what it has started; nothing if it is gone."""
+    try:
+        process = psutil.Process(child.pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
