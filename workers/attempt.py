@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from types import FrameType
@@ -24,6 +24,7 @@ from orchestrator.engine.endings import NOT_TRIGGERED, execution_facts, trigger_
 from orchestrator.engine.programs import Program
 from orchestrator.engine.start import check_payload
 from orchestrator.errors import InputError, StepFailed, StepTimeout, TemplateError
+from orchestrator.lifecycle import StepStatus
 from orchestrator.store import Store, cached_results, executions, logs, steps
 from orchestrator.store.logs import LogLine
 from orchestrator.store.steps import Claim, ExecutionFacts
@@ -258,7 +259,12 @@ class Attempt:
             workflows=self.workflows,
         )
         with self.watch.over(self.claim.token), interruptible(deadline):
-            return prepared.type.perform(step_context)
+            outcome = prepared.type.perform(step_context)
+        return self._masked_body(outcome) if isinstance(outcome, Spawn) else outcome
+
+    def _masked_body(self, spawn: Spawn) -> Spawn:
+        """Items are kept with the rows of their rounds."""
+        return replace(spawn, scopes=[replace(scope, loop=self.secrets.mask(scope.loop)) for scope in spawn.scopes])
 
     def _worth_recording(self, rendered: Mapping[str, Any]) -> Mapping[str, Any]:
         """The config without the steps in it, which have rows of their own."""
@@ -276,12 +282,12 @@ class Attempt:
         path, scopes = self.claim.path, self.program.scopes
         named = {step_id: scopes.path_of(step_id, path) for step_id in prepared.references}
         mappers = self.program.mappers(path) if "variables" in prepared.roots else ()
-        self._read({other for other in (*named.values(), *mappers) if other is not None})
+        seen = self._seen({other for other in (*named.values(), *mappers) if other is not None})
         execution = self.execution
         context = {
-            "variables": self.program.variables_after(execution.input, mappers, self.seen),
+            "variables": self.program.variables_after(execution.input, mappers, seen),
             "input": execution.input,
-            "steps": {id: self.seen[other] for id, other in named.items() if other in self.seen},
+            "steps": {id: seen[other] for id, other in named.items() if other is not None and other in seen},
             "secrets": self.secrets,
             "trigger": self._trigger() if "trigger" in prepared.roots else None,
             "execution": execution_facts(execution.id, execution.workflow_id, execution.version, execution.priority),
@@ -292,16 +298,19 @@ class Attempt:
             context["loop"] = self.claim.loop
         return context
 
-    def _read(self, paths: set[str]) -> None:
-        unread = paths - self.seen.keys()
+    def _seen(self, paths: set[str]) -> Mapping[str, dict[str, Any]]:
+        """What templates see of other steps. Only what has completed is kept: it stays as it is."""
+        known = {path: self.seen[path] for path in paths if path in self.seen}
+        unread = paths - known.keys()
         if not unread:
-            return
+            return known
         try:
             with self.store.single() as connection:
                 read = steps.outputs(connection, self.execution.id, unread)
         except Exception as error:
             raise StoreFailed from error
-        self.seen |= read
+        self.seen |= {path: one for path, one in read.items() if one["status"] == StepStatus.COMPLETED}
+        return known | read
 
     def _trigger(self) -> Mapping[str, Any]:
         if self.execution.trigger_id is None:
@@ -331,8 +340,8 @@ class Attempt:
             step.id: f"{self.claim.path}[{last}].{step.id}" for body in self.step.bodies.values() for step in body.steps
         }
         named = {id: inner.get(id) or self.program.scopes.path_of(id, self.claim.path) for id in compiled.steps}
-        self._read({path for path in named.values() if path is not None})
-        seen = {id: self.seen[path] for id, path in named.items() if path in self.seen}
+        read = self._seen({path for path in named.values() if path is not None})
+        seen = {id: read[path] for id, path in named.items() if path is not None and path in read}
         return compiled.render({**context, "steps": seen, **names})
 
     def _reveal(self, value: Any) -> Any:

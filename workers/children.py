@@ -12,6 +12,7 @@ from orchestrator.store import Store, executions, workflows
 from orchestrator.store.executions import Outcome, Parent
 from orchestrator.store.steps import Claim, ExecutionFacts
 from workers.dispatch import Doorbell
+from workers.secrets import Secrets
 
 MAX_DEPTH = 10
 """Executions above one another; a workflow that starts itself would never end."""
@@ -26,6 +27,7 @@ class Children:
     doorbell: Doorbell
     facts: ExecutionFacts
     claim: Claim
+    secrets: Secrets
 
     def start(self, workflow: str, input: Any, *, attached: bool) -> str:
         if self.facts.depth + 1 > MAX_DEPTH:
@@ -38,7 +40,7 @@ class Children:
                 self.store,
                 self.programs,
                 workflow_id,
-                input,
+                self.secrets.mask(input),  # it is stored and shown; the other workflow can name its secrets itself
                 priority=self.facts.priority,
                 idempotency_key=f"{self.facts.id}:{self.claim.path}",
                 parent=parent,

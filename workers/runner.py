@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.definition.graph import CONTROL
+from orchestrator.definition.scopes import phase_of
 from orchestrator.engine.admission import admit, plans_of_admitted
 from orchestrator.engine.advance import (
     Advance,
@@ -34,7 +35,7 @@ from orchestrator.engine.programs import Program
 from orchestrator.engine.waiting import rest_awaiting
 from orchestrator.errors import StepFailed
 from orchestrator.lifecycle import StepStatus
-from orchestrator.store import steps
+from orchestrator.store import executions, steps
 from orchestrator.store.admission import Freed
 from orchestrator.store.steps import Claim, ExecutionFacts, Result
 from workers.attempt import Attempt, Skipped
@@ -147,13 +148,14 @@ class Pack:
 class Lane:
     """Steps that one thread performs one after the other.
 
-    `facts`, `program` and `queue` are known from the first claim on.
+    `facts`, `program`, `queue` and how long it may go on are known from the first claim on.
     """
 
     facts: ExecutionFacts
     program: Program
     queue: str
     ends_at: float | None
+    phase: str
 
     def __init__(self, process: WorkerProcess, execution_id: str, starts: Iterable[str], rung: frozenset[str]) -> None:
         self.process = process
@@ -175,6 +177,7 @@ class Lane:
     def go(self, claim: Claim | None) -> None:
         while claim is not None:
             step = self.program.scopes.step(claim.path)
+            self._heed_phase(claim.path)
             attempt = Attempt(
                 store=self.store,
                 settings=self.process.settings,
@@ -187,7 +190,14 @@ class Lane:
                 seen=self.seen,
                 ends_at=self.ends_at,
                 watch=self.process.watch,
-                workflows=Children(self.store, self.process.programs, self.process.doorbell, self.facts, claim),
+                workflows=Children(
+                    self.store,
+                    self.process.programs,
+                    self.process.doorbell,
+                    self.facts,
+                    claim,
+                    self.process.secrets,
+                ),
             )
             if self.process.hooks is not None:
                 self.report = self.process.hooks.step_taken(self.facts, step, claim)
@@ -218,9 +228,19 @@ class Lane:
             self.program = self.process.programs.get(self.store, self.facts.workflow_id, self.facts.version)
             self.queue = self.program.scopes.of(start).queue_for(start)
             left = self.facts.seconds_left
-            self.ends_at = None if left is None else time.monotonic() + left
+            self._has_left(left, start)
             return claim
         return None
+
+    def _has_left(self, seconds: float | None, path: str) -> None:
+        self.ends_at = None if seconds is None else time.monotonic() + seconds
+        self.phase = phase_of(path)
+
+    def _heed_phase(self, path: str) -> None:
+        """What runs at an execution's end has a time of its own."""
+        if phase_of(path) != self.phase:
+            with self.store.single() as connection:
+                self._has_left(executions.seconds_left(connection, self.execution_id), path)
 
     # --- what follows an attempt -----------------------------------------------------------------------------
 
@@ -331,7 +351,8 @@ class Lane:
         """Whether nothing but this step's end is left of an execution that asks for nothing at its end."""
         program, graph = self.program, self.program.scopes.of(path)
         alone = graph is program.scopes.root and graph.is_one_run and not graph.children[path]
-        return alone and program.outputs is None and not program.has_endings and self.facts.parent_step_id is None
+        is_plain = program.outputs is None and not program.has_endings and not program.is_counted
+        return alone and is_plain and self.facts.parent_step_id is None
 
     def _settled(self, advanced: Advance) -> Claim | None:
         if self.report is not None and advanced.counted:

@@ -80,7 +80,10 @@ class Scopes:
 
     def upstream(self, path: str) -> Iterator[Step]:
         """The steps that have ended before `path` begins, as far as its scope and those around it say: the
-        nearest ones first."""
+        nearest ones first. What undoes a step sees that one, and what that saw."""
+        if path.startswith(f"{COMPENSATE}."):
+            path = path.removeprefix(f"{COMPENSATE}.")
+            yield self.step(path)
         graph: Graph | None = self.of(path)
         while graph is not None:
             yield from _ancestors(graph, path)

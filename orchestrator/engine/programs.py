@@ -16,7 +16,7 @@ from orchestrator.config import Settings
 from orchestrator.definition import build_definition, paths
 from orchestrator.definition.document import walk
 from orchestrator.definition.model import RetryPolicy, Step
-from orchestrator.definition.scopes import Scopes
+from orchestrator.definition.scopes import FINALLY, ON_FAILURE, Scopes, phase_of
 from orchestrator.definition.templates import Compiled, compile_value
 from orchestrator.errors import InputError, Problem, TemplateError
 from orchestrator.lifecycle import StepStatus
@@ -140,8 +140,8 @@ class Program:
 
     @cached_property
     def sees_outer_loop(self) -> bool:
-        """Whether anything speaks of `loop.parent`."""
-        return any(_speaks_of(step, "loop.parent") for step in self.definition.steps)
+        """Whether anything may speak of `loop.parent`, however that is written."""
+        return any(_speaks_of(step, "parent") for step in self._all_steps())
 
     # --- variables that steps map their outputs to ---------------------------------------------------------------
 
@@ -151,7 +151,8 @@ class Program:
         if not self._has_mappers:
             return ()
         nearest_first = [step.path for step in self.scopes.upstream(path) if step.output_mapping]
-        return tuple(reversed(nearest_first))
+        before = self.mappers_of_all() if phase_of(path) in (ON_FAILURE, FINALLY) else ()
+        return (*before, *reversed(nearest_first))
 
     def mappers_of_all(self) -> tuple[str, ...]:
         """Those among the definition's own steps."""

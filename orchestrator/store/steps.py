@@ -125,10 +125,19 @@ WITH claimed AS (
 )
 SELECT claimed.*, EXISTS (SELECT FROM begun) FROM claimed
 """
+# Whoever wants the execution's row and its steps' takes the former first, or two could wait for each other. Only the
+# claim that may begin the execution wants both.
+_BEGIN_FIRST = f"""
+DECLARE
+BEGIN
+    PERFORM FROM executions WHERE id = %(execution)s AND {BEGIN.guard} FOR NO KEY UPDATE;
+    RETURN QUERY {_CLAIM};
+END
+"""
 
 _CLAIM_ROUTINE = Routine(
     "claim_step",
-    _CLAIM,
+    _BEGIN_FIRST,
     {"execution": "uuid", "path": "text", "worker": "uuid", "token": "uuid"},
     _CLAIMED
     | {
@@ -199,6 +208,8 @@ def claim_queued(store: Store, execution_id: str, queues: Collection[str], worke
     return _claim(rows[0], token)
 
 
+# It holds the one row when it comes to the other, and must not wait for that: whoever cancels all of an execution takes
+# them in an order of their own.
 _COMPLETE_AND_FOLLOW = f"""
 WITH recorded AS (
     UPDATE step_executions SET {COMPLETE.assignment}, {_RECORD}, finished_at = clock_timestamp()
@@ -206,8 +217,10 @@ WITH recorded AS (
 ), claimed AS (
     UPDATE step_executions s SET {FOLLOW.assignment}, {_TAKE}
     FROM executions e
-    WHERE s.execution_id = %(execution)s::uuid AND s.path = %(path)s AND s.{FOLLOW.guard}
-      AND e.id = s.execution_id AND e.status = '{ExecutionStatus.RUNNING}' AND EXISTS (SELECT FROM recorded)
+    WHERE s.id = (SELECT q.id FROM step_executions q WHERE q.execution_id = %(execution)s::uuid AND q.path = %(path)s
+                  AND q.{FOLLOW.guard} FOR UPDATE SKIP LOCKED)
+      AND s.{FOLLOW.guard}
+      AND e.id = %(execution)s::uuid AND e.status = '{ExecutionStatus.RUNNING}' AND EXISTS (SELECT FROM recorded)
     RETURNING {_CLAIMED_ROW}
 )
 SELECT EXISTS (SELECT FROM recorded) AS recorded, claimed.* FROM (SELECT) AS one LEFT JOIN claimed ON true
@@ -384,7 +397,13 @@ SELECT EXISTS (SELECT FROM recorded) AS recorded, EXISTS (SELECT FROM finished) 
 
 _COMPLETE_AND_FINISH_ROUTINE = Routine(
     "complete_and_finish",
-    _COMPLETE_AND_FINISH,
+    f"""
+    DECLARE
+    BEGIN
+        PERFORM FROM executions WHERE id = %(execution)s FOR NO KEY UPDATE;
+        RETURN QUERY {_COMPLETE_AND_FINISH};
+    END
+    """,
     _WRITTEN | {"execution": "uuid", "path": "text"},
     {"recorded": "bool", "finished": "bool", "asked": "bool", "limit_keys": "text[]"},
 )
@@ -811,8 +830,10 @@ def ring_again(connection: Connection, *, older_than: float, queues: Sequence[st
             ORDER BY live.priority DESC, live.rung_at LIMIT %(limit)s
         )
         UPDATE step_executions s SET rung_at = clock_timestamp()
-        FROM lost WHERE s.id = lost.id AND s.status = '{StepStatus.QUEUED}'
-        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, lost.priority
+        FROM (SELECT q.id, lost.priority FROM lost JOIN step_executions q ON q.id = lost.id
+              FOR UPDATE OF q SKIP LOCKED) AS rung
+        WHERE s.id = rung.id AND s.status = '{StepStatus.QUEUED}'
+        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, rung.priority
         """,
         {"age": older_than, "queues": None if queues is None else list(queues), "limit": limit},
     )
