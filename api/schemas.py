@@ -145,6 +145,9 @@ class WorkflowOut(Schema):
     name = fields.String()
     description = fields.String()
     status = fields.String(validate=_WORKFLOW_STATUS)
+    status_reason = fields.String(
+        allow_none=True, metadata={"description": "why it has this status, if no user asked for it"}
+    )
     tags = fields.List(fields.String())
     owner_id = fields.UUID(allow_none=True)
     is_template = fields.Boolean()

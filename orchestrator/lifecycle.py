@@ -19,7 +19,7 @@ class WorkflowStatus(StrEnum):
     PAUSED = "paused"
     """Nothing starts it; a user resumes it."""
     COMPLETED = "completed"
-    """Its run limit or end date was reached."""
+    """Its run limit or end date was reached; a user activates it again."""
     FAILED = "failed"
     """Disabled after too many failures in a row; a user activates it again."""
     CANCELLED = "cancelled"
@@ -160,3 +160,11 @@ ACTIVATE = Transition(
 )
 PAUSE_WORKFLOW = Transition("pause", frozenset({WorkflowStatus.ACTIVE}), WorkflowStatus.PAUSED)
 RESUME_WORKFLOW = Transition("resume", frozenset({WorkflowStatus.PAUSED}), WorkflowStatus.ACTIVE)
+COMPLETE_WORKFLOW = Transition(
+    "complete", frozenset({WorkflowStatus.ACTIVE, WorkflowStatus.PAUSED}), WorkflowStatus.COMPLETED
+)
+"""As many executions have ended as it is to have (the last of them), or its end date has come (reconcile)."""
+FAIL_WORKFLOW = Transition("fail", COMPLETE_WORKFLOW.sources, WorkflowStatus.FAILED)
+"""Too many of its executions have failed in a row (the last of them)."""
+CANCEL_WORKFLOW = Transition("cancel", frozenset(WorkflowStatus) - {WorkflowStatus.CANCELLED}, WorkflowStatus.CANCELLED)
+"""A user retires it, for good."""

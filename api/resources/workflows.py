@@ -30,11 +30,12 @@ from orchestrator.definition.complaints import Hints
 from orchestrator.definition.paths import join
 from orchestrator.definition.step_templates import load_with_templates
 from orchestrator.engine import triggers
+from orchestrator.engine.control import retire
 from orchestrator.engine.dry_run import dry_run
 from orchestrator.engine.start import check_payload, start_execution
 from orchestrator.errors import Conflict, DefinitionError, InputError, Problem
 from orchestrator.lifecycle import ACTIVATE, PAUSE_WORKFLOW, RESUME_WORKFLOW, Transition
-from orchestrator.store import executions, workflows
+from orchestrator.store import executions, workflow_ends, workflows
 from orchestrator.store.step_templates import StoredTemplates
 
 _WORKFLOW = WorkflowIn()
@@ -140,6 +141,16 @@ def pause(workflow_id: UUID) -> Response:
 def resume(workflow_id: UUID) -> Response:
     """Undo a pause."""
     return _moved(workflow_id, RESUME_WORKFLOW)
+
+
+@blueprint.route("/<uuid:workflow_id>/cancel", methods=["POST"])
+@blueprint.response(200, WorkflowDetail)
+def cancel(workflow_id: UUID) -> Response:
+    """Retire it for good: nothing starts it any more, and what runs is cancelled. It and its history stay readable."""
+    here = service()
+    for plan in retire(here.store, here.programs, str(workflow_id)):
+        here.send(plan)
+    return _shown(workflow_id)
 
 
 @blueprint.route("/<uuid:workflow_id>/instantiate", methods=["POST"])
@@ -259,6 +270,11 @@ def _moved(workflow_id: UUID, transition: Transition) -> Response:
                     f"workflow {workflow_id} is a template and cannot be activated; make a workflow of it with "
                     "POST .../instantiate, and activate that",
                     "template",
+                )
+            if status in transition.sources and workflow_ends.is_past(connection, str(workflow_id)):
+                raise Conflict(
+                    f"the end_date of workflow {workflow_id} has passed; give it a later one or none, then activate it",
+                    status,
                 )
             # Said twice, done once: the second call finds what it asked for.
             if status != transition.target:

@@ -30,6 +30,8 @@ def build_definition(source: Mapping[str, Any], catalogue: Catalogue) -> Definit
         inputs=source.get("inputs"),
         max_concurrent=source.get("max_concurrent"),
         concurrency=_concurrency(source.get("concurrency")),
+        run_limit=source.get("run_limit"),
+        max_failures=source.get("max_failures"),
         on_failure=_steps(source.get("on_failure"), catalogue),
         finally_=_steps(source.get("finally"), catalogue),
     )

@@ -1,8 +1,9 @@
-"""Durations (`30s`, `5m`, `2h`, `7d`, `1h30m`, `250ms`) and sizes (`64KB`, `1GB`) as people write them."""
+"""Durations (`30s`, `5m`, `2h`, `7d`, `1h30m`, `250ms`), sizes (`64KB`, `1GB`) and moments as people write them."""
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -68,3 +69,14 @@ def parse_size(value: object) -> int:
     if match is None:
         raise ValueError(f"'{value}' is not a size; write it like 64KB, 10MB or 1GB")
     return int(float(match[1]) * _BYTES[match[2].upper()])
+
+
+def parse_moment(value: object) -> datetime:
+    """The moment in UTC that `value` says as RFC 3339 does: `2030-01-01T08:00:00+01:00`. Raises ValueError."""
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
+        if moment is not None and moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"{value!r:.100} is not a moment; write it with its offset: 2030-01-01T08:00:00+01:00")

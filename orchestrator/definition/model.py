@@ -131,5 +131,9 @@ class Definition:
     max_concurrent: int | None = None
     """Executions of it that may run at a time."""
     concurrency: Concurrency | None = None
+    run_limit: int | None = None
+    """Executions after whose end the workflow is completed."""
+    max_failures: int | None = None
+    """Executions that fail in a row, after which the workflow has failed."""
     on_failure: tuple[Step, ...] = ()
     finally_: tuple[Step, ...] = ()

@@ -12,7 +12,7 @@ from typing import Any
 from jsonschema import Draft202012Validator, SchemaError
 from marshmallow import Schema, ValidationError, fields, validate
 
-from orchestrator.definition.durations import DURATION_SHAPE, parse_duration
+from orchestrator.definition.durations import DURATION_SHAPE, parse_duration, parse_moment
 from orchestrator.definition.model import TriggerRule
 
 STEP_ID = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,127}")
@@ -21,6 +21,8 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 RESERVED_IDS = frozenset(("on_failure", "finally", "compensate"))
 """What the paths of such steps begin with."""
 MAX_STEPS = 10_000
+MAX_RUNS = 10_000
+"""They are counted whenever one ends."""
 MAX_DURATION = 3650 * 86400.0
 """Seconds; a deadline must stay a date that Python and PostgreSQL know."""
 
@@ -39,6 +41,13 @@ def _duration(minimum: float, says: str, **options: Any) -> fields.Field[Any]:
     seconds, text = DURATION_SHAPE["anyOf"]
     shape = {"anyOf": [{**seconds, "minimum": minimum, "maximum": MAX_DURATION}, text]}
     return fields.Raw(validate=check, metadata={"description": says, **shape}, **options)
+
+
+def _is_moment(value: Any) -> None:
+    try:
+        parse_moment(value)
+    except ValueError as error:
+        raise ValidationError(str(error)) from None
 
 
 def _number(low: float, high: float, says: str, whole: bool = False, **options: Any) -> fields.Field[Any]:
@@ -254,6 +263,22 @@ class DefinitionSchema(Schema):
         ConcurrencySchema,
         allow_none=True,
         metadata={"description": "how many executions with the same key run at a time"},
+    )
+    run_limit = _number(
+        1, MAX_RUNS, "executions after whose end the workflow is completed", whole=True, allow_none=True
+    )
+    max_failures = _number(
+        1, MAX_RUNS, "failures in a row after which nothing starts it any more", whole=True, allow_none=True
+    )
+    end_date = fields.Raw(
+        allow_none=True,
+        validate=_is_moment,
+        metadata={
+            "description": "the moment from which on the workflow is completed",
+            "type": "string",
+            "format": "date-time",
+            "examples": ["2030-01-01T08:00:00+01:00"],
+        },
     )
     triggers = fields.List(
         fields.Nested(TriggerSchema), allow_none=True, metadata={"description": "what starts executions"}

@@ -22,7 +22,7 @@ from orchestrator.engine.bodies import Spawn
 from orchestrator.engine.plan import Message, Plan, frontier, plan, whole_frontier
 from orchestrator.engine.programs import Program, Programs
 from orchestrator.lifecycle import EXECUTION_TERMINAL, STEP_TERMINAL, ExecutionStatus, StepStatus
-from orchestrator.store import Store, admission, bodies, executions, steps
+from orchestrator.store import Store, admission, bodies, executions, steps, workflow_ends
 from orchestrator.store.admission import Freed
 from orchestrator.store.executions import AWAITS_BODY, Locked
 from orchestrator.store.steps import EMPTY, Claim, ExecutionFacts, Result, Ring, Surroundings
@@ -302,6 +302,8 @@ def end_early(
             executions.cancel(connection, execution_id, message)
         else:
             executions.fail(connection, execution_id, message)
+        if program.is_counted:
+            workflow_ends.settle(connection, locked.workflow_id)
         plans = plans_of(endings.wake_parent(connection, locked))
         freed = admission.freed(connection, execution_id)
         return Advance(True, exhausted=True, ended=True, plans=plans, freed=freed)

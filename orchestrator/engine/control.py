@@ -6,7 +6,8 @@ Each call changes rows; what runs notices at its next claim, and a cancelled ste
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 
 from sqlalchemy.engine import Connection
 
@@ -17,6 +18,7 @@ from orchestrator.engine.plan import Plan
 from orchestrator.engine.programs import Program, Programs
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.lifecycle import (
+    CANCEL_WORKFLOW,
     PAUSE_EXECUTION,
     REQUEUE_EXECUTION,
     RESUME_EXECUTION,
@@ -24,8 +26,11 @@ from orchestrator.lifecycle import (
     ExecutionStatus,
     StepStatus,
 )
-from orchestrator.store import Store, control, executions, signals, steps
+from orchestrator.store import Store, control, executions, signals, steps, workflows
 from orchestrator.store.executions import Locked
+
+_CANCELLED_AT_ONCE = 1000
+"""Executions of a workflow that is retired."""
 
 
 def pause(store: Store, execution_id: str) -> None:
@@ -59,6 +64,18 @@ def cancel(store: Store, programs: Programs, execution_id: str, message: str) ->
             raise _conflict(locked, "cancelled")
     freed = () if advanced.freed is None else plans_of_admitted(admit(store, programs.settings, advanced.freed.keys))
     return [*advanced.plans, *freed]
+
+
+def retire(store: Store, programs: Programs, workflow_id: str) -> Iterator[Plan]:
+    """Let nothing start the workflow ever again, and cancel what runs of it; what to dispatch. What this does not come
+    to, reconcile does."""
+    with store.transaction() as connection:
+        if not workflows.move(connection, workflow_id, CANCEL_WORKFLOW):
+            workflows.current(connection, workflow_id)  # it has been retired, or is not there
+        live = executions.live_of_workflow(connection, workflow_id, _CANCELLED_AT_ONCE)
+    for execution_id in live:
+        with suppress(Conflict):  # it has ended meanwhile
+            yield from cancel(store, programs, execution_id, "its workflow was cancelled")
 
 
 def retry(store: Store, programs: Programs, execution_id: str) -> list[Plan]:
@@ -126,6 +143,11 @@ class _Again:
         """An execution that ended begins again; what ran at its end is forgotten, and runs again then."""
         if locked.status not in RETRY_EXECUTION.sources:
             raise _conflict(locked, "retried")
+        status, _ = workflows.current(self.connection, locked.workflow_id)
+        if status is CANCEL_WORKFLOW.target:
+            raise Conflict(
+                f"the workflow of execution {locked.id} is cancelled, and nothing of it is done again", status
+            )
         if control.was_undone(self.connection, locked.id):
             raise Conflict(
                 f"steps of execution {locked.id} have been undone by their compensate; start a new execution",

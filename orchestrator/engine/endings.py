@@ -21,7 +21,7 @@ from orchestrator.engine import bodies as engine_bodies
 from orchestrator.engine.programs import Program
 from orchestrator.errors import TemplateError
 from orchestrator.lifecycle import ExecutionStatus, StepStatus
-from orchestrator.store import admission, bodies, executions, signals, steps
+from orchestrator.store import admission, bodies, executions, signals, steps, workflow_ends
 from orchestrator.store.admission import Freed
 from orchestrator.store.bodies import InnerRow
 from orchestrator.store.executions import Locked
@@ -58,6 +58,8 @@ def after_part(connection: Connection, program: Program, locked: Locked) -> Afte
         if outcome is COMPLETED:
             outcome, message = _judged(connection, program, locked.id, FINALLY)
     _end(connection, program, locked, outcome, message)
+    if program.is_counted:
+        workflow_ends.settle(connection, locked.workflow_id)
     return After(ended=True, parent=wake_parent(connection, locked), freed=admission.freed(connection, locked.id))
 
 

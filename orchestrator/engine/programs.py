@@ -133,6 +133,11 @@ class Program:
     def has_endings(self) -> bool:
         return bool(self.definition.on_failure or self.definition.finally_ or self.undoable)
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether the end of an execution may be that of the workflow."""
+        return self.definition.run_limit is not None or self.definition.max_failures is not None
+
     @cached_property
     def sees_loop(self) -> frozenset[str]:
         """The ids of the steps whose templates may speak of `loop`: a text with that word in it."""

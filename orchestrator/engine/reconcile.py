@@ -22,7 +22,7 @@ from orchestrator.engine.advance import Advance, Failure, end_early, end_failed_
 from orchestrator.engine.plan import Message, Plan, plan
 from orchestrator.engine.programs import Programs
 from orchestrator.lifecycle import ExecutionStatus
-from orchestrator.store import Store, cached_results, executions, step_tests, steps, workers
+from orchestrator.store import Store, cached_results, executions, step_tests, steps, workers, workflow_ends
 from orchestrator.store import triggers as trigger_rows
 from orchestrator.store.steps import Claim, Orphan, Ring
 
@@ -104,11 +104,13 @@ class Reconciler:
         self.fire_timers()
         self.let_in()
         self.end_overdue()
+        self.end_workflows()
         self.fire_triggers()
         if now >= self._slow_at:
             self._slow_at = now + _SLOW_EVERY
             self.ring_lost_messages()
             self.restart_stalled()
+            self.settle_workflows()
             self.purge()
         return self._until_next(interval)
 
@@ -187,6 +189,19 @@ class Reconciler:
 
     def _end_early(self, execution_id: str, outcome: ExecutionStatus, message: str) -> None:
         self._settle(execution_id, end_early(self.store, self.programs, execution_id, outcome, message))
+
+    def end_workflows(self) -> None:
+        """Those whose date has come, before their triggers fire once more."""
+        with self.store.single() as connection:
+            workflow_ends.settle_past(connection)
+
+    def settle_workflows(self) -> None:
+        """What was to be seen to when an execution ended, or when a workflow was retired."""
+        with self.store.single() as connection:
+            workflow_ends.settle_all(connection)
+            retired = executions.of_cancelled_workflows(connection, _BATCH)
+        for execution_id in retired:
+            self._end_early(execution_id, ExecutionStatus.CANCELLED, "its workflow was cancelled")
 
     def fire_triggers(self) -> None:
         """What is due by time, what somebody died over, and what waited for its turn."""

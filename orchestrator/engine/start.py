@@ -98,9 +98,9 @@ def check_startable(workflow_id: str, status: WorkflowStatus, is_template: bool)
             "template",
         )
     if status not in STARTABLE:
-        raise Conflict(
-            f"workflow {workflow_id} is {status} and cannot be executed; activate or resume it first", status
-        )
+        retired = status is WorkflowStatus.CANCELLED
+        hint = "make a new one of its definition" if retired else "activate or resume it first"
+        raise Conflict(f"workflow {workflow_id} is {status} and cannot be executed; {hint}", status)
 
 
 def check_payload(value: Any, limit: int, path: str = "input") -> None:

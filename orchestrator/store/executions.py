@@ -309,6 +309,17 @@ def is_untouched(connection: Connection, execution_id: str) -> bool:
     return untouched
 
 
+def live_of_workflow(connection: Connection, workflow_id: str, limit: int) -> list[str]:
+    """Executions of the workflow that have not ended, the oldest first."""
+    rows = run(
+        connection,
+        "SELECT id::text FROM executions WHERE workflow_id = %(id)s::uuid "
+        f"AND status NOT IN ({sql_words(EXECUTION_TERMINAL)}) ORDER BY id LIMIT %(limit)s",
+        {"id": workflow_id, "limit": limit},
+    )
+    return [id for (id,) in rows]
+
+
 def has_ended(connection: Connection, execution_id: str) -> bool:
     """Whether the execution has ended; it cannot before this transaction does."""
     status = run(
@@ -535,6 +546,18 @@ def abandoned(connection: Connection, limit: int) -> list[str]:
           AND e.outcome IS NULL
         LIMIT %(limit)s
         """,
+        {"limit": limit},
+    )
+    return [id for (id,) in rows]
+
+
+def of_cancelled_workflows(connection: Connection, limit: int) -> list[str]:
+    """Live executions of workflows that have been retired."""
+    rows = run(
+        connection,
+        "SELECT e.id::text FROM executions e JOIN workflows w ON w.id = e.workflow_id "
+        f"WHERE e.status NOT IN ({sql_words(EXECUTION_TERMINAL)}) AND e.outcome IS NULL "
+        f"AND w.status = '{WorkflowStatus.CANCELLED}' LIMIT %(limit)s",
         {"limit": limit},
     )
     return [id for (id,) in rows]

@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from orchestrator.definition.durations import parse_moment
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.lifecycle import ACTIVATE, EXECUTION_TERMINAL, ExecutionStatus, Transition, WorkflowStatus, sql_words
 from orchestrator.store import models as tables
@@ -102,6 +103,7 @@ def insert(
             owner_id=owner_id,
             is_template=is_template,
             version=1,
+            **_ends_of(definition),
         )
     )
     _insert_version(connection, workflow_id, 1, definition, resolved)
@@ -122,7 +124,7 @@ def update(
     """
     row = run(
         connection,
-        "SELECT version, status FROM workflows WHERE id = %(id)s::uuid FOR UPDATE",
+        "SELECT version, status, run_limit, max_failures FROM workflows WHERE id = %(id)s::uuid FOR UPDATE",
         {"id": workflow_id},
     ).first()
     if row is None:
@@ -136,13 +138,25 @@ def update(
     if new_definition is not None:
         newest = _documents(connection, workflow_id, row.version)
         if (new_definition, resolved) != newest:
-            values["version"] = row.version + 1
+            values |= {"version": row.version + 1, **_ends_of(new_definition)}
+            if (values["run_limit"], values["max_failures"]) != (row.run_limit, row.max_failures):
+                values["counts_from"] = new_id()
             _insert_version(connection, workflow_id, row.version + 1, new_definition, resolved)
     connection.execute(
         tables.workflows.update()
         .where(tables.workflows.c.id == workflow_id)
         .values(**values, updated_at=sa.func.clock_timestamp())
     )
+
+
+def _ends_of(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """What a definition says of the end of its workflow; see store/workflow_ends.py."""
+    end_date = definition.get("end_date")
+    return {
+        "run_limit": definition.get("run_limit"),
+        "max_failures": definition.get("max_failures"),
+        "end_date": None if end_date is None else parse_moment(end_date),
+    }
 
 
 def _insert_version(
@@ -179,13 +193,17 @@ def delete(connection: Connection, workflow_id: str) -> None:
 
 
 def move(connection: Connection, workflow_id: str, transition: Transition) -> bool:
-    """Change the status; False if it is not one that this transition starts from, or would activate a template."""
-    allowed = f"{transition.guard} AND NOT is_template" if transition is ACTIVATE else transition.guard
+    """Change the status; False if it is not one that this transition starts from, or would activate a template or what
+    has passed its end date."""
+    allowed, also = transition.guard, ""
+    if transition is ACTIVATE:
+        allowed += " AND NOT is_template AND (end_date IS NULL OR end_date > clock_timestamp())"
+        also = "counts_from = %(now)s::uuid, "
     sql = (
-        f"UPDATE workflows SET {transition.assignment}, updated_at = clock_timestamp() "
+        f"UPDATE workflows SET {transition.assignment}, {also}status_reason = NULL, updated_at = clock_timestamp() "
         f"WHERE id = %(id)s::uuid AND {allowed}"
     )
-    return run(connection, sql, {"id": workflow_id}).rowcount == 1
+    return run(connection, sql, {"id": workflow_id, "now": new_id()}).rowcount == 1
 
 
 _w = tables.workflows
@@ -194,6 +212,7 @@ _SHOWN = (
     _w.c.name,
     _w.c.description,
     _w.c.status,
+    _w.c.status_reason,
     _w.c.tags,
     _w.c.owner_id,
     _w.c.is_template,

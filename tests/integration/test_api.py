@@ -30,7 +30,8 @@ PAIR = {
 }
 
 WORKFLOW = {
-    "id", "name", "description", "status", "tags", "owner_id", "is_template", "version", "created_at", "updated_at",
+    "id", "name", "description", "status", "status_reason", "tags", "owner_id", "is_template", "version", "created_at",
+    "updated_at",
 }  # fmt: skip
 WORKFLOW_DETAIL = WORKFLOW | {"definition", "execution_count", "last_executed", "success_rate"}
 EXECUTION = {
@@ -52,6 +53,7 @@ ROUTES = {
     ("/api/v1/workflows/{workflow_id}/activate", "post"),
     ("/api/v1/workflows/{workflow_id}/pause", "post"),
     ("/api/v1/workflows/{workflow_id}/resume", "post"),
+    ("/api/v1/workflows/{workflow_id}/cancel", "post"),
     ("/api/v1/workflows/{workflow_id}/execute", "post"),
     ("/api/v1/workflows/{workflow_id}/instantiate", "post"),
     ("/api/v1/step-templates", "get"),

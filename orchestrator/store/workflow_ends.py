@@ -1,0 +1,73 @@
+"""How workflows come to their end by themselves: after so many executions or failures in a row, or at a date.
+
+What has been is counted from the rows, among the executions that began since the workflow was activated or given
+another limit. In a row is meant in the order in which they began, as that of their ends is a matter of luck.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.engine import Connection
+
+from orchestrator.lifecycle import (
+    COMPLETE_WORKFLOW,
+    EXECUTION_TERMINAL,
+    FAIL_WORKFLOW,
+    ExecutionStatus,
+    Transition,
+    sql_words,
+)
+from orchestrator.store.session import run
+
+_SINCE = "coalesce(w.counts_from, '00000000-0000-0000-0000-000000000000')"
+_COMPLETED_LAST = (
+    "SELECT e.id FROM executions e WHERE e.workflow_id = w.id "
+    f"AND e.id > {_SINCE} AND e.status = '{ExecutionStatus.COMPLETED}' ORDER BY e.id DESC LIMIT 1"
+)
+
+
+def _end(transition: Transition, condition: str, reason: str) -> str:
+    return (
+        f"UPDATE workflows w SET {transition.assignment}, status_reason = {reason}, updated_at = clock_timestamp() "
+        f"WHERE {transition.guard} AND {condition}"
+    )
+
+
+_RAN_OUT = _end(
+    COMPLETE_WORKFLOW,
+    "w.run_limit <= (SELECT count(*) FROM executions e WHERE e.workflow_id = w.id "
+    f"AND e.id > {_SINCE} AND e.status IN ({sql_words(EXECUTION_TERMINAL)}))",
+    "'its run_limit of ' || w.run_limit || ' is reached'",
+)
+_FAILED = _end(
+    FAIL_WORKFLOW,
+    "w.max_failures <= (SELECT count(*) FROM executions e WHERE e.workflow_id = w.id "
+    f"AND e.id > coalesce(({_COMPLETED_LAST}), {_SINCE}) AND e.status = '{ExecutionStatus.FAILED}')",
+    "'its max_failures of ' || w.max_failures || ' in a row is reached'",
+)
+_PAST = _end(COMPLETE_WORKFLOW, "w.end_date <= clock_timestamp()", "'its end_date has passed'")
+_ONE = "w.id = %(id)s::uuid"
+# A statement of its own before those that count: of two executions that end at once, the later one sees the other.
+_LOCK = f"SELECT FROM workflows w WHERE {_ONE} FOR NO KEY UPDATE"
+
+
+def settle(connection: Connection, workflow_id: str) -> None:
+    """An execution of the workflow has ended: end the workflow if that was the last one. In the transaction of that
+    end, which holds the execution's row."""
+    run(connection, f"{_LOCK}; {_RAN_OUT} AND {_ONE}; {_FAILED} AND {_ONE}", {"id": workflow_id})
+
+
+def settle_all(connection: Connection) -> None:
+    """End whatever workflow is over: of an execution whose version had no limit, nobody has looked."""
+    run(connection, f"{_RAN_OUT}; {_FAILED}")
+
+
+def settle_past(connection: Connection) -> None:
+    """End the workflows whose date has come."""
+    run(connection, _PAST)
+
+
+def is_past(connection: Connection, workflow_id: str) -> bool:
+    past = run(
+        connection, f"SELECT w.end_date <= clock_timestamp() FROM workflows w WHERE {_ONE}", {"id": workflow_id}
+    ).scalar()
+    return bool(past)
