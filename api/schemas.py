@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from marshmallow import RAISE, Schema, ValidationError, fields, validate
+from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
 
 from orchestrator.definition.durations import parse_duration
+from orchestrator.engine.bulk import MOST, Action
 from orchestrator.lifecycle import ExecutionStatus, StepStatus, WorkflowStatus
 
 _WORKFLOW_STATUS = validate.OneOf([str(status) for status in WorkflowStatus])
@@ -138,6 +139,46 @@ class RerunIn(_In):
     input = fields.Dict(keys=fields.String())
     version = fields.Integer(strict=True, validate=validate.Range(1, 2**31 - 1))
     priority = fields.Integer(strict=True, validate=validate.Range(0, 9), metadata={"description": "9 is the highest"})
+
+
+class ExecutionFilter(_In):
+    """All that is given must be so, and something must be given."""
+
+    ids = fields.List(fields.UUID(), validate=validate.Length(max=MOST))
+    workflow_id = fields.UUID()
+    status = fields.String(
+        validate=_EXECUTION_STATUS, metadata={"description": "default: without ids, those that the action is for"}
+    )
+    created_after = fields.AwareDateTime()
+    created_before = fields.AwareDateTime()
+
+    @validates_schema
+    def _something(self, data: Mapping[str, Any], **_: object) -> None:
+        if not data:
+            raise ValidationError(f"give at least one of {', '.join(self.fields)}")
+
+
+class BulkIn(_In):
+    action = fields.Enum(Action, by_value=True, required=True)
+    filter = fields.Nested(ExecutionFilter, required=True)
+    limit = fields.Integer(
+        load_default=MOST,
+        strict=True,
+        validate=validate.Range(1, MOST),
+        metadata={"description": "executions at most, the oldest first"},
+    )
+
+
+class BulkRefused(Schema):
+    id = fields.UUID()
+    state = fields.String(allow_none=True, metadata={"description": "null if there is no such execution"})
+    detail = fields.String()
+
+
+class BulkOut(Schema):
+    matched = fields.Integer(metadata={"description": "as many as the limit: there may be more"})
+    done = fields.Integer()
+    refused = fields.List(fields.Nested(BulkRefused))
 
 
 class WorkflowOut(Schema):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,8 @@ from flask.views import MethodView
 from api.body import Blueprint
 from api.resources.paging import page
 from api.schemas import (
+    BulkIn,
+    BulkOut,
     ExecuteHeaders,
     ExecutionDetail,
     ExecutionPage,
@@ -23,10 +26,12 @@ from api.schemas import (
     StepOutput,
 )
 from api.service import service
-from orchestrator.engine import control
+from orchestrator.engine import bulk, control
 from orchestrator.engine.plan import Plan
 from orchestrator.engine.rerun import Changes, rerun
+from orchestrator.lifecycle import ExecutionStatus
 from orchestrator.store import executions, logs
+from orchestrator.store.bulk import Selection
 
 blueprint = Blueprint("executions", __name__, url_prefix="/api/v1", description="Executions")
 
@@ -58,6 +63,34 @@ class Execution(MethodView):
     def get(self, execution_id: UUID) -> Response:
         """An execution with all its step executions."""
         return _shown(execution_id)
+
+    @blueprint.response(204)
+    def delete(self, execution_id: UUID) -> None:
+        """Remove it with its steps and their logs; 409 while it is live."""
+        bulk.delete(service().store, str(execution_id))
+
+
+@blueprint.route("/executions/bulk", methods=["POST"])
+@blueprint.arguments(BulkIn())
+@blueprint.response(200, BulkOut)
+def many(given: dict[str, Any]) -> Response:
+    """Cancel, retry or delete many executions: each for itself, the oldest first."""
+    here = service()
+    outcome = bulk.apply(here.store, here.programs, given["action"], _selection(**given["filter"]), given["limit"])
+    here.send_all(outcome.plans)
+    refused = [{"id": one.id, "state": one.state, "detail": one.detail} for one in outcome.refused]
+    return jsonify({"matched": outcome.matched, "done": outcome.done, "refused": refused})
+
+
+def _selection(
+    ids: list[UUID] | None = None, workflow_id: UUID | None = None, status: str | None = None, **times: datetime
+) -> Selection:
+    return Selection(
+        ids=None if ids is None else tuple(dict.fromkeys(map(str, ids))),
+        workflow_id=None if workflow_id is None else str(workflow_id),
+        statuses=None if status is None else frozenset({ExecutionStatus(status)}),
+        **times,
+    )
 
 
 @blueprint.route("/executions/<uuid:execution_id>/pause", methods=["POST"])
@@ -120,8 +153,7 @@ def do_again(given: dict[str, Any], headers: dict[str, Any], execution_id: UUID)
 
 
 def _send(plans: Iterable[Plan]) -> None:
-    for plan in plans:
-        service().send(plan)
+    service().send_all(plans)
 
 
 def _shown(execution_id: UUID) -> Response:

@@ -148,8 +148,7 @@ def resume(workflow_id: UUID) -> Response:
 def cancel(workflow_id: UUID) -> Response:
     """Retire it for good: nothing starts it any more, and what runs is cancelled. It and its history stay readable."""
     here = service()
-    for plan in retire(here.store, here.programs, str(workflow_id)):
-        here.send(plan)
+    here.send_all(list(retire(here.store, here.programs, str(workflow_id))))
     return _shown(workflow_id)
 
 

@@ -83,6 +83,8 @@ ROUTES = {
     ("/api/v1/executions/{execution_id}/cancel", "post"),
     ("/api/v1/executions/{execution_id}/retry", "post"),
     ("/api/v1/executions/{execution_id}/rerun", "post"),
+    ("/api/v1/executions/{execution_id}", "delete"),
+    ("/api/v1/executions/bulk", "post"),
     ("/api/v1/scheduler/status", "get"),
     ("/api/v1/workflows/{workflow_id}/status", "get"),
     ("/api/v1/executions/{execution_id}/why", "get"),

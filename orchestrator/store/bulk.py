@@ -1,0 +1,68 @@
+"""Many executions at a time: which they are, and their removal."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from orchestrator.lifecycle import EXECUTION_TERMINAL, STEP_TERMINAL, ExecutionStatus, sql_words
+from orchestrator.store import models as tables
+from orchestrator.store.session import run
+
+_e = tables.executions
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Executions for which all of this is so; what is None does not matter."""
+
+    ids: tuple[str, ...] | None = None
+    workflow_id: str | None = None
+    statuses: frozenset[ExecutionStatus] | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+def matching(connection: Connection, which: Selection, limit: int) -> list[str]:
+    """Their ids, the oldest first."""
+    query = sa.select(_e.c.id).order_by(_e.c.id).limit(limit)
+    for condition in (
+        None if which.ids is None else _e.c.id.in_(which.ids),
+        None if which.workflow_id is None else _e.c.workflow_id == which.workflow_id,
+        None if which.statuses is None else _e.c.status.in_(sorted(which.statuses)),
+        None if which.created_after is None else _e.c.created_at > which.created_after,
+        None if which.created_before is None else _e.c.created_at < which.created_before,
+    ):
+        if condition is not None:
+            query = query.where(condition)
+    return list(connection.execute(query).scalars())
+
+
+def statuses(connection: Connection, ids: Iterable[str]) -> dict[str, ExecutionStatus]:
+    """Of those that are there."""
+    rows = run(
+        connection, "SELECT id::text AS id, status FROM executions WHERE id = ANY(%(ids)s::uuid[])", {"ids": list(ids)}
+    )
+    return {row.id: ExecutionStatus(row.status) for row in rows}
+
+
+def delete(connection: Connection, ids: Collection[str]) -> set[str]:
+    """Remove the executions that have ended, with all that is known of them; which they were. One that another one
+    needs stays: the result of a child until its parent has it, a parent until reconcile has ended its children."""
+    rows = run(
+        connection,
+        f"""
+        DELETE FROM executions e WHERE e.id = ANY(%(ids)s::uuid[]) AND e.status IN ({sql_words(EXECUTION_TERMINAL)})
+          AND NOT EXISTS (SELECT FROM step_executions p
+                          WHERE p.id = e.parent_step_id AND p.status NOT IN ({sql_words(STEP_TERMINAL)}))
+          AND NOT EXISTS (SELECT FROM step_executions s JOIN executions c ON c.parent_step_id = s.id
+                          WHERE s.execution_id = e.id AND c.status NOT IN ({sql_words(EXECUTION_TERMINAL)}))
+        RETURNING e.id::text
+        """,
+        {"ids": list(ids)},
+    )
+    return {id for (id,) in rows}
