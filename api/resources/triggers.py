@@ -86,14 +86,15 @@ class Trigger(MethodView):
     @blueprint.arguments(TriggerChange())
     @blueprint.response(200, TriggerOut)
     def put(self, given: dict[str, Any], trigger_id: UUID) -> Response:
-        """Change what is given. A config takes the place of the one before, but what is shown as *** stays; slots that
+        """Change what is given, of the config as well: null takes a key out, what is shown as *** stays. Slots that
         passed while a schedule was disabled are not made up for."""
         here, id = service(), str(trigger_id)
         with here.store.single() as connection:
             before = triggers.find(connection, id)
         changes = dict(given)
         if "config" in changes:
-            changes["config"] = _unmasked(changes["config"], before)
+            changed = {**before.config, **_unmasked(changes["config"], before)}
+            changes["config"] = {key: value for key, value in changed.items() if value is not None}
             _check(before.type, changes["config"])
         with here.store.transaction() as connection:
             engine.change(connection, here.trigger_types, id, changes)

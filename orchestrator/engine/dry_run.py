@@ -15,7 +15,7 @@ from orchestrator.definition.paths import Key
 from orchestrator.definition.scopes import FINALLY, ON_FAILURE
 from orchestrator.definition.syntax import Chain
 from orchestrator.definition.templates import Compiled, compile_expression, compile_text, contains_template
-from orchestrator.engine.endings import execution_facts
+from orchestrator.engine.endings import NOT_TRIGGERED, execution_facts
 from orchestrator.engine.plan import Message, plan
 from orchestrator.engine.programs import Program, Programs
 from orchestrator.engine.start import check_payload, check_startable
@@ -155,7 +155,7 @@ class _Preview:
         return {
             "variables": self.program.variables(self.input),
             "input": self.input,
-            "trigger": {"id": None},
+            "trigger": NOT_TRIGGERED,
             "execution": self.facts,
         }
 

@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.definition import load_definition, paths
 from orchestrator.definition.building import bodies_of
 from orchestrator.definition.schema import STEP_ID
+from orchestrator.engine.endings import NOT_TRIGGERED
 from orchestrator.errors import DefinitionError, InputError, Problem
 from orchestrator.plugins import Catalogue
 from orchestrator.store.steps import as_seen_by_templates
@@ -49,7 +50,7 @@ class Trial:
             "variables": given.get("variables", {}),
             "input": given["input"],
             "steps": {other: _as_ended(facts) for other, facts in others.items()},
-            "trigger": {"id": None} | given.get("trigger", {}),
+            "trigger": {**NOT_TRIGGERED, **given.get("trigger", {})},
             "execution": {"id": id, "workflow_id": None, "version": 1, "priority": 5} | given.get("execution", {}),
         }
         return names | ({"loop": given["loop"]} if "loop" in given else {})

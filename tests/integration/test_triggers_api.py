@@ -63,7 +63,10 @@ def test_a_trigger_is_added_shown_listed_changed_and_removed(servers: Deployment
     changes = {"config": {"cron": "0 3 * * *"}, "is_enabled": False}
     changed = servers.client.put(path, json=changes)
     assert changed.status_code == 200
-    assert {key: changed.json[key] for key in changes} == changes
+    assert changed.json["config"] == {**DAILY["config"], "cron": "0 3 * * *"}
+    assert changed.json["is_enabled"] is False
+    without = servers.client.put(path, json={"config": {"timezone": None}})
+    assert without.json["config"] == {"cron": "0 3 * * *"}
     assert changed.json["name"] == DAILY["name"]
     assert changed.json["updated_at"] > trigger["updated_at"]
 
