@@ -19,7 +19,7 @@ from orchestrator.engine import bodies as engine_bodies
 from orchestrator.engine.admission import admit_all
 from orchestrator.engine.advance import End, advance, begin_body, end_early
 from orchestrator.engine.bodies import Scope, Spawn
-from orchestrator.engine.programs import Programs
+from orchestrator.engine.programs import Program, Programs
 from orchestrator.engine.start import start_execution
 from orchestrator.lifecycle import ExecutionStatus, StepStatus
 from orchestrator.plugins import load_catalogue
@@ -41,6 +41,12 @@ class Hand:
         claimed = steps.claim(self.store, execution_id, path, new_id())
         assert claimed is not None, f"{path} was not to be had"
         return claimed[0]
+
+    def program(self, execution_id: str) -> Program:
+        ((workflow_id, version),) = self.deployment.sql(
+            "SELECT workflow_id::text, version FROM executions WHERE id = %(id)s::uuid", id=execution_id
+        )
+        return self.programs.get(self.store, workflow_id, version)
 
     def spawn(self, execution_id: str, held: Claim, ring: Callable[[Any], None] = lambda plan: None, **how: Any) -> Any:
         """Begin the body of the loop `held`, over ten items."""
