@@ -21,7 +21,7 @@ from celery import bootsteps, signals
 from orchestrator.config import Settings, load_settings
 from orchestrator.engine.programs import Programs
 from orchestrator.plugins import load_catalogue
-from orchestrator.store import Store, new_id, steps, workers
+from orchestrator.store import Store, new_id, recovery, workers
 from workers.app import app
 from workers.dispatch import Doorbell
 from workers.hooks import announcer
@@ -137,7 +137,7 @@ class Lease:
     def _disown(self) -> None:
         for execution_id in tuple(self._disowned):
             with self._store.single() as connection:
-                steps.disown(connection, execution_id, self.id)
+                recovery.disown(connection, execution_id, self.id)
             self._disowned.discard(execution_id)
 
     def give_up(self) -> None:

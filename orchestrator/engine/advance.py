@@ -25,7 +25,8 @@ from orchestrator.lifecycle import EXECUTION_TERMINAL, STEP_TERMINAL, ExecutionS
 from orchestrator.store import Store, admission, bodies, executions, steps, workflow_ends
 from orchestrator.store.admission import Freed
 from orchestrator.store.executions import AWAITS_BODY, Locked
-from orchestrator.store.steps import EMPTY, Claim, ExecutionFacts, Result, Ring, Surroundings
+from orchestrator.store.recovery import Ring
+from orchestrator.store.steps import EMPTY, Claim, ExecutionFacts, Result, Surroundings
 
 KEPT = 8
 """Branches of a fork that one worker keeps for a moment, at most."""

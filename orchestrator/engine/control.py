@@ -26,7 +26,7 @@ from orchestrator.lifecycle import (
     ExecutionStatus,
     StepStatus,
 )
-from orchestrator.store import Store, control, executions, signals, steps, workflows
+from orchestrator.store import Store, control, executions, recovery, signals, workflows
 from orchestrator.store.executions import Locked
 
 _CANCELLED_AT_ONCE = 1000
@@ -50,7 +50,7 @@ def resume(store: Store, programs: Programs, execution_id: str) -> list[Plan]:
                 return []
             raise _conflict(locked, "resumed")
         program = programs.get(store, locked.workflow_id, locked.version)
-        rings = steps.queued(connection, execution_id)
+        rings = recovery.queued(connection, execution_id)
         return [*_plans_of_all(connection, program, execution_id), *(plan for ring in rings for plan in plans_of(ring))]
 
 

@@ -25,7 +25,7 @@ from orchestrator.store import admission, bodies, executions, signals, steps, wo
 from orchestrator.store.admission import Freed
 from orchestrator.store.bodies import InnerRow
 from orchestrator.store.executions import Locked
-from orchestrator.store.steps import Ring
+from orchestrator.store.recovery import Ring
 
 COMPLETED, FAILED = ExecutionStatus.COMPLETED, ExecutionStatus.FAILED
 

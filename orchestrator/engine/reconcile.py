@@ -22,9 +22,10 @@ from orchestrator.engine.advance import Advance, Failure, end_early, end_failed_
 from orchestrator.engine.plan import Message, Plan, plan
 from orchestrator.engine.programs import Programs
 from orchestrator.lifecycle import ExecutionStatus
-from orchestrator.store import Store, cached_results, executions, step_tests, steps, workers, workflow_ends
+from orchestrator.store import Store, cached_results, executions, recovery, step_tests, workers, workflow_ends
 from orchestrator.store import triggers as trigger_rows
-from orchestrator.store.steps import Claim, Orphan, Ring
+from orchestrator.store.recovery import Orphan, Ring
+from orchestrator.store.steps import Claim
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class Reconciler:
     def recover_orphans(self) -> None:
         """Steps that nobody will finish: queued again, or failed if that has happened too often."""
         with self.store.single() as connection:
-            orphans = steps.orphans(connection, _BATCH)
+            orphans = recovery.orphans(connection, _BATCH)
         for orphan in orphans:
             if orphan.lost and orphan.claim.losses + 1 < self.settings.scheduler.max_losses:
                 self._queue_again(orphan)
@@ -147,7 +148,7 @@ class Reconciler:
 
     def _queue_again(self, orphan: Orphan) -> None:
         with self.store.single() as connection:
-            won = steps.lose(connection, orphan.claim)
+            won = recovery.lose(connection, orphan.claim)
         if won:
             logger.warning("step %s of %s lost its worker", orphan.claim.path, orphan.execution_id)
             self._ring_one(orphan.execution_id, orphan.claim.path)
@@ -172,7 +173,7 @@ class Reconciler:
 
     def fire_timers(self) -> None:
         with self.store.single() as connection:
-            self._ring(steps.wake_due(connection, _BATCH))
+            self._ring(recovery.wake_due(connection, _BATCH))
 
     def let_in(self) -> None:
         for planned in admit_all(self.store, self.settings):
@@ -221,7 +222,7 @@ class Reconciler:
     def ring_lost_messages(self) -> None:
         """Ring again for queued steps whose message is certainly gone; a long backlog is no loss."""
         with self.store.single() as connection:
-            waited_on = steps.queues_waited_on(connection)
+            waited_on = recovery.queues_waited_on(connection)
         try:
             forgotten = not self.broker.remembers()
             empty = self.broker.empty_queues(waited_on)
@@ -229,7 +230,7 @@ class Reconciler:
             return  # away: there is nobody to ring
         age, queues = (0.0, None) if forgotten else (_RING_AGAIN_AFTER, empty)
         with self.store.single() as connection:
-            rings = steps.ring_again(connection, older_than=age, queues=queues, limit=10 * _BATCH)
+            rings = recovery.ring_again(connection, older_than=age, queues=queues, limit=10 * _BATCH)
         if rings:
             logger.warning("ringing again for %d steps%s", len(rings), ": the broker lost its data" * forgotten)
         self._ring(rings)
@@ -273,7 +274,7 @@ class Reconciler:
 
     def _until_next(self, interval: float) -> float:
         with self.store.single() as connection:
-            due = (steps.seconds_to_next_timer(connection), trigger_rows.seconds_to_next_slot(connection))
+            due = (recovery.seconds_to_next_timer(connection), trigger_rows.seconds_to_next_slot(connection))
         return max(0.01, min([interval, *(seconds for seconds in due if seconds is not None)]))
 
 

@@ -15,8 +15,9 @@ from orchestrator.errors import Conflict, NotFound
 from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus
 from orchestrator.store import Store, executions, signals, steps
 from orchestrator.store.executions import AWAITS_CHILD
+from orchestrator.store.recovery import Ring
 from orchestrator.store.signals import AWAITS_SIGNAL
-from orchestrator.store.steps import Claim, Result, Ring
+from orchestrator.store.steps import Claim, Result
 
 
 def rest_awaiting(

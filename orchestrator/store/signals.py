@@ -10,8 +10,8 @@ from sqlalchemy.engine import Connection
 from orchestrator.errors import NotFound
 from orchestrator.lifecycle import WAKE, StepStatus
 from orchestrator.store.executions import AWAITS_CHILD
+from orchestrator.store.recovery import Ring
 from orchestrator.store.session import new_id, run, to_json
-from orchestrator.store.steps import Ring
 
 AWAITS_DECISION = "decision"
 AWAITS_SIGNAL = "signal:"

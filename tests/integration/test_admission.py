@@ -11,7 +11,7 @@ import pytest
 from deployment import Deployment, deployed, wait_until
 from test_execution import step, workflow
 
-from orchestrator.store import admission, executions
+from orchestrator.store import admission, executions, recovery
 from orchestrator.store.admission import Admitted
 
 
@@ -65,7 +65,7 @@ def test_a_step_of_one_that_waits_is_not_claimed_nor_rung_for(two_places: Deploy
     *_, waiting = (two_places.execute(workflow_id) for _ in range(3))
     assert steps.claim(two_places.store, waiting, "a", new_id()) is None
     with two_places.store.single() as connection:
-        rung = steps.ring_again(connection, older_than=0, queues=None, limit=100)
+        rung = recovery.ring_again(connection, older_than=0, queues=None, limit=100)
     assert waiting not in {ring.execution_id for ring in rung}
 
 

@@ -23,7 +23,7 @@ from orchestrator.engine.programs import Program, Programs
 from orchestrator.engine.start import start_execution
 from orchestrator.lifecycle import ExecutionStatus, StepStatus
 from orchestrator.plugins import load_catalogue
-from orchestrator.store import admission, bodies, executions, new_id, steps
+from orchestrator.store import admission, bodies, executions, new_id, recovery, steps
 from orchestrator.store.bodies import InnerRow
 from orchestrator.store.executions import Parent
 from orchestrator.store.steps import Claim, Result
@@ -93,7 +93,7 @@ def test_a_loop_that_lost_its_worker_while_it_began_is_begun_again(hand: Hand):
     with pytest.raises(Died):
         hand.spawn(execution_id, first, die)
     with hand.store.single() as connection:
-        assert steps.lose(connection, first)
+        assert recovery.lose(connection, first)
     again = hand.claim(execution_id, "each")
     assert again.state["own"] is None  # or the type would take what is there for all there is to be
     hand.spawn(execution_id, again)
@@ -238,9 +238,9 @@ def test_timers_of_what_is_paused_keep_no_others_from_going_off(servers: Deploym
         id=other,
     )
     with servers.store.single() as connection:
-        assert [ring.execution_id for ring in steps.wake_due(connection, 5)] == [other]
+        assert [ring.execution_id for ring in recovery.wake_due(connection, 5)] == [other]
         # Or reconcile would not come to rest as long as the pause lasts.
-        assert steps.seconds_to_next_timer(connection) is None
+        assert recovery.seconds_to_next_timer(connection) is None
     call(servers, paused, "cancel")
 
 
@@ -493,7 +493,7 @@ def test_a_step_that_somebody_holds_is_rung_for_later(servers: Deployment):
     lock = "SELECT FROM step_executions WHERE execution_id = %(id)s::uuid AND path = 'a' FOR UPDATE"
     with servers.store.transaction() as connection, servers.store.single() as other:
         connection.exec_driver_sql(lock, {"id": execution_id})
-        rung = steps.ring_again(other, older_than=0, queues=None, limit=1000)
+        rung = recovery.ring_again(other, older_than=0, queues=None, limit=1000)
     assert [ring.path for ring in rung if ring.execution_id == execution_id] == ["b"]
 
 

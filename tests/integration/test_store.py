@@ -20,10 +20,11 @@ from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import Reconciler
 from orchestrator.lifecycle import StepStatus
 from orchestrator.plugins import load_catalogue
-from orchestrator.store import executions, new_id, steps, workers
+from orchestrator.store import executions, new_id, recovery, steps, workers
 from orchestrator.store.migrate import migrate
 from orchestrator.store.models import metadata
-from orchestrator.store.steps import Claim, Ring
+from orchestrator.store.recovery import Ring
+from orchestrator.store.steps import Claim
 
 
 @pytest.fixture
@@ -135,7 +136,7 @@ def test_a_record_without_the_token_writes_nothing(at_rest: Deployment):
         assert opened is None
     with store.single() as connection:
         assert not steps.rest(connection, forged, result, delay=1, resumes=False)
-        assert not steps.lose(connection, forged)
+        assert not recovery.lose(connection, forged)
 
     assert row(at_rest, execution_id) == before
     assert row(at_rest, execution_id, "b").status == "pending"
@@ -335,7 +336,7 @@ def test_a_disowned_step_is_an_orphan_while_its_worker_goes_on(at_rest: Deployme
     for execution_id in (kept, given_up):
         claimed(at_rest, execution_id, worker=worker)
     with at_rest.store.single() as connection:
-        steps.disown(connection, given_up, worker)
+        recovery.disown(connection, given_up, worker)
     bench.reconciler.recover_orphans()
     assert bench.rung == [(given_up, "cpu", ("a",))]
     assert row(at_rest, kept).status == "running"
@@ -416,7 +417,7 @@ def rung_ago(servers: Deployment, execution_id: str, seconds: float, path: str =
 
 def ring_again(servers: Deployment, queues: list[str] | None, older_than: float = 5) -> list[Ring]:
     with servers.store.single() as connection:
-        return steps.ring_again(connection, older_than=older_than, queues=queues, limit=100)
+        return recovery.ring_again(connection, older_than=older_than, queues=queues, limit=100)
 
 
 def test_a_step_whose_queue_is_empty_is_rung_for_again_and_then_has_time(at_rest: Deployment):

@@ -1,0 +1,166 @@
+"""What reconcile finds among the steps, and rings for: lost work, lost messages, due timers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from orchestrator.lifecycle import LOSE, WAKE, ExecutionStatus, StepStatus
+from orchestrator.store.session import run
+from orchestrator.store.steps import HELD, Claim
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A running step that its worker will not finish; `lost` if that worker is gone, else its time is up."""
+
+    execution_id: str
+    claim: Claim
+    lost: bool
+
+
+def orphans(connection: Connection, limit: int) -> list[Orphan]:
+    """Running steps whose worker has no lease any more, or whose deadline is past."""
+    rows = run(
+        connection,
+        f"""
+        SELECT s.execution_id::text AS execution_id, s.id::text AS id, s.path, s.attempt, s.losses,
+               s.claim_token::text AS token, w.id IS NULL AS lost
+        FROM step_executions s LEFT JOIN worker_processes w ON w.id = s.worker_id
+        WHERE s.status = '{StepStatus.RUNNING}' AND (w.id IS NULL OR s.deadline < clock_timestamp())
+        LIMIT %(limit)s
+        """,
+        {"limit": limit},
+    )
+    return [
+        Orphan(row.execution_id, Claim(row.id, row.path, row.attempt, row.losses, row.token), row.lost) for row in rows
+    ]
+
+
+def lose(connection: Connection, held: Claim) -> bool:
+    """Queue a step again whose worker is gone; it is about to be rung for."""
+    return (
+        run(
+            connection,
+            f"UPDATE step_executions SET {LOSE.assignment}, losses = losses + 1, claim_token = NULL, "
+            f"deadline = NULL, rung_at = clock_timestamp() WHERE {HELD} AND {LOSE.guard}",
+            {"id": held.id, "held_token": held.token},
+        ).rowcount
+        == 1
+    )
+
+
+def disown(connection: Connection, execution_id: str, worker_id: str) -> None:
+    """Make orphans of the steps of an execution that this worker holds: it lost track of which they are."""
+    run(
+        connection,
+        "UPDATE step_executions SET worker_id = NULL WHERE execution_id = %(execution)s::uuid "
+        f"AND worker_id = %(worker)s::uuid AND status = '{StepStatus.RUNNING}'",
+        {"execution": execution_id, "worker": worker_id},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """A queued step for which a message is to be sent."""
+
+    execution_id: str
+    path: str
+    queue: str
+    priority: int
+
+
+_GOES_ON = f"o.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')"
+"""Of an execution `o`: timers of one that is paused are due, but keep until it is resumed."""
+
+
+def wake_due(connection: Connection, limit: int) -> list[Ring]:
+    """Queue the waiting steps whose time has come, and say which they are."""
+    return _rung(
+        connection,
+        f"""
+        UPDATE step_executions s SET {WAKE.assignment}, next_attempt_at = NULL, awaits = NULL,
+            rung_at = clock_timestamp()
+        FROM executions e
+        WHERE e.id = s.execution_id AND e.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')
+          AND s.id IN (SELECT w.id FROM step_executions w JOIN executions o ON o.id = w.execution_id
+                       WHERE w.{WAKE.guard} AND w.next_attempt_at <= clock_timestamp() AND {_GOES_ON}
+                       ORDER BY w.next_attempt_at LIMIT %(limit)s FOR UPDATE OF w SKIP LOCKED)
+        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, e.priority
+        """,
+        {"limit": limit},
+    )
+
+
+def queued(connection: Connection, execution_id: str) -> list[Ring]:
+    """The steps of an execution that wait for a worker."""
+    return _rung(
+        connection,
+        f"""
+        UPDATE step_executions s SET rung_at = clock_timestamp() FROM executions e
+        WHERE e.id = s.execution_id AND s.execution_id = %(execution)s::uuid AND s.status = '{StepStatus.QUEUED}'
+          AND e.admitted_at IS NOT NULL
+        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, e.priority
+        """,
+        {"execution": execution_id},
+    )
+
+
+def queues_waited_on(connection: Connection) -> list[str]:
+    """The queues of all queued steps."""
+    sql = f"SELECT DISTINCT queue FROM step_executions WHERE status = '{StepStatus.QUEUED}' ORDER BY queue"
+    return [queue for (queue,) in run(connection, sql)]
+
+
+def ring_again(connection: Connection, *, older_than: float, queues: Sequence[str] | None, limit: int) -> list[Ring]:
+    """The queued steps whose message was lost, marked as rung for now.
+
+    That is certain for the steps of `queues` (None: of every queue), which the caller has seen empty at the
+    broker; and for those that were overtaken: messages of one queue and priority are taken in their order, so
+    a step that was rung for `older_than` seconds before one which is already running has lost its message.
+    """
+    return _rung(
+        connection,
+        f"""
+        WITH live AS (
+            SELECT s.id, s.queue, s.status, s.rung_at, e.priority, e.status AS execution_status
+            FROM step_executions s JOIN executions e ON e.id = s.execution_id
+            WHERE s.status IN ('{StepStatus.QUEUED}', '{StepStatus.RUNNING}') AND e.admitted_at IS NOT NULL
+        ), newest AS (
+            SELECT queue, priority, max(rung_at) AS rung_at FROM live
+            WHERE status = '{StepStatus.RUNNING}' GROUP BY queue, priority
+        ), lost AS (
+            SELECT live.id, live.priority FROM live LEFT JOIN newest USING (queue, priority)
+            WHERE live.status = '{StepStatus.QUEUED}'
+              AND live.execution_status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')
+              AND (live.rung_at IS NULL OR live.rung_at < clock_timestamp() - %(age)s * interval '1 second')
+              AND (%(queues)s::text[] IS NULL OR live.queue = ANY(%(queues)s::text[])
+                   OR live.rung_at < newest.rung_at - %(age)s * interval '1 second')
+            ORDER BY live.priority DESC, live.rung_at LIMIT %(limit)s
+        )
+        UPDATE step_executions s SET rung_at = clock_timestamp()
+        FROM (SELECT q.id, lost.priority FROM lost JOIN step_executions q ON q.id = lost.id
+              FOR UPDATE OF q SKIP LOCKED) AS rung
+        WHERE s.id = rung.id AND s.status = '{StepStatus.QUEUED}'
+        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, rung.priority
+        """,
+        {"age": older_than, "queues": None if queues is None else list(queues), "limit": limit},
+    )
+
+
+def _rung(connection: Connection, sql: str, params: dict[str, Any]) -> list[Ring]:
+    return [Ring(row.execution_id, row.path, row.queue, row.priority) for row in run(connection, sql, params)]
+
+
+def seconds_to_next_timer(connection: Connection) -> float | None:
+    """Until the earliest waiting step is due; None if none waits for a time."""
+    row = run(
+        connection,
+        "SELECT extract(epoch FROM min(next_attempt_at) - clock_timestamp())::float8 AS seconds "
+        "FROM step_executions s JOIN executions o ON o.id = s.execution_id "
+        f"WHERE s.status = '{StepStatus.WAITING}' AND next_attempt_at IS NOT NULL AND {_GOES_ON}",
+    ).one()
+    return None if row.seconds is None else float(row.seconds)
