@@ -28,7 +28,7 @@ from api.schemas import (
 from api.service import service
 from orchestrator.engine import bulk, control
 from orchestrator.engine.plan import Plan
-from orchestrator.engine.rerun import Changes, rerun
+from orchestrator.engine.rerun import Wanted, rerun
 from orchestrator.lifecycle import ExecutionStatus
 from orchestrator.store import executions, logs
 from orchestrator.store.bulk import Selection
@@ -136,15 +136,8 @@ def do_again(given: dict[str, Any], headers: dict[str, Any], execution_id: UUID)
     """Start a new execution that does this one again; `from_step` keeps the results of what stands before that step.
     What is not given is as it was, the version included."""
     here = service()
-    from_step = given.pop("from_step", None)
-    started = rerun(
-        here.store,
-        here.programs,
-        str(execution_id),
-        Changes(**given),
-        from_step=from_step,
-        idempotency_key=headers.get("idempotency_key"),
-    )
+    wanted = Wanted(**given, idempotency_key=headers.get("idempotency_key"))
+    started = rerun(here.store, here.programs, str(execution_id), wanted)
     _send(started.plans)
     response = _shown(UUID(started.execution_id))
     response.status_code = 202 if started.is_new else 200

@@ -303,10 +303,10 @@ def end_early(
             executions.cancel(connection, execution_id, message)
         else:
             executions.fail(connection, execution_id, message)
-        if program.is_counted:
-            workflow_ends.settle(connection, locked.workflow_id)
         plans = plans_of(endings.wake_parent(connection, locked))
         freed = admission.freed(connection, execution_id)
+        if program.is_counted:
+            workflow_ends.settle(connection, locked.workflow_id)
         return Advance(True, exhausted=True, ended=True, plans=plans, freed=freed)
 
 

@@ -58,9 +58,10 @@ def after_part(connection: Connection, program: Program, locked: Locked) -> Afte
         if outcome is COMPLETED:
             outcome, message = _judged(connection, program, locked.id, FINALLY)
     _end(connection, program, locked, outcome, message)
+    after = After(ended=True, parent=wake_parent(connection, locked), freed=admission.freed(connection, locked.id))
     if program.is_counted:
         workflow_ends.settle(connection, locked.workflow_id)
-    return After(ended=True, parent=wake_parent(connection, locked), freed=admission.freed(connection, locked.id))
+    return after
 
 
 def wake_parent(connection: Connection, locked: Locked) -> Ring | None:

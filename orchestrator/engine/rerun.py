@@ -30,12 +30,14 @@ _NAMED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
-    """What is to be other than in the original; None leaves it as it was there."""
+class Wanted:
+    """From which step on (None: all of it), and what is to be other than in the original (None: nothing)."""
 
+    from_step: str | None = None
     input: Any = None
     version: int | None = None
     priority: int | None = None
+    idempotency_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,36 +49,30 @@ class Rerun:
     plans: tuple[Plan, ...] = ()
 
 
-def rerun(
-    store: Store,
-    programs: Programs,
-    execution_id: str,
-    changes: Changes,
-    *,
-    from_step: str | None = None,
-    idempotency_key: str | None = None,
-) -> Rerun:
-    """A new execution that does `execution_id` again, or what of it begins with the step `from_step`.
+def rerun(store: Store, programs: Programs, execution_id: str, wanted: Wanted) -> Rerun:
+    """A new execution that does `execution_id` again.
 
     Raises NotFound; InputError if the input, the version or the step does not fit; PayloadTooLarge; Conflict if the
-    workflow may not be executed, and, with `from_step`, if the original has not ended or what would be kept of it has
+    workflow may not be executed, and, from a step on, if the original has not ended or what would be kept of it has
     been undone.
     """
+    if wanted.input is not None:
+        check_payload(wanted.input, programs.settings.executor.max_payload)
     with store.transaction() as connection:
         original = reruns.original(connection, execution_id)
-        existing = _existing(connection, original, idempotency_key)
+        existing = _existing(connection, original, wanted)
         if existing is not None:
             return Rerun(existing, is_new=False)
         check_startable(original.workflow_id, original.workflow_status, original.is_template)
-        version = original.version if changes.version is None else changes.version
+        version = original.version if wanted.version is None else wanted.version
         program = _program(store, programs, original, version)
         kept: Mapping[str, StepStatus] = {}
-        if from_step is not None:
+        if wanted.from_step is not None:
             before = programs.get(store, original.workflow_id, original.version)
-            kept = _kept(connection, original, before, _After(program, version, from_step))
-        new_id, decided = _insert(connection, programs, original, program, changes, version, kept, idempotency_key)
+            kept = _kept(connection, original, before, _After(program, version, wanted.from_step))
+        new_id, decided = _insert(connection, original, wanted, program, version, kept)
         if new_id is None:  # another call with this key was quicker
-            existing = _existing(connection, original, idempotency_key)
+            existing = _existing(connection, original, wanted)
             assert existing is not None
             return Rerun(existing, is_new=False)
     plans = plans_of_admitted(admit(store, programs.settings))
@@ -85,7 +81,8 @@ def rerun(
     return Rerun(new_id, True, tuple(plans))
 
 
-def _existing(connection: Connection, original: Original, key: str | None) -> str | None:
+def _existing(connection: Connection, original: Original, wanted: Wanted) -> str | None:
+    key = wanted.idempotency_key
     return None if key is None else executions.id_by_idempotency_key(connection, original.workflow_id, key)
 
 
@@ -99,17 +96,13 @@ def _program(store: Store, programs: Programs, original: Original, version: int)
 
 def _insert(
     connection: Connection,
-    programs: Programs,
     original: Original,
+    wanted: Wanted,
     program: Program,
-    changes: Changes,
     version: int,
     kept: Mapping[str, StepStatus],
-    idempotency_key: str | None,
 ) -> tuple[str | None, Frontier]:
-    given = original.input if changes.input is None else changes.input
-    check_payload(given, programs.settings.executor.max_payload)
-    given = program.checked_input(given)
+    given = program.checked_input(original.input if wanted.input is None else wanted.input)
     graph = program.scopes.root
     states = {path: kept.get(path, StepStatus.PENDING) for path in graph.steps}
     decided = whole_frontier(graph, states)
@@ -121,10 +114,10 @@ def _insert(
         given,
         replace(program.step_rows, statuses=tuple(states[path] for path in program.step_rows.paths)),
         kept=kept,
-        priority=original.priority if changes.priority is None else changes.priority,
+        priority=original.priority if wanted.priority is None else wanted.priority,
         timeout=program.timeout,
         limits=program.own_limits(original.workflow_id, given),
-        idempotency_key=idempotency_key,
+        idempotency_key=wanted.idempotency_key,
     )
     if new_id is not None and decided.skipped:
         steps.skip(connection, new_id, decided.skipped, decided.blocked)

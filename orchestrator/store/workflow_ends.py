@@ -47,17 +47,19 @@ _FAILED = _end(
 _PAST = _end(COMPLETE_WORKFLOW, "w.end_date <= clock_timestamp()", "'its end_date has passed'")
 _ONE = "w.id = %(id)s::uuid"
 # A statement of its own before those that count: of two executions that end at once, the later one sees the other.
-_LOCK = f"SELECT FROM workflows w WHERE {_ONE} FOR NO KEY UPDATE"
+_IN_TURN = "SELECT pg_advisory_xact_lock(1634887012, hashtext(%(id)s))"
+# Who changes the workflow may wait for its triggers, and those for the end of an execution: so this waits for nobody.
+_IF_FREE = "w.id = (SELECT id FROM workflows WHERE id = %(id)s::uuid FOR NO KEY UPDATE SKIP LOCKED)"
 
 
 def settle(connection: Connection, workflow_id: str) -> None:
-    """An execution of the workflow has ended: end the workflow if that was the last one. In the transaction of that
-    end, which holds the execution's row."""
-    run(connection, f"{_LOCK}; {_RAN_OUT} AND {_ONE}; {_FAILED} AND {_ONE}", {"id": workflow_id})
+    """An execution of the workflow has ended: end the workflow if that was the last one. To be the last statement of
+    the transaction of that end. While somebody changes the workflow, it is left to `settle_all`."""
+    run(connection, f"{_IN_TURN}; {_RAN_OUT} AND {_IF_FREE}; {_FAILED} AND {_IF_FREE}", {"id": workflow_id})
 
 
 def settle_all(connection: Connection) -> None:
-    """End whatever workflow is over: of an execution whose version had no limit, nobody has looked."""
+    """End whatever workflow is over: at the end of an execution whose version had no limit, nobody looked."""
     run(connection, f"{_RAN_OUT}; {_FAILED}")
 
 

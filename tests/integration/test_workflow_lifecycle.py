@@ -166,9 +166,20 @@ def test_of_two_executions_that_end_at_once_the_later_one_sees_the_other(servers
         executions.fail(connection, ids[0], "over")
         workflow_ends.settle(connection, workflow_id)
         other.start()
-        waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%%FOR NO KEY UPDATE%%'"
+        waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'advisory'"
         wait_until(lambda: servers.sql(waits), what="the second")
     other.join()
+    assert status(servers, workflow_id)[0] == "completed"
+
+
+def test_an_end_does_not_wait_for_who_changes_the_workflow(servers: Deployment):
+    workflow_id = active(servers, workflow(step("a"), run_limit=1))
+    execution_id = servers.execute(workflow_id)
+    with servers.store.transaction() as connection:
+        connection.exec_driver_sql("SELECT FROM workflows WHERE id = %(id)s::uuid FOR UPDATE", {"id": workflow_id})
+        assert servers.client.post(f"/api/v1/executions/{execution_id}/cancel").json["status"] == "cancelled"
+    assert status(servers, workflow_id)[0] == "active"
+    reconciled(servers)
     assert status(servers, workflow_id)[0] == "completed"
 
 
