@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, ClassVar
 from zoneinfo import ZoneInfo, available_timezones
@@ -12,54 +12,11 @@ import orjson
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
 from beat.triggers.contract import TriggerType
-from orchestrator.definition.durations import DURATION_SHAPE, parse_duration
 from orchestrator.engine.slots import Cron, Every, Timetable, parse_cron, steady_delay
 from orchestrator.plugins import Missed
+from workers.steps.fields import Duration, Moment
 
 MAX_BACKLOG = 10_000
-_LONGEST = 3650 * 86400.0
-
-
-class Seconds(fields.Field[float]):
-    """Seconds from a number or a text such as `30s`, not less than `least`."""
-
-    def __init__(self, least: float, says: str) -> None:
-        super().__init__(metadata={"description": says, **DURATION_SHAPE})
-        self.least = least
-
-    def _deserialize(
-        self,
-        value: Any,
-        attr: str | None,  # noqa: ARG002
-        data: Mapping[str, Any] | None,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> float:
-        try:
-            seconds = parse_duration(value)
-        except ValueError as error:
-            raise ValidationError(str(error)) from None
-        if not self.least <= seconds <= _LONGEST:
-            raise ValidationError(f"must be from {self.least:g}s to 3650d, not {value!r}")
-        return seconds
-
-
-class Moment(fields.Field[datetime]):
-    """A time with its zone, as RFC 3339 writes it."""
-
-    def _deserialize(
-        self,
-        value: Any,
-        attr: str | None,  # noqa: ARG002
-        data: Mapping[str, Any] | None,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> datetime:
-        try:
-            moment = datetime.fromisoformat(value)
-            if moment.tzinfo is not None:
-                return moment.astimezone(UTC)
-        except (TypeError, ValueError, OverflowError):
-            pass
-        raise ValidationError(f"must be a time with its zone, like 2030-01-01T08:00:00+01:00, not {value!r}")
 
 
 def _is_cron(value: str) -> None:
@@ -97,12 +54,14 @@ class Schedule(TriggerType):
         timezone = fields.String(
             load_default="UTC", validate=_is_zone, metadata={"description": "of the cron expression; default: UTC"}
         )
-        interval = Seconds(1, "instead of cron: from `start` on, or counted from 1970 in UTC")
-        start = Moment(metadata={"type": "string", "description": "no slot is before it"})
-        end = Moment(metadata={"type": "string", "description": "no slot is after it"})
+        interval = Duration(
+            1, metadata={"description": "instead of cron: counted from `start`, or from 1970 in UTC"}
+        )
+        start = Moment(metadata={"description": "no slot is before it"})
+        end = Moment(metadata={"description": "no slot is after it"})
         gap = _choice("a time that does not exist as the clock is set forward; default: shift", "skip", "shift")
         fold = _choice("a time that exists twice as the clock is set back; default: first", "first", "last", "both")
-        jitter = Seconds(0, "up to this much later, by the same time for each slot")
+        jitter = Duration(0, metadata={"description": "up to this much later, by the same time for each slot"})
         overlap = _choice(
             "it fires while an execution of it runs; default: allow",
             *("allow", "skip", "queue_one", "cancel_other"),

@@ -101,7 +101,7 @@ def test_what_is_wrong_with_a_trigger_is_said_at_once_and_nothing_is_added(serve
         ({"type": "schedule", "config": {**SCHEDULE, "interval": "5m"}}, "config", "and not both"),
         ({"type": "schedule", "config": {"interval": "0.5s"}}, "config.interval", "must be from 1s"),
         ({"type": "schedule", "config": {"interval": "5m", "gap": "skip"}}, "config.gap", "knows no clock"),
-        ({"type": "schedule", "config": {"interval": "5m", "start": "2026-01-01"}}, "config.start", "with its zone"),
+        ({"type": "schedule", "config": {"interval": "5m", "start": "2026-01-01"}}, "config.start", "with its offset"),
         (
             {
                 "type": "schedule",

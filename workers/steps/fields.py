@@ -1,20 +1,30 @@
-"""Fields for the configuration of steps: durations, sizes, and texts that may be written as numbers."""
+"""Fields for the configuration of steps and triggers: durations, sizes, moments, and texts written as numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
 
 from marshmallow import ValidationError, fields
 
 from orchestrator.definition.durations import DURATION_SHAPE, SIZE_SHAPE, parse_duration, parse_size
 
+T = TypeVar("T")
+LONGEST = 3650 * 86400.0
+"""Seconds; a moment that far away is still a date that Python and PostgreSQL know."""
 
-class Duration(fields.Field[float]):
-    """Seconds, from a number or a text such as `30s` or `1h30m`."""
+
+class Parsed(fields.Field[T], Generic[T]):
+    """A value that `parse` makes of what was written; what it raises as ValueError is what is wrong."""
+
+    shape: Mapping[str, Any] = {}
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{**options, "metadata": DURATION_SHAPE | dict(options.get("metadata") or {})})
+        super().__init__(**{**options, "metadata": {**self.shape, **dict(options.get("metadata") or {})}})
+
+    def parse(self, value: Any) -> T:
+        raise NotImplementedError
 
     def _deserialize(
         self,
@@ -22,30 +32,51 @@ class Duration(fields.Field[float]):
         attr: str | None,  # noqa: ARG002
         data: Mapping[str, Any] | None,  # noqa: ARG002
         **kwargs: Any,  # noqa: ARG002
-    ) -> float:
+    ) -> T:
         try:
-            return parse_duration(value)
+            return self.parse(value)
         except ValueError as error:
             raise ValidationError(str(error)) from error
 
 
-class Size(fields.Field[int]):
+class Duration(Parsed[float]):
+    """Seconds, from a number or a text such as `30s` or `1h30m`; not less than `least`, if that is given."""
+
+    shape = DURATION_SHAPE
+
+    def __init__(self, least: float | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.least = least
+
+    def parse(self, value: Any) -> float:
+        seconds = parse_duration(value)
+        if self.least is not None and not self.least <= seconds <= LONGEST:
+            raise ValueError(f"must be from {self.least:g}s to 3650d, not {value!r}")
+        return seconds
+
+
+class Size(Parsed[int]):
     """Bytes, from a whole number or a text such as `64KB`."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{**options, "metadata": SIZE_SHAPE | dict(options.get("metadata") or {})})
+    shape = SIZE_SHAPE
 
-    def _deserialize(
-        self,
-        value: Any,
-        attr: str | None,  # noqa: ARG002
-        data: Mapping[str, Any] | None,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> int:
+    def parse(self, value: Any) -> int:
+        return parse_size(value)
+
+
+class Moment(Parsed[datetime]):
+    """A time with its offset, as RFC 3339 writes it."""
+
+    shape: Mapping[str, Any] = {"type": "string", "format": "date-time"}
+
+    def parse(self, value: Any) -> datetime:
         try:
-            return parse_size(value)
-        except ValueError as error:
-            raise ValidationError(str(error)) from error
+            moment = datetime.fromisoformat(value)
+            if moment.tzinfo is not None:
+                return moment.astimezone(UTC)
+        except (TypeError, ValueError, OverflowError):
+            pass
+        raise ValueError(f"must be a time with its offset, like 2030-01-01T08:00:00+01:00, not {value!r}")
 
 
 class Text(fields.String):

@@ -6,30 +6,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
-from marshmallow import Schema, ValidationError, fields, validates_schema
+from marshmallow import Schema, ValidationError, validates_schema
 
 from workers.steps.contract import Done, QueueClass, StepContext, StepType
 from workers.steps.contract import Wait as Rest
-from workers.steps.fields import Duration
-
-
-class Moment(fields.Field[datetime]):
-    """An RFC 3339 time with its offset, such as 2030-01-01T08:00:00+01:00."""
-
-    def _deserialize(
-        self,
-        value: Any,
-        attr: str | None,  # noqa: ARG002
-        data: Mapping[str, Any] | None,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> datetime:
-        try:
-            moment = datetime.fromisoformat(str(value))
-        except ValueError:
-            moment = None
-        if moment is None or moment.tzinfo is None:
-            raise ValidationError(f"'{value}' is not a moment; write it with its offset: 2030-01-01T08:00:00+01:00")
-        return moment
+from workers.steps.fields import Duration, Moment
 
 
 class WaitFor(StepType):
