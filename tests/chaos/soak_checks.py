@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -18,15 +18,16 @@ from stack import Stack
 SECOND = timedelta(seconds=1)
 
 _AUDIT = """
-    CREATE TABLE soak_ends (of text, id uuid, status text, attempt int, at timestamptz DEFAULT clock_timestamp());
-    CREATE FUNCTION soak_step_ended() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        INSERT INTO soak_ends VALUES ('step', NEW.id, NEW.status, NEW.attempt); RETURN NULL; END $$;
-    CREATE FUNCTION soak_execution_ended() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        INSERT INTO soak_ends VALUES ('execution', NEW.id, NEW.status, NULL); RETURN NULL; END $$;
-    CREATE TRIGGER soak_step AFTER UPDATE ON step_executions FOR EACH ROW WHEN (NEW.finished_at IS NOT NULL)
-        EXECUTE FUNCTION soak_step_ended();
-    CREATE TRIGGER soak_execution AFTER UPDATE ON executions FOR EACH ROW WHEN (NEW.finished_at IS NOT NULL)
-        EXECUTE FUNCTION soak_execution_ended();
+    CREATE TABLE soak_ends (of text, id uuid, at timestamptz, change jsonb);
+    CREATE FUNCTION soak_ended() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO soak_ends SELECT TG_TABLE_NAME, NEW.id, clock_timestamp(), jsonb_object_agg(key, value)
+        FROM jsonb_each(to_jsonb(NEW)) WHERE value IS DISTINCT FROM to_jsonb(OLD) -> key OR key = 'attempt';
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER soak AFTER UPDATE ON step_executions FOR EACH ROW WHEN (NEW.finished_at IS NOT NULL)
+        EXECUTE FUNCTION soak_ended();
+    CREATE TRIGGER soak AFTER UPDATE ON executions FOR EACH ROW WHEN (NEW.finished_at IS NOT NULL)
+        EXECUTE FUNCTION soak_ended();
 """
 
 
@@ -56,12 +57,12 @@ def check_ends(stack: Stack, load: Load) -> None:
         for id, status, message in rows
         if status not in load.shapes[load.started[id]].ends
     ]
-    assert wrong == []
+    _none(wrong, "executions that ended otherwise than their shape says")
     others = stack.deployment.sql(
         "SELECT id::text, status, error_message FROM executions WHERE idempotency_key NOT LIKE 'soak-%%' "
         "AND status <> 'completed'"
     )
-    assert others == []
+    _none(others, "executions that others started and that failed")
 
 
 def check_step_states(stack: Stack, load: Load) -> None:
@@ -72,33 +73,32 @@ def check_step_states(stack: Stack, load: Load) -> None:
         expected = load.shapes[name].steps if name is not None else {}
         if status != expected.get(step_id, "completed"):
             wrong.append((name, execution_id, path, status, losses))
-    assert wrong == []
+    _none(wrong, "steps in another state than their shape says")
 
 
 def check_recorded_once(stack: Stack) -> None:
     twice = stack.deployment.sql(
-        "SELECT of, id::text, array_agg(status || ' ' || coalesce(attempt::text, '') || ' ' || at ORDER BY at) "
-        "FROM soak_ends GROUP BY of, id HAVING count(*) > 1 LIMIT 10"
+        "SELECT of, id::text, jsonb_agg(change ORDER BY at) FROM soak_ends GROUP BY of, id HAVING count(*) > 1 LIMIT 10"
     )
-    assert twice == []
+    _none(twice, "written to after their end")
     unseen = stack.deployment.sql(
         "SELECT s.id::text FROM step_executions s LEFT JOIN soak_ends a ON a.id = s.id "
-        "WHERE s.status IN ('completed', 'failed') AND (a.id IS NULL OR a.attempt <> s.attempt)"
+        "WHERE s.status IN ('completed', 'failed') AND (a.id IS NULL OR a.change ->> 'attempt' <> s.attempt::text)"
     )
-    assert unseen == []
+    _none(unseen, "steps of which nothing, or another attempt, was recorded")
 
 
 def check_performed(stack: Stack, marks: Path) -> None:
     """Each attempt was performed at most once, none followed the one that was recorded, and that one was performed."""
     performed = Counter(_marks(marks))
-    assert [one for one, times in performed.items() if times > 1] == []
+    _none([one for one, times in performed.items() if times > 1], "attempts that were performed twice")
     rows = stack.deployment.sql(
         "SELECT execution_id::text, path, attempt, status FROM step_executions WHERE type = 'mark'"
     )
     recorded = {(execution_id, path): attempt for execution_id, path, attempt, _ in rows}
-    assert [one for one in performed if one[2] > recorded[one[:2]]] == []
+    _none([one for one in performed if one[2] > recorded[one[:2]]], "attempts after the one that was recorded")
     done = {(execution_id, path, attempt) for execution_id, path, attempt, status in rows if status == "completed"}
-    assert done - performed.keys() == set()
+    _none(sorted(done - performed.keys()), "recorded, and not performed")
 
 
 def check_limits(stack: Stack, load: Load, marks: Path, samples: Iterable[tuple[int, int, int]]) -> None:
@@ -117,7 +117,8 @@ def check_limits(stack: Stack, load: Load, marks: Path, samples: Iterable[tuple[
     ):
         by_key.setdefault(key, []).append((begin, end))
     assert len(by_key) >= 2
-    assert {key: most for key, spans in by_key.items() if (most := most_at_a_time(spans)) > MOST_LIMITED} == {}
+    exceeded = [(key, most) for key, spans in by_key.items() if (most := most_at_a_time(spans)) > MOST_LIMITED]
+    _none(exceeded, "limits that were exceeded")
     # The same by what was really performed: the lines of the file are in the order of time.
     recorded = stack.deployment.sql("SELECT execution_id::text, path, attempt FROM step_executions WHERE type = 'mark'")
     at = {one: number for number, one in enumerate(_marks(marks))}
@@ -144,9 +145,10 @@ def check_slots(stack: Stack, trigger_id: str) -> None:
         "WHERE f.trigger_id = %(id)s::uuid ORDER BY f.scheduled_for",
         id=trigger_id,
     )
-    assert [row for row in rows if row[1] != "started" or row[3] != "completed"] == []
+    _none([row for row in rows if row[1] != "started" or row[3] != "completed"], "slots that started nothing")
     slots = [row[0] for row in rows]
-    assert [(one, following) for one, following in pairwise(slots) if following - one != SECOND] == []
+    gaps = [(one, following) for one, following in pairwise(slots) if following - one != SECOND]
+    _none(gaps, "slots that are not a second apart")
     ((begun, stopped, executions),) = stack.deployment.sql(
         "SELECT created_at, updated_at, (SELECT count(*) FROM executions WHERE trigger_id = t.id) "
         "FROM triggers t WHERE id = %(id)s::uuid",
@@ -163,7 +165,7 @@ def check_nothing_is_left(stack: Stack) -> None:
         "SELECT execution_id::text, path, status FROM step_executions "
         "WHERE status NOT IN ('completed', 'failed', 'skipped', 'cancelled')"
     )
-    assert left == []
+    _none(left, "steps that have not ended")
     wait_until(lambda: not _dead_leases(stack), what="the leases of dead processes to lapse")
     wait_until(lambda: stack.messages() == 0, what="the queues to be empty")
 
@@ -171,6 +173,10 @@ def check_nothing_is_left(stack: Stack) -> None:
 def _dead_leases(stack: Stack) -> list[int]:
     pids = [pid for (pid,) in stack.deployment.sql("SELECT pid FROM worker_processes")]
     return [pid for pid in pids if not psutil.pid_exists(pid)]
+
+
+def _none(found: Sequence[Any], what: str) -> None:
+    assert not found, f"{len(found)} {what}: {found[:10]}"
 
 
 def _marks(marks: Path) -> list[tuple[str, str, int]]:
@@ -186,6 +192,6 @@ def complete(figures: Figures, stack: Stack) -> Figures:
     )
     ((figures.longest_stall,),) = stack.deployment.sql(
         "SELECT extract(epoch FROM max(pause))::float8 FROM "
-        "(SELECT at - lag(at) OVER (ORDER BY at) AS pause FROM soak_ends WHERE of = 'step') AS pauses"
+        "(SELECT at - lag(at) OVER (ORDER BY at) AS pause FROM soak_ends WHERE of = 'step_executions') AS pauses"
     )
     return figures
