@@ -54,9 +54,7 @@ class Schedule(TriggerType):
         timezone = fields.String(
             load_default="UTC", validate=_is_zone, metadata={"description": "of the cron expression; default: UTC"}
         )
-        interval = Duration(
-            1, metadata={"description": "instead of cron: counted from `start`, or from 1970 in UTC"}
-        )
+        interval = Duration(1, metadata={"description": "instead of cron: counted from `start`, or from 1970 in UTC"})
         start = Moment(metadata={"description": "no slot is before it"})
         end = Moment(metadata={"description": "no slot is after it"})
         gap = _choice("a time that does not exist as the clock is set forward; default: shift", "skip", "shift")
