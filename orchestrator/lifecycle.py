@@ -126,6 +126,8 @@ WAKE = _step("wake", {StepStatus.WAITING}, StepStatus.QUEUED)
 """Its time has come (reconcile), or what it waits for has."""
 LOSE = _step("lose", {StepStatus.RUNNING}, StepStatus.QUEUED)
 """Its worker is gone (reconcile)."""
+HAND_ON = _step("hand_on", {StepStatus.RUNNING}, StepStatus.QUEUED)
+"""Its worker is asked to stop, and leaves it to others."""
 SKIP = _step("skip", {StepStatus.PENDING}, StepStatus.SKIPPED)
 CANCEL_STEP = _step("cancel", _STEP_LIVE, StepStatus.CANCELLED)
 

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -35,7 +36,7 @@ PATIENCE = 30.0
 """Seconds for which a lane whose store failed waits for it."""
 
 LAST_WORDS = 10.0
-"""Seconds for which a worker whose consumer failed waits for what it still performs."""
+"""Seconds for which a worker that stops waits for what it still performs."""
 
 
 def host_identity() -> str:
@@ -58,17 +59,17 @@ class WorkerProcess:
         self.secrets = Secrets(also=settings.secrets())
         self.doorbell = Doorbell()
         self.hooks = announcer(settings, self.store, self.secrets)
-        self.watch = Watch(self.store)
+        self.watch = Watch(self.store, self.doorbell.ring)
         self.lease = Lease(self.store, node, settings.scheduler.lease / 4, slots)
 
     def run_steps(self, execution_id: str, starts: Sequence[str], rung: Sequence[str]) -> None:
         run_steps(self, execution_id, starts, rung)
 
     def close(self) -> None:
+        self.watch.close()
         self.doorbell.close()
         if self.hooks is not None:
             self.hooks.close()
-        self.watch.close()
         self.lease.give_up()
         self.store.close()
 
@@ -150,17 +151,30 @@ class Lease:
 
 
 class Exit(bootsteps.StartStopStep):
-    """A worker whose consumer died of something unexpected is gone soon, for a supervisor to start another.
+    """A worker that stops, asked to or because its consumer died of something unexpected, is gone soon.
 
-    Celery would stop it as if asked to: after all its tasks, however long they take, while it takes no message.
-    What they leave behind is found by reconcile.
+    Celery would have it wait for all its tasks, however long they take, while it takes no message. So each process is
+    told, and hands its steps on. What cannot be ended even so is left behind.
     """
 
     def close(self, worker: Any) -> None:
-        if worker.exitcode:
-            timer = threading.Timer(LAST_WORDS, os._exit, [worker.exitcode])
-            timer.daemon = True
-            timer.start()
+        if _current is not None:
+            _current.watch.stop_soon()
+        for child in _children_of(worker.pool):
+            with suppress(ProcessLookupError):
+                os.kill(child, _STOP_SOON)
+        timer = threading.Timer(LAST_WORDS, os._exit, [worker.exitcode or 0])
+        timer.daemon = True
+        timer.start()
+
+
+_STOP_SOON = signal.SIGUSR2
+
+
+def _children_of(pool: Any) -> list[int]:
+    """The process ids of a prefork pool."""
+    processes = getattr(getattr(pool, "_pool", None), "_pool", None)
+    return [process.pid for process in processes or () if hasattr(process, "pid")]
 
 
 _current: WorkerProcess | None = None
@@ -187,7 +201,8 @@ def _end() -> None:
 def _child_starts(sender: Any = None, **_: Any) -> None:
     # What interrupts a step sends SIGALRM, which by default ends a process: a late one is to do nothing.
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
-    process(str(sender))
+    watch = process(str(sender)).watch
+    signal.signal(_STOP_SOON, lambda *_: watch.stop_soon())
 
 
 @signals.worker_process_shutdown.connect

@@ -96,7 +96,7 @@ def _let_in(process: WorkerProcess, lane: Lane, began: float) -> Lane | None:
         return None
     admitted = admit(process.store, process.settings, lane.freed.keys)
     mine = [one for one in admitted if one.queue in (lane.queue, CONTROL)] if admitted else []
-    if not mine or lane.rung or time.monotonic() - began > INLINE_BUDGET:
+    if not mine or lane.rung or process.watch.is_stopping or time.monotonic() - began > INLINE_BUDGET:
         process.doorbell.ring_all(plans_of_admitted(admitted))
         return None
     chosen = mine[0].execution_id
@@ -381,4 +381,4 @@ class Lane:
         return None if self._over_budget() else Worker(self.process.lease.id, self.queue)
 
     def _over_budget(self) -> bool:
-        return time.monotonic() - self.began > INLINE_BUDGET
+        return self.process.watch.is_stopping or time.monotonic() - self.began > INLINE_BUDGET

@@ -14,12 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from orchestrator.store import Store, steps
+from orchestrator.engine.advance import plans_of
+from orchestrator.engine.plan import Plan
+from orchestrator.store import Store, recovery, steps
 
 logger = logging.getLogger(__name__)
 
 INTERVAL = 0.5
 """Seconds between looks; a step that takes less is never looked for."""
+
+PATIENCE = 3.0
+"""Seconds for which a process that is asked to stop performs on; then it hands on what has not come to its end."""
 
 
 class Performance:
@@ -74,8 +79,10 @@ def ended_by(end: Callable[[], None]) -> Iterator[None]:
 class Watch:
     """The thread of a process that looks whether the claims are still held of what is performed in it."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, ring: Callable[[Plan], None]) -> None:
         self._store = store
+        self._ring = ring
+        self._hands_on_at: float | None = None
         self._performances: dict[str, Performance] = {}
         self._busy = threading.Event()
         self._closed = threading.Event()
@@ -95,9 +102,19 @@ class Watch:
             _here.reset(before)
             del self._performances[token]
 
+    @property
+    def is_stopping(self) -> bool:
+        """No step is to be begun that somebody else can do."""
+        return self._hands_on_at is not None
+
+    def stop_soon(self) -> None:
+        """Hand on what is not done in time. For a signal's handler, too: it only notes the time."""
+        self._hands_on_at = time.monotonic() + PATIENCE
+
     def close(self) -> None:
         self._closed.set()
         self._busy.set()
+        self._thread.join(timeout=1)
 
     def _watch(self) -> None:
         while not self._closed.wait(INTERVAL):
@@ -116,8 +133,14 @@ class Watch:
         long = {token: one for token, one in dict(self._performances).items() if one.began < since}
         if not long:
             return
+        hands_on = self._hands_on_at is not None and time.monotonic() >= self._hands_on_at
         with self._store.single() as connection:
+            handed_on = recovery.hand_on(connection, long) if hands_on else []
             held = steps.held(connection, long)
         for token in long.keys() - held:
             logger.info("a step is ended: its claim is not held any more")
             long[token].end()
+        for ring in handed_on:
+            logger.info("step %s of %s is handed on", ring.path, ring.execution_id)
+            for plan in plans_of(ring):
+                self._ring(plan)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from orchestrator.lifecycle import LOSE, WAKE, ExecutionStatus, StepStatus
+from orchestrator.lifecycle import HAND_ON, LOSE, WAKE, ExecutionStatus, StepStatus
 from orchestrator.store.session import run
 from orchestrator.store.steps import HELD, Claim
 
@@ -71,6 +71,22 @@ class Ring:
     path: str
     queue: str
     priority: int
+
+
+def hand_on(connection: Connection, tokens: Iterable[str]) -> list[Ring]:
+    """Queue again what is performed under these claims: it is about to be rung for. Whoever takes it on begins the same
+    attempt anew, since that the worker is replaced says nothing of the step."""
+    return _rung(
+        connection,
+        f"""
+        UPDATE step_executions s SET {HAND_ON.assignment}, resumes = true, claim_token = NULL, deadline = NULL,
+            rung_at = clock_timestamp()
+        FROM executions e
+        WHERE e.id = s.execution_id AND s.claim_token = ANY(%(tokens)s::uuid[]) AND s.{HAND_ON.guard}
+        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, e.priority
+        """,
+        {"tokens": list(tokens)},
+    )
 
 
 _GOES_ON = f"o.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')"

@@ -58,12 +58,15 @@ class Stack:
         """Processes that were asked to stop, and whose place has been taken."""
         self._numbers = count(1)
 
-    def start(self) -> None:
-        for name in (*WORKERS, *BEATS, "api"):
+    def start(self, *names: str) -> None:
+        """Start the processes of these names (default: all), and wait until they are there."""
+        names = names or (*WORKERS, *BEATS, "api")
+        for name in names:
             self.start_process(name)
-        for name in WORKERS:
+        for name in WORKERS.keys() & names:
             wait_until(lambda name=name: self.leases_of(self.running[name]), 60, f"the lease of {name}")
-        wait_until(self.api_answers, what="the API")
+        if "api" in names:
+            wait_until(self.api_answers, what="the API")
 
     def stop(self) -> None:
         for child in (*self.running.values(), *self.leaving):
@@ -113,6 +116,16 @@ class Stack:
             "SELECT id::text FROM worker_processes WHERE pid = ANY(%(pids)s)", pids=[one.pid for one in family(child)]
         )
         return [id for (id,) in rows or ()]
+
+    def performer_of(self, execution_id: str) -> str | None:
+        """The name of a worker that performs a step of the execution."""
+        rows = self.sql(
+            "SELECT w.pid FROM step_executions s JOIN worker_processes w ON w.id = s.worker_id "
+            "WHERE s.execution_id = %(id)s::uuid AND s.status = 'running'",
+            id=execution_id,
+        )
+        pids = {pid for (pid,) in rows or ()}
+        return next((name for name, child in self.running.items() if pids & {one.pid for one in family(child)}), None)
 
     def api_answers(self) -> bool:
         try:

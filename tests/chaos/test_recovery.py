@@ -1,0 +1,102 @@
+"""How soon what died goes on, with the settings that a deployment has unless it says otherwise."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from deployment import deployed, wait_until
+from soak_work import step
+from stack import Stack
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
+
+HANDED_ON_WITHIN = 5.0
+GONE_WITHIN = 12.0
+LOST_WITHIN = 15.0
+RUNG_AGAIN_WITHIN = 10.0
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    with deployed(tmp_path, poll_interval=1.0) as deployment:
+        stack = Stack(deployment)
+        try:
+            yield stack
+        finally:
+            stack.stop()
+
+
+class Gated:
+    """A step that one worker performs until the gate is opened, and another worker beside it."""
+
+    def __init__(self, stack: Stack, folder: Path, kind: str) -> None:
+        self.stack, self.gate = stack, folder / "gate"
+        self.first, self.second = f"{kind}-1", f"{kind}-2"
+        stack.start(self.first)
+        waits = {**step("a", "gate", file=str(self.gate)), "queue": kind}
+        self.execution_id = stack.deployment.execute(stack.deployment.create({"steps": [waits]}))
+        self.wait_for(self.first, 30)
+        stack.start(self.second)
+
+    def wait_for(self, worker: str, seconds: float) -> None:
+        wait_until(lambda: self.stack.performer_of(self.execution_id) == worker, seconds, f"the step on {worker}")
+
+    def open(self) -> tuple[str, int, int]:
+        """(status, attempt, losses) of the step at its end."""
+        self.gate.touch()
+        self.stack.deployment.ended(self.execution_id)
+        ((status, attempt, losses),) = self.stack.deployment.sql("SELECT status, attempt, losses FROM step_executions")
+        return status, attempt, losses
+
+
+@pytest.mark.parametrize("kind", ["cpu", "io"])
+def test_a_worker_that_is_asked_to_stop_hands_its_steps_on(stack: Stack, tmp_path: Path, kind: str):
+    gated = Gated(stack, tmp_path, kind)
+    stopped = stack.running[gated.first]
+    stopped.signal(signal.SIGTERM)
+    gated.wait_for(gated.second, HANDED_ON_WITHIN)
+    wait_until(lambda: not stopped.alive, GONE_WITHIN, "the first worker to be gone")
+    assert gated.open() == ("completed", 1, 0)  # a deploy is no failure of the step
+
+
+def test_a_worker_that_is_asked_to_stop_comes_to_the_end_of_a_short_step(stack: Stack, tmp_path: Path):
+    stack.start("cpu-1", "cpu-2")
+    marks = tmp_path / "marks"
+    definition = {
+        "steps": [step(f"s{n}", "mark", f"s{n - 1}" if n else "", file=str(marks), seconds=0.5) for n in range(6)]
+    }
+    execution_id = stack.deployment.execute(stack.deployment.create(definition))
+    name = wait_until(lambda: stack.performer_of(execution_id))
+    stack.running[name].signal(signal.SIGTERM)
+    assert stack.deployment.ended(execution_id)["status"] == "completed"
+    assert [line.split()[1:] for line in marks.read_text().splitlines()] == [[f"s{n}", "1"] for n in range(6)]
+
+
+@pytest.mark.parametrize("break_it", [Stack.kill, Stack.freeze])
+def test_the_step_of_a_worker_that_is_gone_runs_again(
+    stack: Stack, tmp_path: Path, break_it: Callable[[Stack, str], None]
+):
+    gated = Gated(stack, tmp_path, "cpu")
+    break_it(stack, gated.first)
+    gated.wait_for(gated.second, LOST_WITHIN)
+    assert gated.open() == ("completed", 2, 1)
+
+
+@pytest.mark.parametrize("forget", [Stack.forget, Stack.kill_valkey])
+def test_what_was_queued_at_a_broker_that_lost_it_is_rung_for_again(
+    stack: Stack, tmp_path: Path, forget: Callable[[Stack], None]
+):
+    stack.start("cpu-1")
+    gate = tmp_path / "gate"
+    workflow_id = stack.deployment.create({"steps": [step("a", "gate", file=str(gate)), step("b", needs="a")]})
+    ids = [stack.deployment.execute(workflow_id) for _ in range(30)]
+    wait_until(lambda: stack.messages() >= 20, what="a backlog")
+    forget(stack)
+    if forget is Stack.kill_valkey:
+        stack.start_valkey()
+    gate.touch()
+    done = "SELECT count(*) FROM executions WHERE status = 'completed' HAVING count(*) = %(all)s"
+    wait_until(lambda: stack.sql(done, all=len(ids)), RUNG_AGAIN_WITHIN, "the backlog to be done")
