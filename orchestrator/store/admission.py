@@ -81,6 +81,8 @@ _ADMIT_ROUTINE = Routine(
         admitted uuid[] := '{{}}';
     BEGIN
         PERFORM {LOCK};
+        -- Rows that somebody holds are passed over: who waited for them would have everybody wait, and those that are
+        -- being cancelled would be admitted after that.
         SELECT %(places)s - taken.count INTO free FROM ({TAKEN}) AS taken;
         -- A key that has become free lets the first into the backlog that nothing else holds back. One that a step
         -- waits for needs no place, and so is never in the backlog: it might wait there for a place that its own parent
@@ -89,7 +91,7 @@ _ADMIT_ROUTINE = Routine(
             in_use := ({_IN_USE});
             SELECT e.id, e.parent_step_id INTO next_one FROM executions e
             WHERE {_HELD} AND e.limit_keys @> ARRAY[freed_key] AND NOT {_is_reached("in_use")}
-            ORDER BY e.priority DESC, e.turn, e.id LIMIT 1;
+            ORDER BY e.priority DESC, e.turn, e.id LIMIT 1 FOR NO KEY UPDATE OF e SKIP LOCKED;
             CONTINUE WHEN NOT FOUND;
             UPDATE executions SET held = false,
                 admitted_at = CASE WHEN next_one.parent_step_id IS NOT NULL THEN clock_timestamp() END
@@ -101,7 +103,7 @@ _ADMIT_ROUTINE = Routine(
         FOR looked IN 1..{_MOST} LOOP
             EXIT WHEN free <= 0;
             SELECT e.id, e.limit_keys, e.limits INTO next_one FROM executions e
-            WHERE {BACKLOG} ORDER BY e.priority DESC, e.turn, e.id LIMIT 1;
+            WHERE {BACKLOG} ORDER BY e.priority DESC, e.turn, e.id LIMIT 1 FOR NO KEY UPDATE OF e SKIP LOCKED;
             EXIT WHEN NOT FOUND;
             IF next_one.limit_keys IS NOT NULL AND {reached("next_one.limit_keys", "next_one.limits")} THEN
                 UPDATE executions SET held = true WHERE id = next_one.id;

@@ -124,6 +124,18 @@ def test_those_that_are_held_do_not_stand_in_the_way(two_places: Deployment):
     assert end(two_places, first) == [held[0]]
 
 
+def test_one_that_is_just_being_ended_is_passed_over(two_places: Deployment):
+    workflow_id = two_places.create(SINGLE)
+    first, second, going, waiting = (two_places.execute(workflow_id) for _ in range(4))
+    with two_places.store.transaction() as connection:
+        assert executions.cancel(connection, going, "while somebody admits")
+        assert end(two_places, first) == [waiting]
+    assert admitted(two_places) == {second, waiting}
+    assert two_places.sql("SELECT id::text FROM executions WHERE status = 'cancelled' AND admitted_at IS NULL") == [
+        (going,)
+    ]
+
+
 def test_an_end_that_let_nobody_in_is_made_good_by_reconcile(two_places: Deployment):
     from orchestrator.engine.admission import admit_all
 
