@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
 from random import Random
+from statistics import median_low
 
 from deployment import TERMINAL
 from soak_work import Load
-from stack import BEATS, WORKERS, Stack, family
+from stack import Stack
 
 LOOK_EVERY = 0.1
 
@@ -31,7 +32,11 @@ class Recovery:
 
 @dataclass
 class Figures:
-    """What there is to tell of a soak; times in seconds."""
+    """What there is to tell of a soak; times in seconds.
+
+    A recovery is seen if the fault hit something, and lasts until all of that goes on: other faults and the backlog
+    that they have left are in it.
+    """
 
     seed: int
     executions: int = 0
@@ -53,20 +58,26 @@ class Figures:
         ]
         for fault, times in sorted(self.faults.items()):
             took = sorted(self.recoveries[fault])
-            typical = f", half of them within {took[len(took) // 2]:.1f} s, all within {took[-1]:.1f} s" if took else ""
+            typical = f", half of them within {median_low(took):.1f} s, all within {took[-1]:.1f} s" if took else ""
             lines.append(f"  {fault}: {times}, {len(took)} recoveries seen{typical}")
         return "\n".join(lines)
 
 
-class Soak:
-    """`rounds` times each fault, one every `gap` seconds, while `load` is at work."""
+Fault = Callable[["Soak"], bool]
 
-    def __init__(self, stack: Stack, load: Load, *, seed: int, rounds: int, gap: float) -> None:
+
+class Soak:
+    """`rounds` times each of `faults`, one every `gap` seconds, while `load` is at work. A fault says whether there was
+    something to break."""
+
+    def __init__(
+        self, stack: Stack, load: Load, faults: Collection[Fault], *, seed: int, rounds: int, gap: float
+    ) -> None:
         self.stack = stack
         self.load = load
         self.random = Random(seed)
         self.gap = gap
-        self.faults = [fault for fault in FAULTS for _ in range(rounds)]
+        self.faults = [fault for fault in faults for _ in range(rounds)]
         self.random.shuffle(self.faults)
         self.figures = Figures(seed)
         self.samples: list[tuple[int, int, int]] = []
@@ -83,7 +94,7 @@ class Soak:
         for fault in self.faults:
             self._go_on(self.random.uniform(0.5, 1.5) * self.gap)
             if fault(self):
-                self.figures.faults[name_of(fault)] += 1
+                self.figures.faults[fault.__name__] += 1
         self._until(lambda: not self._repairs and not self._recoveries, 60, "all to go on")
         self._until(lambda: not self.load.is_alive(), 60, "the last execution to be started")
         assert self.load.error is None, self.load.error
@@ -188,150 +199,3 @@ _SAMPLE = """
            (SELECT coalesce(max(n), 0)::int FROM (SELECT count(*) AS n FROM live, unnest(limit_keys) AS key GROUP BY key) AS k),
            (SELECT count(*)::int FROM step_executions WHERE status = 'waiting' AND next_attempt_at IS NULL AND awaits IS NULL)
 """  # noqa: E501
-
-# --- the faults: each says whether there was something to break ------------------------------------------------
-
-
-def kill_worker(soak: Soak) -> bool:
-    return _broken_worker(soak, "kill_worker", soak.stack.kill)
-
-
-def kill_child(soak: Soak) -> bool:
-    """One of a worker's processes that perform steps; its parent starts another."""
-    name = soak.pick([name for name, kind in WORKERS.items() if kind.pool == "prefork"])
-    if name is None:
-        return False
-    leases = soak.stack.leases_of(soak.stack.running[name])
-    soak.stack.kill_one(name, lambda processes: soak.random.choice(processes[1:] or processes))
-    _expect_held(soak, "kill_child", leases)
-    return True
-
-
-def kill_parent(soak: Soak) -> bool:
-    """Only a worker's first process: what it has started goes on for as long as it can."""
-    return _broken_worker(soak, "kill_parent", lambda name: soak.stack.kill_one(name, lambda processes: processes[0]))
-
-
-def _broken_worker(soak: Soak, fault: str, kill: Callable[[str], None]) -> bool:
-    name = soak.pick(WORKERS)
-    if name is None:
-        return False
-    leases = soak.stack.leases_of(soak.stack.running[name])
-    kill(name)
-    soak.breaks(name, lambda: soak.stack.start_process(name))
-    _expect_held(soak, fault, leases)
-    return True
-
-
-def freeze_worker(soak: Soak) -> bool:
-    """For longer than its lease; then it wakes up and knows nothing of that."""
-    name = soak.pick(WORKERS)
-    if name is None:
-        return False
-    leases = soak.stack.leases_of(soak.stack.running[name])
-    soak.stack.freeze(name)
-    lease = soak.stack.settings.scheduler.lease
-    soak.breaks(name, lambda: soak.stack.thaw(name), soak.random.uniform(1.5, 3) * lease)
-    _expect_held(soak, "freeze_worker", leases)
-    return True
-
-
-def _expect_held(soak: Soak, fault: str, leases: list[str]) -> None:
-    soak.expect_steps(fault, "s.status = 'running' AND s.worker_id = ANY(%(leases)s::uuid[])", leases=leases)
-
-
-def roll_worker(soak: Soak) -> bool:
-    """Recovered when the old one is gone."""
-    name = soak.pick(WORKERS)
-    if name is None:
-        return False
-    old = soak.stack.roll(name)
-
-    def has_left() -> bool:
-        return old.exit_code is not None and not family(old)
-
-    soak.expect("roll_worker", has_left)
-    return True
-
-
-def kill_api(soak: Soak) -> bool:
-    return _broken_process(soak, "kill_api", ["api"], soak.stack.api_answers)
-
-
-def kill_beat(soak: Soak) -> bool:
-    return _broken_process(soak, "kill_beat", BEATS, lambda: True)
-
-
-def _broken_process(soak: Soak, fault: str, names: Collection[str], recovered: Callable[[], bool]) -> bool:
-    name = soak.pick(names)
-    if name is None:
-        return False
-    soak.stack.kill(name)
-    soak.breaks(name, lambda: soak.stack.start_process(name))
-    soak.expect(fault, recovered)
-    return True
-
-
-def flush_valkey(soak: Soak) -> bool:
-    if soak.pick(["valkey"]) is None:
-        return False
-    soak.stack.forget()
-    soak.expect_steps("flush_valkey", "s.status = 'queued'")
-    return True
-
-
-def kill_valkey(soak: Soak) -> bool:
-    if soak.pick(["valkey"]) is None:
-        return False
-    soak.stack.kill_valkey()
-
-    def mend() -> None:
-        soak.stack.start_valkey()
-        soak.expect_steps("kill_valkey", "s.status = 'queued'")
-
-    soak.breaks("valkey", mend)
-    return True
-
-
-def kill_postgres(soak: Soak) -> bool:
-    """It recovers from its log; recovered when a step has ended since."""
-    if soak.pick(["postgres"]) is None:
-        return False
-    soak.stack.kill_postgres()
-
-    def mend() -> None:
-        soak.stack.start_postgres()
-        since = soak.stack.sql("SELECT clock_timestamp()")
-        assert since is not None
-        soak.expect("kill_postgres", lambda: bool(_ended_since(soak, since[0][0])))
-
-    soak.breaks("postgres", mend)
-    return True
-
-
-def _ended_since(soak: Soak, moment: object) -> bool:
-    return bool(
-        soak.stack.sql(
-            "SELECT FROM step_executions WHERE finished_at > %(at)s UNION ALL (SELECT WHERE NOT EXISTS ("
-            "SELECT FROM step_executions WHERE status IN ('queued', 'running', 'waiting'))) LIMIT 1",
-            at=moment,
-        )
-    )
-
-
-FAULTS: tuple[Callable[[Soak], bool], ...] = (
-    kill_worker,
-    kill_child,
-    kill_parent,
-    freeze_worker,
-    roll_worker,
-    kill_api,
-    kill_beat,
-    flush_valkey,
-    kill_valkey,
-    kill_postgres,
-)
-
-
-def name_of(fault: Callable[[Soak], bool]) -> str:
-    return fault.__name__

@@ -185,8 +185,8 @@ def _marks(marks: Path) -> list[tuple[str, str, int]]:
     return [(execution_id, path, int(attempt)) for execution_id, path, attempt in lines]
 
 
-def complete(figures: Figures, stack: Stack) -> Figures:
-    """The figures with what the database knows."""
+def complete(figures: Figures, stack: Stack) -> None:
+    """With what the database knows."""
     ((figures.executions, figures.steps, figures.lost),) = stack.deployment.sql(
         "SELECT (SELECT count(*) FROM executions), count(*), sum(losses) FROM step_executions"
     )
@@ -194,4 +194,3 @@ def complete(figures: Figures, stack: Stack) -> Figures:
         "SELECT extract(epoch FROM max(pause))::float8 FROM "
         "(SELECT at - lag(at) OVER (ORDER BY at) AS pause FROM soak_ends WHERE of = 'step_executions') AS pauses"
     )
-    return figures

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from deployment import deployed, wait_until
-from soak import FAULTS, Soak
+from faults import FAULTS
+from soak import Soak
 from soak_checks import check_all, complete, keep_account
 from soak_work import Load, shapes
 from stack import Stack
@@ -42,16 +43,17 @@ def test_a_soak_ends_as_if_nothing_had_happened(
     workflows = {name: stack.deployment.create(shape.definition, name) for name, shape in known.items()}
     trigger_id = fire_every_second(stack, marks)
     load = Load(stack, workflows, known, total, seconds=GAP * rounds * len(FAULTS))
-    soak = Soak(stack, load, seed=seed, rounds=rounds, gap=GAP)
+    soak = Soak(stack, load, FAULTS, seed=seed, rounds=rounds, gap=GAP)
     try:
         soak.break_things()
         stop_firing(stack)
         soak.wait_for_the_end()
+        complete(soak.figures, stack)
         check_all(stack, load, marks, trigger_id, soak.samples)
     finally:
         load.stop()
         with capsys.disabled():
-            print(f"\n{complete(soak.figures, stack)}")
+            print(f"\n{soak.figures}")
 
 
 def fire_every_second(stack: Stack, marks: Path) -> str:
