@@ -18,6 +18,10 @@ from orchestrator.store.routines import Routine
 
 Params = Mapping[str, Any]
 
+IDLE_AT_MOST = 10.0
+"""Seconds for which a transaction may stand still: a process that is frozen, or whose host is gone, would keep what it
+has locked from everybody, reconcile included, for as long as its connection seems to live."""
+
 DatabaseAway = (
     psycopg2.OperationalError,
     psycopg2.InterfaceError,
@@ -109,7 +113,7 @@ def create_engine(settings: DatabaseSettings) -> Engine:
     if url.get_backend_name() not in ("postgresql", "postgres"):
         raise ConfigurationError(f"database.url names {url.get_backend_name()}; only postgresql is supported")
     url = url.set(drivername="postgresql+psycopg2")
-    return sa.create_engine(
+    engine = sa.create_engine(
         url,
         pool_size=settings.pool_size,
         max_overflow=20,
@@ -120,6 +124,14 @@ def create_engine(settings: DatabaseSettings) -> Engine:
         json_serializer=to_json,
         json_deserializer=orjson.loads,
     )
+    sa.event.listen(engine, "connect", _bound_idleness)
+    return engine
+
+
+def _bound_idleness(connection: Any, _record: object) -> None:
+    """Every connection of ours has the same, so that it does no harm behind a PgBouncer which hands it around."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET idle_in_transaction_session_timeout = %s", [int(IDLE_AT_MOST * 1000)])
 
 
 def run(connection: Connection, sql: str, params: Params | Sequence[Params] = ()) -> sa.CursorResult[Any]:

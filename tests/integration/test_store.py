@@ -20,7 +20,7 @@ from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import Reconciler
 from orchestrator.lifecycle import StepStatus
 from orchestrator.plugins import load_catalogue
-from orchestrator.store import executions, new_id, recovery, steps, workers
+from orchestrator.store import Store, executions, new_id, recovery, session, steps, workers
 from orchestrator.store.migrate import migrate
 from orchestrator.store.models import metadata
 from orchestrator.store.recovery import Ring
@@ -250,6 +250,24 @@ def test_migrating_twice_changes_nothing(servers: Deployment):
     workflow_id = servers.create(CHAIN)
     migrate(servers.settings.database.url)
     assert servers.client.get(f"/api/v1/workflows/{workflow_id}").status_code == 200
+
+
+def test_a_transaction_that_stands_still_lets_go_of_what_it_holds(at_rest: Deployment, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session, "IDLE_AT_MOST", 0.2)
+    execution_id, frozen = started(at_rest), Store(at_rest.settings.database)
+
+    def stand_still() -> None:
+        with frozen.transaction() as connection:
+            assert executions.lock(connection, execution_id) is not None
+            with at_rest.store.transaction() as another:
+                assert executions.lock(another, execution_id) is not None
+            session.run(connection, "SELECT 1")
+
+    with pytest.raises(sa.exc.OperationalError):
+        stand_still()
+    with frozen.single() as connection:
+        assert session.run(connection, "SELECT 1").scalar_one() == 1
+    frozen.close()
 
 
 # --- what reconcile finds ----------------------------------------------------------------------------------
