@@ -187,7 +187,7 @@ def deployed(
             database=DatabaseSettings(url=servers.database_url),
             broker=BrokerSettings(url=servers.broker_url),
         )
-        scheduling = replace(settings.scheduler, **({"poll_interval": 0.2} | scheduler))
+        scheduling = replace(settings.scheduler, **({"poll_interval": 0.2, "max_concurrent": 100_000} | scheduler))
         executing = replace(
             settings.executor, scripts_dir=str(folder / "scripts"), templates_dir=str(folder / "templates")
         )

@@ -14,7 +14,7 @@ from marshmallow import ValidationError
 from performing import context_of
 
 from orchestrator.errors import ConfigurationError
-from orchestrator.plugins import load_catalogue
+from orchestrator.plugins import load_catalogue, load_trigger_types
 from workers.steps import Done, StepContext, StepType, Wait, step
 
 
@@ -134,8 +134,10 @@ def test_functions_that_cannot_be_called_by_name_or_awaited_are_refused() -> Non
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(str(tmp_path))
     load_catalogue.cache_clear()
+    load_trigger_types.cache_clear()
     yield tmp_path / "sample_plugin.py"
     load_catalogue.cache_clear()
+    load_trigger_types.cache_clear()
     sys.modules.pop("sample_plugin", None)
 
 
@@ -161,9 +163,11 @@ def test_entry_points_may_bring_decorated_functions_too(monkeypatch: pytest.Monk
     module = types.ModuleType("installed_plugin")
     module.add = add  # type: ignore[attr-defined]
     load_catalogue.cache_clear()
+    load_trigger_types.cache_clear()
     monkeypatch.setattr(
         "pluggy.PluginManager.load_setuptools_entrypoints",
         lambda manager, group: manager.register(module, "installed"),
     )
     assert load_catalogue("")["add"] is add
     load_catalogue.cache_clear()
+    load_trigger_types.cache_clear()
