@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import islice
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -103,18 +103,6 @@ def _next_scopes(connection: Connection, program: Program, execution_id: str, co
     limit = bodies.container(connection, execution_id, container).concurrency
     if limit is None:
         return []
-    longest = max(len(body.steps) for body in program.scopes.step(container).bodies.values())
-    left = bodies.unfinished(connection, execution_id, container, (2 * limit + 1) * longest)
-    begun = 0
-    starts: list[str] = []
-    for scope, members in groupby(left, key=lambda row: row.scope):
-        pending = {row.path for row in members if row.status is StepStatus.PENDING}
-        roots = program.scopes.at(scope).roots
-        if not pending.issuperset(roots):
-            begun += 1
-        elif begun < limit:
-            begun += 1
-            starts += roots
-        else:
-            break
-    return starts
+    sizes = {name: len(body.steps) for name, body in program.scopes.step(container).bodies.items()}
+    scopes = bodies.next_scopes(connection, execution_id, container, limit, sizes)
+    return [root for scope in scopes for root in program.scopes.at(scope).roots]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.lifecycle import STEP_TERMINAL, WAKE, StepStatus, sql_words
 from orchestrator.store.executions import AWAITS_BODY
+from orchestrator.store.routines import Routine
 from orchestrator.store.session import new_id, run, to_json
 from orchestrator.store.steps import Claim
 
@@ -94,22 +95,47 @@ def is_unfinished(connection: Connection, execution_id: str, container: str) -> 
     return unfinished
 
 
-@dataclass(frozen=True, slots=True)
-class Unfinished:
-    path: str
-    scope: str
-    status: StepStatus
+_NEXT_SCOPES_ROUTINE = Routine(
+    "next_scopes",
+    f"""
+    WITH few AS (
+        SELECT row_number() OVER (ORDER BY id) AS place, scope, status FROM step_executions
+        WHERE execution_id = %(execution)s AND container = %(container)s AND {_UNFINISHED}
+        ORDER BY id LIMIT %(window)s
+    ), scopes AS (
+        SELECT scope, min(place) AS first,
+               bool_or(status <> '{StepStatus.PENDING}') OR (
+                   -- Some have ended; unless it is the window that ends here.
+                   count(*) < (%(sizes)s ->> CASE WHEN scope LIKE '%]' THEN ''
+                                             ELSE substr(scope, length(%(container)s) + 2) END)::int
+                   AND max(place) < %(window)s) AS begun
+        FROM few GROUP BY scope
+    )
+    SELECT scope FROM scopes WHERE NOT begun ORDER BY first
+    LIMIT greatest(0, %(most)s - (SELECT count(*) FROM scopes WHERE begun))
+    """,
+    {"execution": "uuid", "container": "text", "window": "int", "sizes": "jsonb", "most": "int"},
+    {"scope": "text"},
+)
 
 
-def unfinished(connection: Connection, execution_id: str, container: str, limit: int) -> list[Unfinished]:
-    """The first steps in the bodies of `container` that have not ended, in the order of its scopes."""
+def next_scopes(
+    connection: Connection, execution_id: str, container: str, most: int, sizes: Mapping[str, int]
+) -> list[str]:
+    """The scopes in the bodies of `container` that may begin if `most` run at a time. `sizes` are the numbers of steps
+    in each of its bodies, by name. They begin in their order: those that have begun stand first."""
     rows = run(
         connection,
-        "SELECT path, scope, status FROM step_executions WHERE execution_id = %(execution)s::uuid "
-        f"AND container = %(container)s AND {_UNFINISHED} ORDER BY id LIMIT %(limit)s",
-        {"execution": execution_id, "container": container, "limit": limit},
+        _NEXT_SCOPES_ROUTINE.call,
+        {
+            "execution": execution_id,
+            "container": container,
+            "window": (most + 2) * max(sizes.values()),
+            "sizes": to_json(sizes),
+            "most": most,
+        },
     )
-    return [Unfinished(row.path, row.scope, StepStatus(row.status)) for row in rows]
+    return [scope for (scope,) in rows]
 
 
 def scope_exists(connection: Connection, execution_id: str, scope: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -538,3 +540,15 @@ def test_an_execution_past_its_deadline_is_ended(at_rest: Deployment, bench: Ben
     execution = at_rest.execution(execution_id)
     assert (execution["status"], execution["error_message"]) == ("failed", "the execution's time was up")
     assert set(at_rest.statuses(execution_id).values()) == {"cancelled"}
+
+
+def test_a_migration_installs_the_routines_of_every_module():
+    """A routine is known once its module is imported; a process that only migrates imports few."""
+    code = (
+        "import pkgutil, importlib, orchestrator.store.migrate as migrate, orchestrator.store as store\n"
+        "before = len(migrate.routines._registered)\n"
+        "[importlib.import_module(f'orchestrator.store.{one.name}') for one in pkgutil.iter_modules(store.__path__)"
+        " if one.name != 'migrations']\n"
+        "assert len(migrate.routines._registered) == before > 5\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
