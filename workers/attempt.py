@@ -280,6 +280,8 @@ class Attempt:
 
     def _template_context(self, prepared: Prepared) -> Mapping[str, Any]:
         path, scopes = self.claim.path, self.program.scopes
+        if not prepared.roots:
+            return {}
         named = {step_id: scopes.path_of(step_id, path) for step_id in prepared.references}
         mappers = self.program.mappers(path) if "variables" in prepared.roots else ()
         seen = self._seen({other for other in (*named.values(), *mappers) if other is not None})
@@ -380,6 +382,28 @@ class Attempt:
         return StepFailed(message, kind=failure.kind, retryable=failure.retryable, output=output)
 
 
+@dataclass(slots=True)
+class _Interruptible:
+    """A block of the main thread that SIGALRM may interrupt."""
+
+    unwanted: bool = False
+
+    def end(self) -> None:
+        self.unwanted = True
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+
+
+_interruptible: _Interruptible | None = None
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    if _interruptible is None:
+        return  # it came late
+    if _interruptible.unwanted:
+        raise StepFailed("the step is not wanted any more", kind="cancelled", retryable=False)
+    raise StepTimeout("the step's time is up")
+
+
 @contextmanager
 def interruptible(deadline: float | None) -> Iterator[None]:
     """Raise StepTimeout in the block once `deadline` has passed, or StepFailed once its result is not wanted.
@@ -387,30 +411,22 @@ def interruptible(deadline: float | None) -> Iterator[None]:
     Only a process's main thread can be interrupted, as the prefork pool's is; elsewhere the step types bound
     themselves, and reconcile gives the step up by its row's deadline.
     """
+    global _interruptible
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    unwanted = False
-
-    def end() -> None:
-        nonlocal unwanted
-        unwanted = True
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
-
-    def ring(_signal: int, _frame: FrameType | None) -> None:
-        if unwanted:
-            raise StepFailed("the step is not wanted any more", kind="cancelled", retryable=False)
-        raise StepTimeout("the step's time is up")
-
-    before = signal.signal(signal.SIGALRM, ring)
+    # Asked for each step, changed once a process: changing it costs more than all the rest of this.
+    if signal.getsignal(signal.SIGALRM) is not _interrupt:
+        signal.signal(signal.SIGALRM, _interrupt)
+    _interruptible = block = _Interruptible()
     try:
         if deadline is not None:
             signal.setitimer(signal.ITIMER_REAL, max(0.001, deadline - time.monotonic() + ALARM_GRACE))
-        with ended_by(end):
+        with ended_by(block.end):
             yield
     finally:
+        _interruptible = None
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 class LogBuffer:
