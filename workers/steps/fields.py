@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
@@ -23,8 +23,8 @@ class Parsed(fields.Field[T], Generic[T]):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "metadata": {**self.shape, **dict(options.get("metadata") or {})}})
 
-    def parse(self, value: Any) -> T:
-        raise NotImplementedError
+    parse: Callable[[Any], T]
+    """What each kind of field defines."""
 
     def _deserialize(
         self,
