@@ -26,8 +26,10 @@ def broker_priority(priority: int) -> int:
 def configure(app: Celery, settings: Settings) -> Celery:
     """Point `app` at the broker that `settings` name; before it has made its first connection."""
     transport = {
-        # Long tasks are delivered again after this; a second delivery finds its claims taken and ends at once.
-        "visibility_timeout": 3600,
+        # What is delivered and not acknowledged is kept by the worker, which gives it back when it stops; for one
+        # that was killed, reconcile rings again. A copy in Redis would cost two more round trips a message, to come
+        # back an hour later.
+        "ack_emulation": False,
         # These three must be the same for every producer and consumer, or priorities are other lists.
         "priority_steps": PRIORITY_STEPS,
         "sep": ":",

@@ -1,4 +1,4 @@
-"""The broker's transport, which knows of one more way to lose a connection."""
+"""The broker's transport, which knows of one more way to lose a connection, and keeps its client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kombu.transport import redis
 
 
 class Channel(redis.Channel):
-    """A channel that says so when its connection is gone.
+    """A channel that says so when its connection is gone, and that sends with one client.
 
     A task that outlives the connection its message came by is acknowledged on the old channel, and a channel
     that could not be closed along with its connection restores its messages later. Kombu then reads the address
@@ -16,6 +16,17 @@ class Channel(redis.Channel):
     the worker's event loop. It would end the consumer. Nothing is lost by giving up here: the message has gone
     with the broker, or is delivered again and finds its claims taken.
     """
+
+    _sender: Any = None
+
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        """Kombu makes a client for each message, which takes longer than sending it. (One that consumes is kept
+        already: it has a connection of its own.)"""
+        if asynchronous:
+            return super()._create_client(asynchronous)  # type: ignore[misc]
+        if self._sender is None or self._sender.connection_pool is not self.pool:
+            self._sender = super()._create_client()  # type: ignore[misc]
+        return self._sender
 
     def _get_pool(self, asynchronous: bool = False) -> Any:
         if self.connection is None or self.connection.client is None:

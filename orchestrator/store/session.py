@@ -117,6 +117,7 @@ def create_engine(settings: DatabaseSettings) -> Engine:
         url,
         pool_size=settings.pool_size,
         max_overflow=20,
+        pool_use_lifo=True,  # the server process that was asked last has the most at hand
         pool_pre_ping=False,  # a lost connection surfaces in a statement that is safe to repeat
         isolation_level="AUTOCOMMIT",
         pool_reset_on_return=None,  # nothing is ever left open: see Store.transaction

@@ -207,6 +207,8 @@ def test_an_execution_that_has_ended_does_not_end_again(at_rest: Deployment):
             "UPDATE step_executions SET claim_token = gen_random_uuid()",
             "ck_step_executions_running_is_claimed",
         ),
+        ("UPDATE step_executions SET awaits = 'a word'", "ck_step_executions_waiter_is_waiting"),
+        ("UPDATE executions SET outcome = 'dancing'", "ck_executions_outcome_known"),
         ("UPDATE workflows SET status = 'dancing'", "ck_workflows_status_known"),
     ],
 )
