@@ -180,6 +180,12 @@ def new_workflow(deployment: Deployment) -> str:
     return workflow_id
 
 
+def slots_of(deployment: Deployment, trigger: Mapping[str, Any]) -> list[str]:
+    """The time of day of its next slot, by its own clock."""
+    answer = deployment.client.get(f"/api/v1/triggers/{trigger['id']}/preview?count=1")
+    return [item["local"].partition("T")[2] for item in answer.json["items"]]
+
+
 def started(deployment: Deployment, workflow_id: str) -> Any:
     """An execution started by the specification's request, once its step runs."""
     execution = one(deployment, "手动执行工作流", {"{id}": workflow_id}, 202)
@@ -190,10 +196,17 @@ def started(deployment: Deployment, workflow_id: str) -> Any:
 # --- the formats of a definition ---------------------------------------------------------------------------------
 
 
-def test_the_yaml_example_validates_processes_and_notifies(spec: Deployment, them: Counterparts) -> None:
-    workflow = created(spec, example("data_processing.yaml"))
-    assert (workflow["name"], workflow["description"]) == ("数据处理工作流", "自动化数据处理流程")
-    execution = run(spec, workflow, {"input_file": "data.csv"})
+@pytest.fixture(scope="module")
+def processing(spec: Deployment) -> Any:
+    """The workflow of the YAML example: its webhook's path is free for one."""
+    return created(spec, example("data_processing.yaml"))
+
+
+def test_the_yaml_example_validates_processes_and_notifies(
+    spec: Deployment, them: Counterparts, processing: Any
+) -> None:
+    assert (processing["name"], processing["description"]) == ("数据处理工作流", "自动化数据处理流程")
+    execution = run(spec, processing, {"input_file": "data.csv"})
     steps = steps_of(execution)
     assert list(steps) == ["validate", "process", "notify"]
     assert steps["validate"]["output"]["result"] == {"valid": True}
@@ -206,6 +219,26 @@ def test_the_yaml_example_validates_processes_and_notifies(spec: Deployment, the
     assert texts["text/html"] == "<p><b>data.csv</b> 处理完成</p>".encode() + b"\r\n"
     assert execution["output"] == {"notify": steps["notify"]["output"]}
     assert steps["notify"]["output"]["to"] == ["admin@example.com"]
+
+
+def test_the_triggers_of_the_yaml_example_start_it(spec: Deployment, processing: Any) -> None:
+    answer = spec.client.get(f"/api/v1/workflows/{processing['id']}/triggers")
+    daily, webhook = answer.json["items"]
+    assert (daily["name"], webhook["name"], webhook["type"]) == ("每日执行", "手动触发", "webhook")
+    assert slots_of(spec, daily) == ["02:00:00+08:00"]
+    anybody = {"Authorization": ""}
+    refused = spec.client.post("/webhook/data-process", json={"input_file": "data.csv"}, headers=anybody)
+    assert (refused.status_code, refused.json["detail"]) == (409, "the workflow is draft")
+    spec.client.post(f"/api/v1/workflows/{processing['id']}/activate")
+
+    accepted = spec.client.post("/webhook/data-process", json={"input_file": "data.csv"}, headers=anybody)
+
+    assert accepted.status_code == 202, accepted.text
+    execution = ended(spec, accepted.json["execution_id"])
+    assert execution["trigger_id"] == webhook["id"]
+    assert steps_of(execution)["process"]["output"]["result"] == {"batches": 3, "of": 1000}
+    shown = spec.client.get(f"/api/v1/triggers/{webhook['id']}").json
+    assert (shown["trigger_count"], shown["last_triggered"] is None) == (1, False)
 
 
 @pytest.fixture(scope="module")
@@ -359,6 +392,26 @@ def test_a_workflow_is_activated_paused_resumed_and_deleted(spec: Deployment) ->
     assert [answer.json["status"] for answer in moved] == ["active", "paused", "active"]
     assert deleted.status_code == 204
     one(spec, "获取特定工作流", {"{id}": workflow_id}, 404)
+
+
+def test_a_trigger_is_added_listed_changed_and_removed(spec: Deployment) -> None:
+    workflow_id = new_workflow(spec)
+    trigger = one(spec, "添加触发器", {"{workflow_id}": workflow_id}, 201)
+    assert (trigger["type"], trigger["name"], trigger["is_enabled"]) == ("schedule", "每日数据处理", True)
+    assert trigger["config"] == {"cron": "0 2 * * *", "timezone": "Asia/Shanghai"}
+    assert (trigger["last_triggered"], trigger["trigger_count"]) == (None, 0)
+    assert slots_of(spec, trigger) == ["02:00:00+08:00"]
+    assert one(spec, "获取触发器列表", {"{workflow_id}": workflow_id})["items"] == [trigger]
+
+    changed = one(spec, "更新触发器", {"{id}": trigger["id"]})
+    # What the request does not name stays: the name, and the zone beside the cron expression.
+    assert changed["config"] == {"cron": "0 3 * * *", "timezone": "Asia/Shanghai"}
+    assert (changed["name"], changed["is_enabled"]) == ("每日数据处理", False)
+    assert slots_of(spec, trigger) == ["03:00:00+08:00"]
+
+    assert send(spec, "删除触发器", {"{id}": trigger["id"]})[0].status_code == 204
+    assert one(spec, "获取触发器列表", {"{workflow_id}": workflow_id})["items"] == []
+    one(spec, "删除触发器", {"{id}": trigger["id"]}, 404)
 
 
 def test_an_execution_is_started_found_and_followed_to_its_end(spec: Deployment, data: Path) -> None:
