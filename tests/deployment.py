@@ -74,7 +74,7 @@ class Deployment:
             "-P", pool, "-c", str(concurrency), "--without-gossip", "--without-mingle", "-l", "INFO",
         ]  # fmt: skip
         environment = os.environ | environment_of(self.settings)
-        environment["PYTHONPATH"] = str(_TESTS)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_TESTS), environment.get("PYTHONPATH")]))
         worker = subprocess.Popen(
             command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=self.folder
         )

@@ -28,10 +28,11 @@ from orchestrator.lifecycle import StepStatus
 from orchestrator.store import Store, cached_results, executions, logs, steps
 from orchestrator.store.logs import LogLine
 from orchestrator.store.steps import Claim, ExecutionFacts
+from workers.inline import Performed, has_pure_bodies, perform_body
 from workers.rounds import rounds
 from workers.secrets import Secrets
 from workers.steps.condition import is_true
-from workers.steps.contract import Done, LogLevel, Spawn, StepContext, StepType, Wait, Workflows
+from workers.steps.contract import Done, LogLevel, Round, Spawn, StepContext, StepType, Wait, Workflows
 from workers.stopping import Watch, ended_by
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Prepared:
     """What the templates start from."""
     loaded: Mapping[str, Any] | None
     """The checked configuration, if it has no templates."""
+    has_pure_bodies: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,7 @@ def prepare(program: Program, step: Step, catalogue: Mapping[str, Any]) -> Prepa
         frozenset(reference for part in parts for reference in part.steps),
         frozenset(root for part in (*parts, *config.deferred.values()) for root in part.roots),
         _load(step_type, config.render({})) if config.constant else None,
+        bool(step.bodies) and has_pure_bodies(step, catalogue),
     )
     program.prepared[step.id] = prepared
     return prepared
@@ -181,6 +184,10 @@ class Attempt:
     recorded_input: Any = None
     variables: Any = None
     """What the output was mapped to."""
+    inlines: bool = False
+    """Bodies that only compute are performed in this attempt."""
+    body: Performed | None = None
+    """That which was."""
 
     def perform(self) -> Done | Wait | Spawn | Skipped | StepFailed:
         """The outcome, fit to be stored: secrets masked, JSON, within the size limit."""
@@ -258,9 +265,30 @@ class Attempt:
             body=partial(rounds, self.store, self.execution.id, self.claim.path, self.step),
             workflows=self.workflows,
         )
-        with self.watch.over(self.claim.token), interruptible(deadline):
+        outcome = self._perform_type(prepared, step_context)
+        if not isinstance(outcome, Spawn) or not self.inlines or not prepared.has_pure_bodies:
+            return outcome
+        return self._with_body(prepared, step_context, context, outcome)
+
+    def _perform_type(self, prepared: Prepared, step_context: StepContext) -> Done | Wait | Spawn:
+        with self.watch.over(self.claim.token), interruptible(step_context.deadline):
             outcome = prepared.type.perform(step_context)
         return self._masked_body(outcome) if isinstance(outcome, Spawn) else outcome
+
+    def _with_body(
+        self, prepared: Prepared, step_context: StepContext, context: Mapping[str, Any], spawn: Spawn
+    ) -> Done | Spawn:
+        def perform_again(inside: Attempt, state: Any, made: Sequence[Round]) -> Done | Wait | Spawn:
+            evaluate = partial(inside._evaluate, prepared, context)
+            return self._perform_type(
+                prepared, replace(step_context, state=state, body=lambda: made, evaluate=evaluate)
+            )
+
+        performed = perform_body(self, spawn, perform_again)
+        if performed is None:
+            return spawn
+        done, self.body = performed
+        return done
 
     def _masked_body(self, spawn: Spawn) -> Spawn:
         """Items are kept with the rows of their rounds."""

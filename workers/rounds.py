@@ -26,6 +26,11 @@ def rounds(store: Store, execution_id: str, container: str, step: Step) -> list[
     return made
 
 
+def round_of(name: int | str, rows: list[Inner], body: Body) -> Round:
+    """What became of one scope, of which these are the rows."""
+    return _round(name, rows, body, _lasts(body))
+
+
 def _name(scope: str, container: str) -> int | str:
     name = scope[len(container) :]
     return int(name[1:-1]) if name.startswith("[") else name[1:]

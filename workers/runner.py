@@ -35,7 +35,7 @@ from orchestrator.engine.programs import Program
 from orchestrator.engine.waiting import rest_awaiting
 from orchestrator.errors import StepFailed
 from orchestrator.lifecycle import StepStatus
-from orchestrator.store import executions, steps
+from orchestrator.store import bodies, executions, steps
 from orchestrator.store.admission import Freed
 from orchestrator.store.steps import Claim, ExecutionFacts, Result
 from workers.attempt import Attempt, Skipped
@@ -198,6 +198,8 @@ class Lane:
                     claim,
                     self.process.secrets,
                 ),
+                # Who wants to be told of each step is told of each.
+                inlines=self.process.hooks is None,
             )
             if self.process.hooks is not None:
                 self.report = self.process.hooks.step_taken(self.facts, step, claim)
@@ -248,6 +250,10 @@ class Lane:
         self, claim: Claim, attempt: Attempt, outcome: Done | Wait | Spawn | Skipped | StepFailed
     ) -> Claim | None:
         given = attempt.recorded_input
+        if attempt.body is not None and not bodies.insert_ended(
+            self.store, self.execution_id, claim, attempt.body.rows, self.process.lease.id
+        ):
+            outcome = attempt.body.spawn
         if isinstance(outcome, Done):
             result = Result(given, outcome.output, variables=attempt.variables)
             return self._completed(claim, result, outcome.skip)

@@ -186,7 +186,7 @@ def begin_body(
         for graph in graphs:
             begins = begun < limit and not stopped
             begun += 1
-            loop = _loop_inside(program, held.loop, next(loops).loop)
+            loop = engine_bodies.loop_inside(program, held.loop, next(loops).loop)
             made += engine_bodies.rows_of(graph, begins=begins, loop=loop, sees_loop=program.sees_loop)
             starts += graph.roots if begins else ()
         return made, starts
@@ -229,13 +229,6 @@ def begin_body(
                 return going.on(more)
             starts = list(dict.fromkeys([*starts, *more]))
         return going.on(starts, join=None if is_long or is_limited else container)
-
-
-def _loop_inside(program: Program, outer: Any, own: Any) -> Any:
-    """What templates in a scope see as `loop`: a branch has that of the loop around it, if there is one."""
-    if own is None:
-        return outer
-    return {**own, "parent": outer} if outer is not None and program.sees_outer_loop else own
 
 
 def replan(store: Store, programs: Programs, execution_id: str) -> Advance:

@@ -31,6 +31,11 @@ class Scope:
     loop: Any = None
     """What templates inside see as `loop`."""
 
+    @property
+    def body(self) -> str:
+        """The name of the body that it is a round of."""
+        return "" if isinstance(self.name, int) else self.name
+
     def of(self, container: str) -> str:
         return f"{container}[{self.name}]" if isinstance(self.name, int) else f"{container}.{self.name}"
 
@@ -75,17 +80,30 @@ def rows_of(graph: Graph, *, begins: bool, loop: Any, sees_loop: frozenset[str])
     """The rows of a scope; its first steps are queued if it `begins` at once."""
     for path, step in graph.steps.items():
         queued = begins and not step.depends_on
-        yield InnerRow(
-            path,
-            step.id,
-            graph.scope,
-            step.type,
-            graph.queue_for(path),
-            StepStatus.QUEUED if queued else StepStatus.PENDING,
-            graph.heights[path],
-            step.timeout,
-            loop if step.id in sees_loop else None,
-        )
+        status = StepStatus.QUEUED if queued else StepStatus.PENDING
+        yield row_of(graph, path, status, loop=loop, sees_loop=sees_loop)
+
+
+def row_of(graph: Graph, path: str, status: StepStatus, *, loop: Any, sees_loop: frozenset[str]) -> InnerRow:
+    step = graph.steps[path]
+    return InnerRow(
+        path,
+        step.id,
+        graph.scope,
+        step.type,
+        graph.queue_for(path),
+        status,
+        graph.heights[path],
+        step.timeout,
+        loop if step.id in sees_loop else None,
+    )
+
+
+def loop_inside(program: Program, outer: Any, own: Any) -> Any:
+    """What templates in a scope see as `loop`: a branch has that of the loop around it, if there is one."""
+    if own is None:
+        return outer
+    return {**own, "parent": outer} if outer is not None and program.sees_outer_loop else own
 
 
 def after_scope(connection: Connection, program: Program, execution_id: str, container: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,8 @@ from sqlalchemy.engine import Connection
 from orchestrator.lifecycle import STEP_TERMINAL, WAKE, StepStatus, sql_words
 from orchestrator.store.executions import AWAITS_BODY
 from orchestrator.store.routines import Routine
-from orchestrator.store.session import new_id, run, to_json
-from orchestrator.store.steps import Claim
+from orchestrator.store.session import Store, new_id, run, to_json
+from orchestrator.store.steps import HELD, Claim
 
 _UNFINISHED = f"status IN ({sql_words(set(StepStatus) - STEP_TERMINAL)})"
 """The predicate of the index ix_step_executions_inner."""
@@ -78,10 +79,121 @@ def insert(
             "statuses": [row.status for row in rows],
             "heights": [row.height for row in rows],
             "timeouts": [row.timeout for row in rows],
-            "iterations": [None if row.iteration is None else to_json(row.iteration) for row in rows],
+            "iterations": [_json(row.iteration) for row in rows],
         },
     ).one()
     return int(row.inserted) if row.held else None
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRow:
+    """A step of a scope that has ended before there was a row of it. `began` (None: nobody looked at it) and `ended`
+    are on time.monotonic()'s clock; `reason` is why it was skipped."""
+
+    id: str
+    place: InnerRow
+    container: str
+    input: Any
+    output: Any
+    variables: Any
+    reason: str | None
+    began: float | None
+    ended: float
+
+
+_INSERT_ENDED_ROUTINE = Routine(
+    "insert_ended",
+    f"""
+    DECLARE
+    BEGIN
+        PERFORM FROM step_executions WHERE {HELD} FOR UPDATE;
+        IF FOUND THEN
+            INSERT INTO step_executions (id, execution_id, path, step_id, scope, container, type, queue, status, height,
+                                         timeout, iteration, attempt, worker_id, input, output, variables,
+                                         error_message, started_at, finished_at)
+            SELECT u.id, %(execution)s, u.path, u.step_id, u.scope, u.container, u.type, u.queue, u.status, u.height,
+                   u.timeout, u.iteration, CASE WHEN u.began IS NULL THEN 0 ELSE 1 END,
+                   CASE WHEN u.began IS NOT NULL THEN %(worker)s END, u.input, u.output, u.variables, u.reason,
+                   clock_timestamp() - u.began * interval '1 second', clock_timestamp() - u.ended * interval '1 second'
+            FROM unnest(%(ids)s, %(paths)s, %(step_ids)s, %(scopes)s, %(containers)s, %(types)s, %(queues)s,
+                        %(statuses)s, %(heights)s, %(timeouts)s, %(iterations)s, %(inputs)s, %(outputs)s,
+                        %(variables)s, %(reasons)s, %(began)s, %(ended)s)
+                 AS u(id, path, step_id, scope, container, type, queue, status, height, timeout, iteration, input,
+                      output, variables, reason, began, ended);
+            inserted := true;
+        ELSE
+            inserted := false;
+        END IF;
+        RETURN NEXT;
+    EXCEPTION WHEN unique_violation THEN
+        -- An attempt before this one has begun the body in the usual way.
+        inserted := false;
+        RETURN NEXT;
+    END
+    """,
+    {
+        "execution": "uuid",
+        "id": "uuid",
+        "held_token": "uuid",
+        "worker": "uuid",
+        "ids": "uuid[]",
+        "paths": "text[]",
+        "step_ids": "text[]",
+        "scopes": "text[]",
+        "containers": "text[]",
+        "types": "text[]",
+        "queues": "text[]",
+        "statuses": "text[]",
+        "heights": "int[]",
+        "timeouts": "float8[]",
+        "iterations": "jsonb[]",
+        "inputs": "jsonb[]",
+        "outputs": "jsonb[]",
+        "variables": "jsonb[]",
+        "reasons": "text[]",
+        "began": "float8[]",
+        "ended": "float8[]",
+    },
+    {"inserted": "bool"},
+)
+
+
+def insert_ended(store: Store, execution_id: str, held: Claim, rows: Sequence[EndedRow], worker_id: str) -> bool:
+    """Insert the rows of a body that has ended, all of them; or none, if the claim `held` is held no longer or one of
+    them is there already."""
+    now = time.monotonic()
+    places = [row.place for row in rows]
+    ((inserted,),) = store.call(
+        _INSERT_ENDED_ROUTINE,
+        {
+            "execution": execution_id,
+            "id": held.id,
+            "held_token": held.token,
+            "worker": worker_id,
+            "ids": [row.id for row in rows],
+            "paths": [place.path for place in places],
+            "step_ids": [place.step_id for place in places],
+            "scopes": [place.scope for place in places],
+            "containers": [row.container for row in rows],
+            "types": [place.type for place in places],
+            "queues": [place.queue for place in places],
+            "statuses": [place.status for place in places],
+            "heights": [place.height for place in places],
+            "timeouts": [place.timeout for place in places],
+            "iterations": [_json(place.iteration) for place in places],
+            "inputs": [_json(row.input) for row in rows],
+            "outputs": [_json(row.output) for row in rows],
+            "variables": [_json(row.variables) for row in rows],
+            "reasons": [row.reason for row in rows],
+            "began": [None if row.began is None else now - row.began for row in rows],
+            "ended": [now - row.ended for row in rows],
+        },
+    )
+    return bool(inserted)
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else to_json(value)
 
 
 def is_unfinished(connection: Connection, execution_id: str, container: str) -> bool:

@@ -38,6 +38,7 @@ class Condition(StepType):
 
     type: ClassVar[str] = "condition"
     queue: ClassVar[QueueClass] = "control"
+    pure: ClassVar[bool] = True
     expression_fields: ClassVar[frozenset[str]] = frozenset({"expression", "cases.when"})
 
     class Config(Schema):

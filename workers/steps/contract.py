@@ -148,6 +148,10 @@ class StepType(ABC):
 
     modules: ClassVar[tuple[str, ...]] = ()
 
+    pure: ClassVar[bool] = False
+    """`perform` computes with what it is given and touches nothing outside, so that performing it twice, or for
+    nothing, does no harm. Bodies of nothing but such steps (on the queue `control`) are performed in one go."""
+
     raw_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields of the config that are handed over as written, not rendered (a program's source, say)."""
 

@@ -14,6 +14,7 @@ class Set(StepType):
 
     type: ClassVar[str] = "set"
     queue: ClassVar[QueueClass] = "control"
+    pure: ClassVar[bool] = True
 
     class Config(Schema):
         values = fields.Dict(keys=fields.String(), required=True)

@@ -1,0 +1,163 @@
+"""A body whose steps only compute, performed whole in its container's attempt.
+
+`pure` steps (set, condition, and containers of nothing else) touch nothing outside: to perform them twice, or for
+nothing, does no harm. So none of them needs a claim of its own. Their rows are inserted as they ended, all in one
+statement that shows the container's claim, or not at all; a body that turns out to be more than that (a step fails, or
+there are too many) is begun like any other, as if nothing had been performed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.definition.graph import CONTROL, Graph
+from orchestrator.definition.model import Step
+from orchestrator.engine.bodies import Scope, Spawn, loop_inside, row_of
+from orchestrator.engine.plan import frontier
+from orchestrator.errors import StepFailed
+from orchestrator.lifecycle import StepStatus
+from orchestrator.store import new_id
+from orchestrator.store.bodies import EndedRow, Inner
+from orchestrator.store.steps import Claim, as_seen_by_templates
+from workers.rounds import round_of
+from workers.steps.contract import Done, Round, Wait
+
+if TYPE_CHECKING:
+    from workers.attempt import Attempt
+
+MOST_ROWS = 2000
+MOST_SECONDS = 0.2
+"""What is more than that is worth several workers."""
+
+PerformAgain = Callable[["Attempt", Any, Sequence[Round]], "Done | Wait | Spawn"]
+
+
+class _NotHere(Exception):
+    """The body is to be begun like any other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Performed:
+    """A body as it ended; `spawn` begins it anew, should the rows not be wanted."""
+
+    spawn: Spawn
+    rows: Sequence[EndedRow]
+
+
+def has_pure_bodies(step: Step, catalogue: Mapping[str, Any]) -> bool:
+    """Whether all that stands in a step's bodies computes and does nothing else, and any worker may perform it."""
+    return all(_is_pure(inner, catalogue) for body in step.bodies.values() for inner in body.steps)
+
+
+def _is_pure(step: Step, catalogue: Mapping[str, Any]) -> bool:
+    if step.queue != CONTROL or step.cache is not None or step.type not in catalogue:
+        return False
+    return catalogue[step.type].pure or (bool(step.bodies) and has_pure_bodies(step, catalogue))
+
+
+def perform_body(attempt: Attempt, spawn: Spawn, perform_again: PerformAgain) -> tuple[Done, Performed] | None:
+    """What the container comes to after the bodies that it spawns, if they can be performed here.
+    `perform_again(attempt, state, rounds)` performs the container as if these had come to their end."""
+    inside = replace(attempt, seen=dict(attempt.seen))  # nobody outside sees what is inside
+    body = _Body(inside, time.monotonic() + MOST_SECONDS)
+    outcome: Done | Wait | Spawn = spawn
+    try:
+        while isinstance(outcome, Spawn):
+            body.run(outcome.scopes)
+            outcome = perform_again(inside, outcome.state, body.rounds)
+    except (_NotHere, StepFailed):  # a failure is retried, told and kept on the other way
+        return None
+    return (outcome, Performed(spawn, body.rows)) if isinstance(outcome, Done) else None
+
+
+class _Body:
+    """The scopes of one container, one after the other."""
+
+    def __init__(self, inside: Attempt, until: float) -> None:
+        self._inside = inside
+        self._until = until
+        self.rows: list[EndedRow] = []
+        self.rounds: list[Round] = []
+
+    def run(self, scopes: Sequence[Scope]) -> None:
+        bodies = self._inside.step.bodies
+        if len(self.rows) + sum(len(bodies[scope.body].steps) for scope in scopes) > MOST_ROWS:
+            raise _NotHere
+        for scope in scopes:
+            rows = list(self._ended(scope))
+            self.rows += rows
+            # What stands in containers among these steps is theirs to make something of.
+            own = [_inner(row) for row in rows if row.container == self._inside.claim.path]
+            self.rounds.append(round_of(scope.name, own, bodies[scope.body]))
+
+    def _ended(self, scope: Scope) -> Iterator[EndedRow]:
+        """The rows of a scope, in the order in which its steps end."""
+        program, container = self._inside.program, self._inside.claim
+        graph = program.scopes.at(scope.of(container.path))
+        loop = loop_inside(program, container.loop, scope.loop)
+        states = dict.fromkeys(graph.steps, StepStatus.PENDING)
+        ready = deque(graph.roots)
+        while ready:
+            path = ready.popleft()
+            row, within, not_taken = self._step(graph, path, loop)
+            yield row
+            yield from within
+            states[path] = row.place.status
+            skipped: Mapping[str, str] = {graph.path_of(id): f"{path} took another branch" for id in not_taken}
+            ended = [path]
+            while ended or skipped:
+                for other, reason in skipped.items():
+                    states[other] = StepStatus.SKIPPED
+                    yield self._row(graph, other, loop, StepStatus.SKIPPED, reason=reason)
+                decided = frontier(graph, states, [*ended, *skipped])
+                ready += decided.ready
+                skipped, ended = decided.skipped, []
+
+    def _step(self, graph: Graph, path: str, loop: Any) -> tuple[EndedRow, Sequence[EndedRow], frozenset[str]]:
+        """The row of a step, those of what stands in it, and the ids of the dependents that it decided against."""
+        began = time.monotonic()
+        if began > self._until:
+            raise _NotHere
+        claim = Claim(new_id(), path, attempt=1, losses=0, token=self._inside.claim.token, loop=loop)
+        attempt = replace(self._inside, step=graph.steps[path], claim=claim)
+        outcome = attempt.perform()
+        if isinstance(outcome, Done):
+            row = self._row(graph, path, loop, StepStatus.COMPLETED, output=outcome.output, by=attempt, began=began)
+            self._inside.seen[path] = as_seen_by_templates("completed", row.output, variables=row.variables)
+            return row, attempt.body.rows if attempt.body else (), outcome.skip
+        reason = getattr(outcome, "reason", None)
+        if reason is None:
+            raise _NotHere
+        return self._row(graph, path, loop, StepStatus.SKIPPED, reason=reason, began=began), (), frozenset()
+
+    def _row(
+        self,
+        graph: Graph,
+        path: str,
+        loop: Any,
+        status: StepStatus,
+        *,
+        output: Any = None,
+        by: Attempt | None = None,
+        began: float | None = None,
+        reason: str | None = None,
+    ) -> EndedRow:
+        return EndedRow(
+            id=by.claim.id if by else new_id(),
+            place=row_of(graph, path, status, loop=loop, sees_loop=self._inside.program.sees_loop),
+            container=self._inside.claim.path,
+            input=by.recorded_input if by else None,
+            output=output,
+            variables=by.variables if by else None,
+            reason=reason,
+            began=began,
+            ended=time.monotonic(),
+        )
+
+
+def _inner(row: EndedRow) -> Inner:
+    return Inner(row.place.scope, row.place.step_id, row.place.status, row.output, None, None)
