@@ -25,7 +25,7 @@ from orchestrator.engine.programs import Program
 from orchestrator.engine.start import check_payload
 from orchestrator.errors import InputError, StepFailed, StepTimeout, TemplateError
 from orchestrator.lifecycle import StepStatus
-from orchestrator.store import Store, cached_results, executions, logs, steps
+from orchestrator.store import Store, cached_results, executions, logs, signals, steps
 from orchestrator.store.logs import LogLine
 from orchestrator.store.steps import Claim, ExecutionFacts
 from workers.inline import Performed, has_pure_bodies, perform_body
@@ -263,6 +263,7 @@ class Attempt:
             state=self._state(),
             evaluate=partial(self._evaluate, prepared, context),
             body=partial(rounds, self.store, self.execution.id, self.claim.path, self.step),
+            take_signal=self._take_signal,
             workflows=self.workflows,
         )
         outcome = self._perform_type(prepared, step_context)
@@ -379,6 +380,9 @@ class Attempt:
             return compile_value(value).render({"secrets": self.secrets})
         except TemplateError as error:
             raise StepFailed(f"a setting of the worker: {error}", kind="config", retryable=False) from None
+
+    def _take_signal(self, name: str) -> Any:
+        return signals.take(self.store, self.execution.id, self.claim, name)
 
     def _deadline(self) -> float | None:
         limits = [self.ends_at] if self.ends_at is not None else []

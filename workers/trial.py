@@ -106,6 +106,9 @@ class _Attempt(Attempt):
     def _template_context(self, prepared: Prepared) -> Mapping[str, Any]:  # noqa: ARG002
         return {**self.names, "secrets": self.secrets}
 
+    def _take_signal(self, name: str) -> None:
+        """Nobody sends one to a trial."""
+
     def _evaluate(self, prepared: Prepared, context: Mapping[str, Any], field: str, **names: Any) -> Any:
         return prepared.config.deferred[field].render({**context, **names})
 

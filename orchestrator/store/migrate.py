@@ -9,7 +9,7 @@ from alembic.config import Config
 from sqlalchemy.engine import Connection
 
 from orchestrator.config import DatabaseSettings
-from orchestrator.store import bodies, executions, routines, steps  # noqa: F401  (they register their routines)
+from orchestrator.store import bodies, executions, routines, signals, steps  # noqa: F401  (they register their routines)
 from orchestrator.store.session import create_engine
 
 # Any constant will do, as long as every release uses the same.

@@ -11,7 +11,9 @@ from orchestrator.errors import NotFound
 from orchestrator.lifecycle import WAKE, StepStatus
 from orchestrator.store.executions import AWAITS_CHILD
 from orchestrator.store.recovery import Ring
-from orchestrator.store.session import new_id, run, to_json
+from orchestrator.store.routines import Routine
+from orchestrator.store.session import Store, new_id, run, to_json
+from orchestrator.store.steps import HELD, Claim
 
 AWAITS_DECISION = "decision"
 AWAITS_SIGNAL = "signal:"
@@ -27,6 +29,36 @@ def insert(connection: Connection, execution_id: str, name: str, payload: Any) -
         {"id": id, "execution": execution_id, "name": name, "payload": to_json(payload)},
     )
     return id
+
+
+_TAKE_ROUTINE = Routine(
+    "take_signal",
+    f"""
+    DECLARE
+    BEGIN
+        PERFORM FROM executions WHERE id = %(execution)s FOR NO KEY UPDATE;
+        RETURN QUERY
+            UPDATE signals SET taken_by = %(id)s WHERE id = coalesce(
+                -- What an attempt took that was lost with its worker is this one's.
+                (SELECT s.id FROM signals s
+                 WHERE s.execution_id = %(execution)s AND s.name = %(name)s AND s.taken_by = %(id)s
+                 ORDER BY s.id DESC LIMIT 1),
+                (SELECT s.id FROM signals s
+                 WHERE s.execution_id = %(execution)s AND s.name = %(name)s AND s.taken_by IS NULL
+                 ORDER BY s.id LIMIT 1)
+            ) AND EXISTS (SELECT FROM step_executions WHERE {HELD})
+            RETURNING jsonb_build_object('payload', payload, 'sent_at', sent_at);
+    END
+    """,
+    {"execution": "uuid", "name": "text", "id": "uuid", "held_token": "uuid"},
+    {"signal": "jsonb"},
+)
+
+
+def take(store: Store, execution_id: str, held: Claim, name: str) -> Any:
+    """Give the oldest untaken signal `name` to the step that runs under the claim `held`; None if there is none."""
+    rows = store.call(_TAKE_ROUTINE, {"execution": execution_id, "name": name, "id": held.id, "held_token": held.token})
+    return rows[0][0] if rows else None
 
 
 def deliver(connection: Connection, execution_id: str, name: str) -> str | None:

@@ -21,9 +21,10 @@ from orchestrator.engine.advance import End, advance, begin_body, end_early
 from orchestrator.engine.bodies import Scope, Spawn
 from orchestrator.engine.programs import Program, Programs
 from orchestrator.engine.start import start_execution
+from orchestrator.engine.waiting import send_signal
 from orchestrator.lifecycle import ExecutionStatus, StepStatus
 from orchestrator.plugins import load_catalogue
-from orchestrator.store import admission, bodies, executions, new_id, recovery, steps
+from orchestrator.store import admission, bodies, executions, new_id, recovery, signals, steps
 from orchestrator.store.bodies import InnerRow
 from orchestrator.store.executions import Parent
 from orchestrator.store.steps import Claim, Result
@@ -513,3 +514,38 @@ def test_secrets_are_masked_in_items_and_in_the_input_of_a_child(tmp_path: Path,
         for table in ("executions", "step_executions"):
             rows = deployment.sql(f"SELECT to_jsonb(t)::text FROM {table} t")
             assert not [row for (row,) in rows if "hidden-from-all" in row]
+
+
+# --- signals -------------------------------------------------------------------------------------------------
+
+
+def two_that_ask(hand: Hand) -> tuple[str, Claim, Claim]:
+    asks = [{"id": id, "type": "signal", "config": {"name": "paid"}} for id in ("first", "second")]
+    execution_id = hand.deployment.execute(hand.deployment.create(workflow(*asks)))
+    return execution_id, hand.claim(execution_id, "first"), hand.claim(execution_id, "second")
+
+
+def send(hand: Hand, execution_id: str, payload: Any) -> None:
+    send_signal(hand.store, hand.programs, execution_id, "paid", payload)
+
+
+def test_a_signal_that_a_lost_worker_took_is_its_steps(hand: Hand):
+    execution_id, first, second = two_that_ask(hand)
+    send(hand, execution_id, 1)
+    assert signals.take(hand.store, execution_id, first, "paid")["payload"] == 1
+    assert signals.take(hand.store, execution_id, second, "paid") is None
+    with hand.store.single() as connection:
+        assert recovery.lose(connection, first)
+    send(hand, execution_id, 2)
+    again = hand.claim(execution_id, "first")
+    assert signals.take(hand.store, execution_id, again, "paid")["payload"] == 1
+    assert signals.take(hand.store, execution_id, second, "paid")["payload"] == 2
+
+
+def test_no_signal_is_taken_under_a_claim_that_is_not_held_any_more(hand: Hand):
+    execution_id, first, second = two_that_ask(hand)
+    send(hand, execution_id, 1)
+    with hand.store.single() as connection:
+        assert recovery.lose(connection, first)
+    assert signals.take(hand.store, execution_id, first, "paid") is None
+    assert signals.take(hand.store, execution_id, second, "paid")["payload"] == 1

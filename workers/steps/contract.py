@@ -64,6 +64,10 @@ def _nothing_to_evaluate(field: str, **_: Json) -> Json:
     raise LookupError(f"{field} is not among this type's deferred_fields")
 
 
+def _no_signal(name: str) -> Json:  # noqa: ARG001
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class StepContext:
     """All that `perform` gets to know. Ids are texts; `config` has been rendered and loaded by the schema."""
@@ -93,6 +97,8 @@ class StepContext:
     from (or others in the place of `loop`)."""
     body: Callable[[], Sequence[Round]] = tuple
     """What became of the scopes of this step's body, in their order."""
+    take_signal: Callable[[str], Json] = _no_signal
+    """The oldest signal of a name that nobody has taken: its `payload` and `sent_at`. None if there is none."""
     workflows: Workflows | None = None
     """Other workflows; None where a step is only tried out."""
 

@@ -31,6 +31,9 @@ class Signal(StepType):
         config, state = context.config, context.state
         now = datetime.now(UTC)
         if state is None:
+            signal = context.take_signal(config["name"])
+            if signal is not None:
+                return Done(signal)
             seconds = config.get("timeout")
             until = None if seconds is None else now + timedelta(seconds=seconds)
             state = {"until": until.isoformat() if until else None}
