@@ -24,6 +24,7 @@ from api.resources import (
     step_templates,
     triggers,
     trying,
+    versions,
     waiting,
     webhooks,
     workflows,
@@ -91,6 +92,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     api: Api = ProblemApi(app)
     for resource in (
         workflows,
+        versions,
         step_templates,
         executions,
         waiting,

@@ -24,6 +24,7 @@ from orchestrator.errors import (
     InputError,
     NotFound,
     OrchestratorError,
+    Outdated,
     PayloadTooLarge,
     Problem,
 )
@@ -124,6 +125,8 @@ def _translate(error: OrchestratorError) -> Response:
         return problem(404, str(error))
     if isinstance(error, Conflict):
         return problem(409, str(error), state=str(error.state))
+    if isinstance(error, Outdated):
+        return problem(412, str(error))
     if isinstance(error, PayloadTooLarge):
         return problem(413, str(error), errors=error.problems)
     if isinstance(error, DefinitionError):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
+from werkzeug.http import parse_etags
 
 from orchestrator.definition.durations import parse_duration
 from orchestrator.engine.bulk import MOST, Action
 from orchestrator.lifecycle import ExecutionStatus, StepStatus, WorkflowStatus
+from orchestrator.store import executions, logs, step_templates, workflows
+from orchestrator.store.search import question
 
 _WORKFLOW_STATUS = validate.OneOf([str(status) for status in WorkflowStatus])
 _EXECUTION_STATUS = validate.OneOf([str(status) for status in ExecutionStatus])
@@ -35,6 +39,40 @@ class WorkflowIn(_In):
     tags = fields.List(fields.String(validate=validate.Length(1, 100)), validate=validate.Length(max=50))
     owner_id = fields.UUID(allow_none=True)
     is_template = fields.Boolean(truthy={True}, falsy={False})
+
+
+_IS_VERSION = re.compile("[1-9][0-9]{0,9}")
+
+
+class Versions(fields.Field[frozenset[int] | None]):
+    """Entity tags as in If-Match, which are versions here; None for `*`, which is any."""
+
+    default_error_messages = {  # noqa: RUF012  (as marshmallow declares it)
+        "required": "is missing: send the ETag that you got with the workflow, which is its version, or * for any"
+    }
+
+    def __init__(self, *, metadata: Mapping[str, Any], **options: Any) -> None:
+        super().__init__(**options, metadata={"type": "string", "example": '"3"', **metadata})
+
+    def _deserialize(
+        self,
+        value: Any,
+        attr: str | None,  # noqa: ARG002
+        data: Mapping[str, Any] | None,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> frozenset[int] | None:
+        tags = parse_etags(value)
+        if tags.star_tag:
+            return None
+        return frozenset(int(tag) for tag in tags.as_set() if tag and _IS_VERSION.fullmatch(tag))
+
+
+class ChangeHeaders(Schema):
+    seen = Versions(
+        data_key="If-Match",
+        required=True,
+        metadata={"description": "ETag of the workflow that you change; 412 if it has another version by now"},
+    )
 
 
 class InstantiateIn(_In):
@@ -71,33 +109,62 @@ class StepTemplateChange(StepTemplateIn):
     """Whatever of it is to change; for `partial=True`."""
 
 
+def _has_words(value: str) -> None:
+    if question(value) is None:
+        raise ValidationError("holds no word to look for")
+
+
+class Sort(fields.String):
+    """What a list is sorted by: one of its store's ORDERS, with `-` for descending, `+` or nothing for ascending."""
+
+    def __init__(self, orders: Iterable[str], *, default: str) -> None:
+        super().__init__(load_default=default, validate=validate.OneOf(list(orders)))
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
+        text: str = super()._deserialize(value, *args, **kwargs)
+        return text.lstrip("+ ")  # a plus sign that is not escaped in an address is a space
+
+
 class PageQuery(Schema):
     class Meta:
         unknown = RAISE
 
     limit = fields.Integer(load_default=50, validate=validate.Range(1, 200))
-    cursor = fields.UUID(metadata={"description": "`next` of the page before"})
+    cursor = fields.String(
+        validate=validate.Length(max=2000), metadata={"description": "`next` of the page before, as it is"}
+    )
 
 
 class WorkflowQuery(PageQuery):
+    sort = Sort(workflows.ORDERS, default="-created_at")
     owner_id = fields.UUID()
     status = fields.String(validate=_WORKFLOW_STATUS)
     tags = fields.String(validate=_is_stored_as_text, metadata={"description": "workflows that have this tag"})
     name = fields.String(validate=_is_stored_as_text, metadata={"description": "workflows of exactly this name"})
     is_template = fields.Boolean(truthy={"true", "1"}, falsy={"false", "0"})
+    q = fields.String(
+        validate=[validate.Length(max=500), _has_words],
+        metadata={
+            "description": "words that are all in the name, the description or the tags; each may be cut short",
+            "example": "数据 report",
+        },
+    )
 
 
 class StepTemplateQuery(PageQuery):
+    sort = Sort(step_templates.ORDERS, default="-created_at")
     name = fields.String(validate=_is_stored_as_text, metadata={"description": "the template of exactly this name"})
 
 
 class ExecutionQuery(PageQuery):
+    sort = Sort(executions.ORDERS, default="-created_at")
     workflow_id = fields.UUID()
     status = fields.String(validate=_EXECUTION_STATUS)
     rerun_of = fields.UUID(metadata={"description": "executions that do this one again"})
 
 
 class LogQuery(PageQuery):
+    sort = Sort(logs.ORDERS, default="at")
     limit = fields.Integer(load_default=1000, validate=validate.Range(1, 10_000))
     step_id = fields.String(validate=_is_stored_as_text)
 
@@ -267,23 +334,23 @@ class StepTemplateDetail(StepTemplateOut):
     step = fields.Dict()
 
 
-class _Page(Schema):
-    next = fields.UUID(allow_none=True, metadata={"description": "the cursor of the next page"})
+class Page(Schema):
+    next = fields.String(allow_none=True, metadata={"description": "the cursor of the next page; null on the last"})
 
 
-class WorkflowPage(_Page):
+class WorkflowPage(Page):
     items = fields.List(fields.Nested(WorkflowOut))
 
 
-class StepTemplatePage(_Page):
+class StepTemplatePage(Page):
     items = fields.List(fields.Nested(StepTemplateOut))
 
 
-class ExecutionPage(_Page):
+class ExecutionPage(Page):
     items = fields.List(fields.Nested(ExecutionOut))
 
 
-class LogPage(_Page):
+class LogPage(Page):
     items = fields.List(fields.Nested(LogLineOut))
 
 

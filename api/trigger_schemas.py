@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate
 
+from api.schemas import Page, PageQuery, Sort
 from orchestrator.lifecycle import FireOutcome
+from orchestrator.store import triggers
 
 _NAME = validate.Length(1, 500)
 _OUTCOME = validate.OneOf([*map(str, FireOutcome), "duplicate"])
@@ -16,8 +18,12 @@ class _In(Schema):
         unknown = RAISE
 
 
-class _Page(Schema):
-    next = fields.UUID(allow_none=True, metadata={"description": "the cursor of the next page"})
+class TriggerQuery(PageQuery):
+    sort = Sort(triggers.ORDERS, default="created_at")
+
+
+class FireQuery(PageQuery):
+    sort = Sort(triggers.FIRE_ORDERS, default="-created_at")
 
 
 class TriggerIn(_In):
@@ -49,7 +55,7 @@ class TriggerOut(Schema):
     updated_at = fields.DateTime()
 
 
-class TriggerPage(_Page):
+class TriggerPage(Page):
     items = fields.List(fields.Nested(TriggerOut))
 
 
@@ -72,7 +78,7 @@ class FireOut(Schema):
     created_at = fields.DateTime()
 
 
-class FirePage(_Page):
+class FirePage(Page):
     items = fields.List(fields.Nested(FireOut))
 
 

@@ -78,7 +78,8 @@ class Client:
         found = self._call("GET", "/api/v1/workflows", params={"name": body["name"], "is_template": "false"})["items"]
         same = [workflow for workflow in found if workflow["name"] == body["name"]]
         if same:
-            workflow = self._call("PUT", f"/api/v1/workflows/{same[0]['id']}", json=body)
+            # Whatever it is by now: what the file says is what is wanted.
+            workflow = self._call("PUT", f"/api/v1/workflows/{same[0]['id']}", json=body, headers={"If-Match": "*"})
         else:
             workflow = self._call("POST", "/api/v1/workflows", json=body)
         if workflow["status"] == "draft":

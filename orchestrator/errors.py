@@ -8,6 +8,7 @@ OrchestratorError
 │   └── PayloadTooLarge     it is larger than the configured limit
 ├── NotFound                there is no such object
 ├── Conflict                the object's present state does not allow this
+├── Outdated                it has changed since the caller saw it
 └── StepFailed              a step's attempt failed; its retry policy decides what follows
     └── StepTimeout         ... because its time was up
 """
@@ -78,6 +79,10 @@ class Conflict(OrchestratorError):
     def __init__(self, message: str, state: str) -> None:
         super().__init__(message)
         self.state = state
+
+
+class Outdated(OrchestratorError):
+    """The object has changed since the caller saw it, whose change would undo another that they do not know."""
 
 
 class StepFailed(OrchestratorError):

@@ -52,13 +52,15 @@ class Deployment:
 
     @property
     def client(self) -> FlaskClient:
-        """The API over this deployment's servers, with the key already in its headers."""
+        """The API over this deployment's servers. Its headers have the key already, and that a workflow may be changed
+        whatever its version is."""
         _point_celery_at(self.settings)
         if self._client is None:
             from api import create_app
 
             self._client = create_app(self.settings).test_client()
             self._client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {KEY}"
+            self._client.environ_base["HTTP_IF_MATCH"] = "*"
         return self._client
 
     # --- worker processes ------------------------------------------------------------------------------------

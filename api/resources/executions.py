@@ -46,13 +46,13 @@ class Executions(MethodView):
         with service().store.single() as connection:
             return page(
                 query,
-                lambda cursor, limit: executions.listing(
+                executions.ORDERS,
+                lambda window: executions.listing(
                     connection,
+                    window,
                     workflow_id=None if workflow_id is None else str(workflow_id),
                     status=query.get("status"),
                     rerun_of=None if rerun_of is None else str(rerun_of),
-                    before=cursor,
-                    limit=limit,
                 ),
             )
 
@@ -163,9 +163,8 @@ def execution_logs(query: dict[str, Any], execution_id: UUID) -> Response:
         executions.assert_exists(connection, str(execution_id))
         return page(
             query,
-            lambda cursor, limit: logs.listing(
-                connection, str(execution_id), step_id=query.get("step_id"), after=cursor, limit=limit
-            ),
+            logs.ORDERS,
+            lambda window: logs.listing(connection, window, str(execution_id), step_id=query.get("step_id")),
         )
 
 

@@ -32,9 +32,8 @@ class StepTemplates(MethodView):
         with service().store.single() as connection:
             return page(
                 query,
-                lambda cursor, limit: step_templates.listing(
-                    connection, name=query.get("name"), before=cursor, limit=limit
-                ),
+                step_templates.ORDERS,
+                lambda window: step_templates.listing(connection, window, name=query.get("name")),
             )
 
     @blueprint.arguments(StepTemplateIn())

@@ -11,7 +11,7 @@ from flask.views import MethodView
 
 from api.body import Blueprint
 from api.resources.paging import page
-from api.schemas import ExecuteHeaders, PageQuery
+from api.schemas import ExecuteHeaders
 from api.service import service
 from api.trigger_schemas import (
     BackfillIn,
@@ -19,12 +19,14 @@ from api.trigger_schemas import (
     FireIn,
     FireOut,
     FirePage,
+    FireQuery,
     PreviewOut,
     PreviewQuery,
     TriggerChange,
     TriggerIn,
     TriggerOut,
     TriggerPage,
+    TriggerQuery,
 )
 from orchestrator.definition import paths
 from orchestrator.definition.complaints import Hints
@@ -41,7 +43,7 @@ MASK = "***"
 
 @blueprint.route("/workflows/<uuid:workflow_id>/triggers")
 class Triggers(MethodView):
-    @blueprint.arguments(PageQuery(), location="query")
+    @blueprint.arguments(TriggerQuery(), location="query")
     @blueprint.response(200, TriggerPage)
     def get(self, query: dict[str, Any], workflow_id: UUID) -> Response:
         """List a workflow's triggers, the oldest first."""
@@ -49,9 +51,8 @@ class Triggers(MethodView):
             workflows.current(connection, str(workflow_id))
             return page(
                 query,
-                lambda cursor, limit: [
-                    _masked(row) for row in triggers.listing(connection, str(workflow_id), after=cursor, limit=limit)
-                ],
+                triggers.ORDERS,
+                lambda window: [_masked(row) for row in triggers.listing(connection, window, str(workflow_id))],
             )
 
     @blueprint.arguments(TriggerIn())
@@ -109,16 +110,13 @@ class Trigger(MethodView):
 
 
 @blueprint.route("/triggers/<uuid:trigger_id>/fires")
-@blueprint.arguments(PageQuery(), location="query")
+@blueprint.arguments(FireQuery(), location="query")
 @blueprint.response(200, FirePage)
 def fires(query: dict[str, Any], trigger_id: UUID) -> Response:
     """What fired it, newest first, and what that started or why it did not."""
     with service().store.single() as connection:
         triggers.find(connection, str(trigger_id))
-        return page(
-            query,
-            lambda cursor, limit: triggers.fires(connection, str(trigger_id), before=cursor, limit=limit),
-        )
+        return page(query, triggers.FIRE_ORDERS, lambda window: triggers.fires(connection, window, str(trigger_id)))
 
 
 @blueprint.route("/triggers/<uuid:trigger_id>/fire", methods=["POST"])

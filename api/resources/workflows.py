@@ -13,6 +13,7 @@ from api.body import Blueprint, given_definition, is_bare
 from api.errors import flatten
 from api.resources.paging import page
 from api.schemas import (
+    ChangeHeaders,
     ExecuteHeaders,
     ExecuteIn,
     ExecuteQuery,
@@ -40,6 +41,8 @@ from orchestrator.store.step_templates import StoredTemplates
 
 _WORKFLOW = WorkflowIn()
 
+TAGGED = {"ETag": {"schema": {"type": "string"}, "description": "the version, for If-Match"}}
+
 blueprint = Blueprint("workflows", __name__, url_prefix="/api/v1/workflows", description="Workflows")
 
 
@@ -52,20 +55,21 @@ class Workflows(MethodView):
         with service().store.single() as connection:
             return page(
                 query,
-                lambda cursor, limit: workflows.listing(
+                workflows.ORDERS,
+                lambda window: workflows.listing(
                     connection,
+                    window,
                     owner_id=_text(query.get("owner_id")),
                     status=query.get("status"),
                     tag=query.get("tags"),
                     name=query.get("name"),
                     is_template=query.get("is_template"),
-                    before=cursor,
-                    limit=limit,
+                    words=query.get("q"),
                 ),
             )
 
     @blueprint.arguments(_WORKFLOW)
-    @blueprint.response(201, WorkflowDetail)
+    @blueprint.response(201, WorkflowDetail, headers=TAGGED)
     def post(self, given: dict[str, Any]) -> Response:
         """Create a workflow, as a draft with version 1."""
         if "definition" not in given:
@@ -88,19 +92,20 @@ class Workflows(MethodView):
             )
             triggers.keep_in_step(connection, service().trigger_types, workflow_id, definition)
             created = workflows.get(connection, workflow_id)
-        return _created(created, url_for("workflows.Workflow", workflow_id=workflow_id), 201)
+        return made(created)
 
 
 @blueprint.route("/<uuid:workflow_id>")
 class Workflow(MethodView):
-    @blueprint.response(200, WorkflowDetail)
+    @blueprint.response(200, WorkflowDetail, headers=TAGGED)
     def get(self, workflow_id: UUID) -> Response:
         """A workflow with its newest definition."""
-        return _shown(workflow_id)
+        return shown(workflow_id)
 
+    @blueprint.arguments(ChangeHeaders(), location="headers", unknown="exclude", error_status_code=412)
     @blueprint.arguments(_WORKFLOW)
-    @blueprint.response(200, WorkflowDetail)
-    def put(self, given: dict[str, Any], workflow_id: UUID) -> Response:
+    @blueprint.response(200, WorkflowDetail, headers=TAGGED)
+    def put(self, headers: dict[str, Any], given: dict[str, Any], workflow_id: UUID) -> Response:
         """Change what is given; a definition that differs becomes a new version, and so does the same one if its step
         templates differ. Running executions keep theirs."""
         definition, resolved = _checked(given) if "definition" in given else (None, None)
@@ -110,10 +115,10 @@ class Workflow(MethodView):
         if "owner_id" in changes:
             changes["owner_id"] = _text(changes["owner_id"])
         with service().store.transaction() as connection:
-            workflows.update(connection, str(workflow_id), changes, definition, resolved)
+            workflows.update(connection, str(workflow_id), changes, definition, resolved, seen=headers["seen"])
             if definition is not None:
                 triggers.keep_in_step(connection, service().trigger_types, str(workflow_id), definition)
-        return _shown(workflow_id)
+        return shown(workflow_id)
 
     @blueprint.response(204)
     def delete(self, workflow_id: UUID) -> None:
@@ -123,47 +128,47 @@ class Workflow(MethodView):
 
 
 @blueprint.route("/<uuid:workflow_id>/activate", methods=["POST"])
-@blueprint.response(200, WorkflowDetail)
+@blueprint.response(200, WorkflowDetail, headers=TAGGED)
 def activate(workflow_id: UUID) -> Response:
     """Let triggers and users start it."""
     return _moved(workflow_id, ACTIVATE)
 
 
 @blueprint.route("/<uuid:workflow_id>/pause", methods=["POST"])
-@blueprint.response(200, WorkflowDetail)
+@blueprint.response(200, WorkflowDetail, headers=TAGGED)
 def pause(workflow_id: UUID) -> Response:
     """Let nothing start it until it is resumed; what runs goes on."""
     return _moved(workflow_id, PAUSE_WORKFLOW)
 
 
 @blueprint.route("/<uuid:workflow_id>/resume", methods=["POST"])
-@blueprint.response(200, WorkflowDetail)
+@blueprint.response(200, WorkflowDetail, headers=TAGGED)
 def resume(workflow_id: UUID) -> Response:
     """Undo a pause."""
     return _moved(workflow_id, RESUME_WORKFLOW)
 
 
 @blueprint.route("/<uuid:workflow_id>/cancel", methods=["POST"])
-@blueprint.response(200, WorkflowDetail)
+@blueprint.response(200, WorkflowDetail, headers=TAGGED)
 def cancel(workflow_id: UUID) -> Response:
     """Retire it for good: nothing starts it any more, and what runs is cancelled. It and its history stay readable."""
     here = service()
     here.send_all(list(retire(here.store, here.programs, str(workflow_id))))
-    return _shown(workflow_id)
+    return shown(workflow_id)
 
 
 @blueprint.route("/<uuid:workflow_id>/instantiate", methods=["POST"])
 @blueprint.arguments(InstantiateIn())
-@blueprint.response(201, WorkflowDetail)
+@blueprint.response(201, WorkflowDetail, headers=TAGGED)
 def instantiate(given: dict[str, Any], workflow_id: UUID) -> Response:
     """Make a workflow of a template's newest version, as a draft with variables of its own. Its step templates are
     what they were when the template was saved."""
     with service().store.single() as connection:
         template = workflows.template(connection, str(workflow_id))
-    made = _with_own(template["definition"], given)
+    definition = _with_own(template["definition"], given)
     resolved = None if template["resolved"] is None else _with_own(template["resolved"], given)
-    check_payload(made, service().settings.executor.max_payload, "variables")
-    load_definition(resolved or made, service().catalogue)
+    check_payload(definition, service().settings.executor.max_payload, "variables")
+    load_definition(resolved or definition, service().catalogue)
     with service().store.transaction() as connection:
         made_id = workflows.insert(
             connection,
@@ -172,12 +177,12 @@ def instantiate(given: dict[str, Any], workflow_id: UUID) -> Response:
             tags=given.get("tags", template["tags"]),
             owner_id=_text(given.get("owner_id")),
             is_template=False,
-            definition=made,
+            definition=definition,
             resolved=resolved,
         )
-        triggers.keep_in_step(connection, service().trigger_types, made_id, made)
+        triggers.keep_in_step(connection, service().trigger_types, made_id, definition)
         created = workflows.get(connection, made_id)
-    return _created(created, url_for("workflows.Workflow", workflow_id=made_id), 201)
+    return made(created)
 
 
 @blueprint.route("/<uuid:workflow_id>/execute", methods=["POST"])
@@ -278,12 +283,26 @@ def _moved(workflow_id: UUID, transition: Transition) -> Response:
             # Said twice, done once: the second call finds what it asked for.
             if status != transition.target:
                 raise Conflict(f"a workflow that is {status} cannot be {transition.name}d", status)
-    return _shown(workflow_id)
+    return shown(workflow_id)
 
 
-def _shown(workflow_id: UUID) -> Response:
+def shown(workflow_id: UUID) -> Response:
     with service().store.single() as connection:
-        return jsonify(workflows.get(connection, str(workflow_id)))
+        return _tagged(workflows.get(connection, str(workflow_id)))
+
+
+def made(workflow: dict[str, Any]) -> Response:
+    response = _tagged(workflow)
+    response.status_code = 201
+    response.headers["Location"] = url_for("workflows.Workflow", workflow_id=workflow["id"])
+    return response
+
+
+def _tagged(workflow: dict[str, Any]) -> Response:
+    """The tag is for If-Match: it tells versions apart, not all that can change in an answer."""
+    response = jsonify(workflow)
+    response.set_etag(str(workflow["version"]))
+    return response
 
 
 def _created(body: dict[str, Any], location: str, status: int) -> Response:

@@ -25,6 +25,7 @@ from orchestrator.lifecycle import (
 )
 from orchestrator.store import admission
 from orchestrator.store import models as tables
+from orchestrator.store.keyset import Window, both_ways
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Store, as_dicts, new_id, run, to_json
 
@@ -489,25 +490,25 @@ def get_step(connection: Connection, step_execution_id: str) -> dict[str, Any]:
     return dict(row._mapping)
 
 
+ORDERS = both_ways(created_at=(_e.c.id,))
+
+
 def listing(
     connection: Connection,
+    window: Window,
     *,
     workflow_id: str | None = None,
     status: str | None = None,
     rerun_of: str | None = None,
-    before: str | None = None,
-    limit: int = 50,
 ) -> list[dict[str, Any]]:
-    """Executions, newest first, without their steps; `before` is the id that the last page ended with."""
-    query = sa.select(*_SHOWN).order_by(_e.c.id.desc()).limit(limit)
+    """Executions without their steps."""
+    query = window.of(sa.select(*_SHOWN))
     if workflow_id is not None:
         query = query.where(_e.c.workflow_id == workflow_id)
     if status is not None:
         query = query.where(_e.c.status == status)
     if rerun_of is not None:
         query = query.where(_e.c.rerun_of == rerun_of)
-    if before is not None:
-        query = query.where(_e.c.id < before)
     return as_dicts(connection.execute(query).all())
 
 
@@ -537,13 +538,14 @@ def overdue(connection: Connection, limit: int) -> list[str]:
 
 
 def abandoned(connection: Connection, limit: int) -> list[str]:
-    """Live executions whose parent has gone on without them: the step that started them has ended."""
+    """Live executions whose parent has gone on without them: the step that started them has ended, or has let go of
+    them (see control.let_go)."""
     rows = run(
         connection,
         f"""
         SELECT e.id::text FROM executions e JOIN step_executions s ON s.id = e.parent_step_id
-        WHERE e.status NOT IN ({sql_words(EXECUTION_TERMINAL)}) AND s.status IN ({sql_words(STEP_TERMINAL)})
-          AND e.outcome IS NULL
+        WHERE e.status NOT IN ({sql_words(EXECUTION_TERMINAL)}) AND e.outcome IS NULL
+          AND (s.status IN ({sql_words(STEP_TERMINAL)}) OR e.idempotency_key IS NULL)
         LIMIT %(limit)s
         """,
         {"limit": limit},

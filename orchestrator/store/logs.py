@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from orchestrator.store import models as tables
+from orchestrator.store.keyset import Window, both_ways
 from orchestrator.store.session import as_dicts, new_id, run
 
 
@@ -49,18 +50,18 @@ def append(
 _l = tables.step_logs
 
 
+ORDERS = both_ways(at=(_l.c.id,))
+
+
 def listing(
     connection: Connection,
+    window: Window,
     execution_id: str,
     *,
     step_id: str | None = None,
-    after: str | None = None,
-    limit: int = 1000,
 ) -> list[dict[str, Any]]:
-    """Log lines in the order in which they were written; `after` is the id that the last page ended with."""
-    query = sa.select(*_l.c).where(_l.c.execution_id == execution_id).order_by(_l.c.id).limit(limit)
+    """The log lines of an execution."""
+    query = window.of(sa.select(*_l.c).where(_l.c.execution_id == execution_id))
     if step_id is not None:
         query = query.where(_l.c.step_id == step_id)
-    if after is not None:
-        query = query.where(_l.c.id > after)
     return as_dicts(connection.execute(query).all())

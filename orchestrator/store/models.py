@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR, UUID
 
 from orchestrator.lifecycle import (
     EXECUTION_TERMINAL,
@@ -61,11 +61,16 @@ workflows = sa.Table(
     sa.Column("end_date", _Time),
     sa.Column("counts_from", _Id, comment="executions with later ids count for run_limit and max_failures"),
     sa.Column("status_reason", sa.Text, comment="why it has this status, if nobody asked for it"),
+    sa.Column("terms", TSVECTOR, nullable=False, server_default="", comment="what store/search.py finds it by"),
     sa.Column("created_at", _Time, nullable=False, server_default=_now),
     sa.Column("updated_at", _Time, nullable=False, server_default=_now),
     _known("status", WorkflowStatus),
     sa.Index("ix_workflows_tags", "tags", postgresql_using="gin"),
-    sa.Index("ix_workflows_name", "name"),
+    sa.Index("ix_workflows_terms", "terms", postgresql_using="gin"),
+    # The orders that lists can have.
+    sa.Index("ix_workflows_name_id", "name", "id"),
+    sa.Index("ix_workflows_updated_at_id", "updated_at", "id"),
+    sa.Index("ix_workflows_owner_id_id", "owner_id", "id", postgresql_where=sa.text("owner_id IS NOT NULL")),
     # What reconcile looks through: the workflows that come to an end by themselves.
     sa.Index(
         "ix_workflows_limited",
@@ -86,6 +91,7 @@ workflow_versions = sa.Table(
         sa.JSON(none_as_null=True),
         comment="the definition with its step templates written out; NULL if it uses none",
     ),
+    sa.Column("restored_from", sa.Integer, comment="the version that it says again"),
     sa.Column("created_at", _Time, nullable=False, server_default=_now),
     comment="Immutable: a trigger refuses every UPDATE, since executions are pinned to a version.",
 )
@@ -187,6 +193,13 @@ executions = sa.Table(
         postgresql_where=sa.text(f"trigger_id IS NOT NULL AND status NOT IN ({sql_words(EXECUTION_TERMINAL)})"),
     ),
     sa.Index("ix_executions_parent_step_id", "parent_step_id", postgresql_where=sa.text("parent_step_id IS NOT NULL")),
+    # Lists of those that ended so or so: an entry an execution, made when it ends.
+    sa.Index(
+        "ix_executions_ended",
+        "status",
+        "id",
+        postgresql_where=sa.text(f"status IN ({sql_words(EXECUTION_TERMINAL)})"),
+    ),
     sa.Index("ix_executions_rerun_of", "rerun_of", postgresql_where=sa.text("rerun_of IS NOT NULL")),
 )
 

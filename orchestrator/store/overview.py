@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from orchestrator.errors import NotFound
 from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus, StepStatus, sql_words
 from orchestrator.store import admission, executions
+from orchestrator.store.keyset import Window
 from orchestrator.store.session import run
 
 _MOST_STEPS = 1000
@@ -200,5 +201,5 @@ def workflow(connection: Connection, workflow_id: str) -> dict[str, Any]:
     ).first()
     if row is None:
         raise NotFound("workflow", workflow_id)
-    newest = executions.listing(connection, workflow_id=workflow_id, limit=1)
+    newest = executions.listing(connection, Window(executions.ORDERS["-created_at"], 1), workflow_id=workflow_id)
     return {**row._mapping, "last_execution": newest[0] if newest else None}

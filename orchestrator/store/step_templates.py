@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 from orchestrator.definition.step_templates import StepTemplate
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.store import models as tables
+from orchestrator.store.keyset import Window, both_ways
 from orchestrator.store.session import Store, as_dicts, new_id, run
 
 _t = tables.step_templates
@@ -94,13 +95,12 @@ def get(connection: Connection, id: str) -> dict[str, Any]:
     return dict(row._mapping)
 
 
-def listing(
-    connection: Connection, *, name: str | None = None, before: str | None = None, limit: int = 50
-) -> list[dict[str, Any]]:
-    """Newest first, without their steps; `before` is the id that the last page ended with."""
-    query = sa.select(*_LISTED).order_by(_t.c.id.desc()).limit(limit)
+ORDERS = both_ways(created_at=(_t.c.id,), name=(_t.c.name,))
+
+
+def listing(connection: Connection, window: Window, *, name: str | None = None) -> list[dict[str, Any]]:
+    """Step templates without their steps."""
+    query = window.of(sa.select(*_LISTED))
     if name is not None:
         query = query.where(_t.c.name == name)
-    if before is not None:
-        query = query.where(_t.c.id < before)
     return as_dicts(connection.execute(query).all())

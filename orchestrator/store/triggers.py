@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.lifecycle import EXECUTION_TERMINAL, FireOutcome, WorkflowStatus, sql_words
 from orchestrator.store import models as tables
+from orchestrator.store.keyset import Window, both_ways
 from orchestrator.store.models import MATCHES_EVENTS, NAMES_EVENT, WEBHOOK_METHOD, WEBHOOK_PATH
 from orchestrator.store.session import as_dicts, new_id, run, to_json
 
@@ -420,10 +421,13 @@ def get(connection: Connection, trigger_id: str) -> dict[str, Any]:
     return dict(row._mapping)
 
 
-def listing(connection: Connection, workflow_id: str, *, after: str | None, limit: int) -> list[dict[str, Any]]:
-    """A workflow's triggers, the oldest first."""
-    query = sa.select(*_SHOWN).where(_t.c.workflow_id == workflow_id).order_by(_t.c.id).limit(limit)
-    return as_dicts(connection.execute(query if after is None else query.where(_t.c.id > after)).all())
+ORDERS = both_ways(created_at=(_t.c.id,))
+FIRE_ORDERS = both_ways(created_at=(_f.c.id,))
+
+
+def listing(connection: Connection, window: Window, workflow_id: str) -> list[dict[str, Any]]:
+    """A workflow's triggers."""
+    return as_dicts(connection.execute(window.of(sa.select(*_SHOWN).where(_t.c.workflow_id == workflow_id))).all())
 
 
 def get_fire(connection: Connection, fire_id: str) -> dict[str, Any]:
@@ -434,7 +438,6 @@ def get_fire(connection: Connection, fire_id: str) -> dict[str, Any]:
     return dict(row._mapping)
 
 
-def fires(connection: Connection, trigger_id: str, *, before: str | None, limit: int) -> list[dict[str, Any]]:
-    """A trigger's fires, newest first."""
-    query = sa.select(*_FIRE_SHOWN).where(_f.c.trigger_id == trigger_id).order_by(_f.c.id.desc()).limit(limit)
-    return as_dicts(connection.execute(query if before is None else query.where(_f.c.id < before)).all())
+def fires(connection: Connection, window: Window, trigger_id: str) -> list[dict[str, Any]]:
+    """A trigger's fires."""
+    return as_dicts(connection.execute(window.of(sa.select(*_FIRE_SHOWN).where(_f.c.trigger_id == trigger_id))).all())

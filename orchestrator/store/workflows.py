@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, TSQUERY
 from sqlalchemy.engine import Connection
 
 from orchestrator.definition.durations import parse_moment
-from orchestrator.errors import Conflict, NotFound
+from orchestrator.errors import Conflict, NotFound, Outdated
 from orchestrator.lifecycle import ACTIVATE, EXECUTION_TERMINAL, ExecutionStatus, Transition, WorkflowStatus, sql_words
 from orchestrator.store import models as tables
+from orchestrator.store.keyset import Window, both_ways
+from orchestrator.store.search import question, terms
 from orchestrator.store.session import as_dicts, new_id, run
 
 
@@ -103,6 +106,7 @@ def insert(
             owner_id=owner_id,
             is_template=is_template,
             version=1,
+            terms=_terms(name, description, tags),
             **_ends_of(definition),
         )
     )
@@ -116,37 +120,51 @@ def update(
     changes: Mapping[str, Any],
     new_definition: Mapping[str, Any] | None,
     resolved: Mapping[str, Any] | None = None,
+    *,
+    seen: Collection[int] | None = None,
+    restored_from: int | None = None,
 ) -> None:
     """Change the workflow's own fields, and add a version if the definition differs, be it only by what its step
-    templates have become.
+    templates have become. `seen` are the versions that the caller may have in mind (None: any).
 
-    Raises NotFound; Conflict if it has been activated and is to be a template.
+    Raises NotFound; Outdated if the newest is none of `seen`; Conflict if it has been activated and is to be a
+    template.
     """
     row = run(
         connection,
-        "SELECT version, status, run_limit, max_failures FROM workflows WHERE id = %(id)s::uuid FOR UPDATE",
+        "SELECT name, description, tags, version, status, run_limit, max_failures FROM workflows "
+        "WHERE id = %(id)s::uuid FOR UPDATE",
         {"id": workflow_id},
     ).first()
     if row is None:
         raise NotFound("workflow", workflow_id)
+    if seen is not None and row.version not in seen:
+        raise Outdated(
+            f"workflow {workflow_id} has version {row.version} by now; get it, and see whether your change still fits"
+        )
     if changes.get("is_template") and row.status != WorkflowStatus.DRAFT:
         raise Conflict(
             f"workflow {workflow_id} is {row.status}; only a draft can become a template: make one of its definition",
             row.status,
         )
-    values = dict(changes)
+    words = {key: changes.get(key, getattr(row, key)) for key in ("name", "description", "tags")}
+    values = {**changes, "terms": _terms(**words)}
     if new_definition is not None:
         newest = _documents(connection, workflow_id, row.version)
         if (new_definition, resolved) != newest:
             values |= {"version": row.version + 1, **_ends_of(new_definition)}
             if (values["run_limit"], values["max_failures"]) != (row.run_limit, row.max_failures):
                 values["counts_from"] = new_id()
-            _insert_version(connection, workflow_id, row.version + 1, new_definition, resolved)
+            _insert_version(connection, workflow_id, row.version + 1, new_definition, resolved, restored_from)
     connection.execute(
         tables.workflows.update()
         .where(tables.workflows.c.id == workflow_id)
         .values(**values, updated_at=sa.func.clock_timestamp())
     )
+
+
+def _terms(name: str, description: str, tags: Sequence[str]) -> sa.ColumnElement[Any]:
+    return sa.func.array_to_tsvector(sa.literal(terms([name, description, *tags]), ARRAY(sa.Text)))
 
 
 def _ends_of(definition: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,10 +183,15 @@ def _insert_version(
     version: int,
     definition: Mapping[str, Any],
     resolved: Mapping[str, Any] | None,
+    restored_from: int | None = None,
 ) -> None:
     connection.execute(
         tables.workflow_versions.insert().values(
-            workflow_id=workflow_id, version=version, definition=definition, resolved=resolved
+            workflow_id=workflow_id,
+            version=version,
+            definition=definition,
+            resolved=resolved,
+            restored_from=restored_from,
         )
     )
 
@@ -242,26 +265,29 @@ def get(connection: Connection, workflow_id: str) -> dict[str, Any]:
     }
 
 
+ORDERS = both_ways(created_at=(_w.c.id,), name=(_w.c.name, _w.c.id), updated_at=(_w.c.updated_at, _w.c.id))
+
+
 def listing(
     connection: Connection,
+    window: Window,
     *,
     owner_id: str | None = None,
     status: str | None = None,
     tag: str | None = None,
     name: str | None = None,
     is_template: bool | None = None,
-    before: str | None = None,
-    limit: int = 50,
+    words: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Workflows, newest first, without their definitions; `before` is the id that the last page ended with."""
-    query = sa.select(*_SHOWN).order_by(_w.c.id.desc()).limit(limit)
+    """Workflows without their definitions; `words` are looked for in their names, descriptions and tags."""
+    query = window.of(sa.select(*_SHOWN))
     for condition in (
         None if owner_id is None else _w.c.owner_id == owner_id,
         None if status is None else _w.c.status == status,
         None if tag is None else _w.c.tags.contains([tag]),
         None if name is None else _w.c.name == name,
         None if is_template is None else _w.c.is_template == is_template,
-        None if before is None else _w.c.id < before,
+        None if words is None else _w.c.terms.op("@@")(sa.cast(question(words), TSQUERY)),
     ):
         if condition is not None:
             query = query.where(condition)

@@ -19,6 +19,7 @@ from orchestrator.engine.triggers import Fired
 from orchestrator.plugins import Overlap, load_catalogue, load_trigger_types
 from orchestrator.store import executions
 from orchestrator.store import triggers as rows
+from orchestrator.store.keyset import Window
 from orchestrator.store.session import new_id
 from orchestrator.store.triggers import Fire
 
@@ -70,7 +71,7 @@ class Clock:
     def fires(self, trigger_id: str) -> list[dict[str, Any]]:
         """The oldest first."""
         with self.store.single() as connection:
-            return rows.fires(connection, trigger_id, before=None, limit=2000)[::-1]
+            return rows.fires(connection, Window(rows.FIRE_ORDERS["created_at"], 2000), trigger_id)
 
     def outcomes(self, trigger_id: str) -> list[str]:
         return [fire["outcome"] for fire in self.fires(trigger_id)]

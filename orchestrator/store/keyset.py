@@ -1,0 +1,76 @@
+"""Keyset pages: a page begins where the one before ended, in the order of an index.
+
+An index finds that place as fast on the ten-thousandth page as on the first, and rows that are inserted meanwhile
+shift nothing, which counting rows (OFFSET) would not keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+Place = tuple[Any, ...]
+"""A row's values in the columns of an order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """By these columns, none of which is NULL; the last is one of a kind, so that every row has a place of its own."""
+
+    columns: tuple[sa.Column[Any], ...]
+    descending: bool = False
+
+    def place(self, row: Mapping[str, Any]) -> Place:
+        return tuple(row[column.name] for column in self.columns)
+
+    def read_place(self, values: object) -> Place:
+        """A place that has gone through JSON. Raises ValueError if these are not values of the columns."""
+        if not isinstance(values, list) or len(values) != len(self.columns):
+            raise ValueError("not as many values as columns")
+        return tuple(_read(value, column) for value, column in zip(values, self.columns, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """As many rows as `limit`, those that come `after` a place or else the first."""
+
+    order: Order
+    limit: int
+    after: Place | None = None
+
+    def of(self, query: sa.Select[Any]) -> sa.Select[Any]:
+        columns, descending = self.order.columns, self.order.descending
+        if self.after is not None:
+            here, there = sa.tuple_(*columns), sa.tuple_(*map(_literal, self.after, columns))
+            query = query.where(here < there if descending else here > there)
+        return query.order_by(*(column.desc() if descending else column for column in columns)).limit(self.limit)
+
+
+def _literal(value: object, column: sa.Column[Any]) -> sa.BindParameter[Any]:
+    return sa.literal(value, column.type)
+
+
+def both_ways(**columns: tuple[sa.Column[Any], ...]) -> dict[str, Order]:
+    """Orders by the names that callers give them: `name` ascending, `-name` descending."""
+    return {
+        f"{sign}{name}": Order(chosen, descending=bool(sign)) for name, chosen in columns.items() for sign in ("", "-")
+    }
+
+
+def _read(value: object, column: sa.Column[Any]) -> object:
+    if isinstance(column.type, sa.Integer):
+        if type(value) is int and abs(value) < 2**31:
+            return value
+    elif isinstance(value, str):
+        if isinstance(column.type, sa.UUID):
+            return str(UUID(value))
+        if isinstance(column.type, sa.DateTime):
+            return datetime.fromisoformat(value)
+        if "\0" not in value:
+            return value
+    raise ValueError(f"no value of {column.name}")
