@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 from orchestrator.definition.durations import parse_duration, parse_size
+from orchestrator.egress import Egress, rule_text
 from orchestrator.errors import ConfigurationError
 
 _PREFIX = "ORCHESTRATOR"
@@ -94,6 +95,10 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(_text(item) for item in value)
 
 
+def _rules(value: object) -> tuple[str, ...]:
+    return tuple(rule_text(text) for text in _texts(value))
+
+
 def _table(value: object) -> dict[str, str] | None:
     if value is None:
         return None
@@ -163,6 +168,18 @@ class ExecutorSettings:
     max_payload: int = _setting(1024**2, _size, "bytes of an input or a step's output at most", minimum=1024)
     max_log: int = _setting(1024**2, _size, "bytes of log lines kept per attempt", minimum=0)
     max_response: int = _setting(10 * 1024**2, _size, "bytes of an HTTP response read at most", minimum=0)
+
+
+@dataclass(frozen=True, slots=True)
+class EgressSettings:
+    """Where the calls of steps may go; see orchestrator/egress.py for what a rule is."""
+
+    allow: tuple[str, ...] = _setting((), _rules, "networks and names that may be called, though a wider rule denies")
+    deny: tuple[str, ...] = _setting((), _rules, "networks and names that may not be called; *: what is not allowed")
+
+    @property
+    def rules(self) -> Egress:
+        return Egress.of(self.allow, self.deny)
 
 
 # Texts of the following may hold {{ secrets.name }}; a worker fills them in when a step needs them.
@@ -247,6 +264,7 @@ class Settings:
     broker: BrokerSettings = field(default_factory=BrokerSettings)
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
+    egress: EgressSettings = field(default_factory=EgressSettings)
     events: EventsSettings = field(default_factory=EventsSettings)
     connections: Mapping[str, ConnectionSettings] = _named(ConnectionSettings, "databases by name")
     email: EmailSettings = field(default_factory=EmailSettings)

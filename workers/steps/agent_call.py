@@ -68,6 +68,7 @@ class AgentCalls:
         remaining = self.context.remaining()
         response = send(
             requests.Request(method, url, self._headers(headers), data=body),
+            egress=self.context.settings.egress.rules,
             seconds=self.seconds if remaining is None else min(self.seconds, remaining),
             max_bytes=self.context.settings.executor.max_response,
             redirects=False,

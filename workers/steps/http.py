@@ -125,6 +125,7 @@ def exchange(context: StepContext, request: requests.Request, *, redirects: bool
     remaining = context.remaining()
     response = send(
         request,
+        egress=context.settings.egress.rules,
         seconds=config["timeout"] if remaining is None else min(config["timeout"], remaining),
         max_bytes=context.settings.executor.max_response,
         verify=config["verify"],

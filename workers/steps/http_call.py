@@ -9,6 +9,7 @@ in turn, redirects.
 
 from __future__ import annotations
 
+import functools
 import socket
 import threading
 import time
@@ -23,8 +24,11 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.util.connection import allowed_gai_family
 
+from orchestrator.egress import Egress
 from orchestrator.errors import StepFailed, StepTimeout
+from workers.steps.egress import addresses
 from workers.stopping import ended_by
 
 # `verify: false` is the user's written choice; a warning for each call would only bury the worker's log.
@@ -46,15 +50,21 @@ class Response:
 
 
 def send(
-    request: requests.Request, *, seconds: float, max_bytes: int, verify: bool = True, redirects: bool = True
+    request: requests.Request,
+    *,
+    egress: Egress,
+    seconds: float,
+    max_bytes: int,
+    verify: bool = True,
+    redirects: bool = True,
 ) -> Response:
     """The response, of any status, to `request`, within `seconds` in all.
 
     Connections are pooled per process. Cookies live as long as the call; neither proxies nor credentials are
-    taken from the environment. Raises StepTimeout, or StepFailed of the kinds `connection`,
+    taken from the environment. Raises StepTimeout, or StepFailed of the kinds `connection`, `egress`,
     `response_too_large`, `redirects` and `config` (the request itself is not valid).
     """
-    call = _Call(request, seconds, max_bytes, verify, redirects)
+    call = _Call(request, egress, seconds, max_bytes, verify, redirects)
     call.start()
     with ended_by(call.stop):
         call.join(seconds)
@@ -80,10 +90,17 @@ class _Call(threading.Thread):
     """The thread of one call. Its connections find it as the current thread."""
 
     def __init__(
-        self, request: requests.Request, seconds: float, max_bytes: int, verify: bool, redirects: bool
+        self,
+        request: requests.Request,
+        egress: Egress,
+        seconds: float,
+        max_bytes: int,
+        verify: bool,
+        redirects: bool,
     ) -> None:
         super().__init__(name="http-call", daemon=True)
         self.request = request
+        self.egress = egress
         self.max_bytes = max_bytes
         self.response: Response | None = None
         self.error: Exception | None = None
@@ -104,7 +121,7 @@ class _Call(threading.Thread):
         # A session is cheap; what is worth sharing, the connections, belongs to the adapters.
         session = requests.Session()
         session.trust_env = False
-        for scheme, adapter in _ADAPTERS.items():
+        for scheme, adapter in _adapters(self.egress).items():
             session.mount(scheme, adapter)
         try:
             found = session.send(session.prepare_request(self.request), **self._options)
@@ -151,10 +168,24 @@ class _Connection(HTTPConnection):
     _requests = 0
 
     def _new_conn(self) -> socket.socket:
-        sock = super()._new_conn()
+        call = _current_call()
+        sock = self._connected(addresses(call.egress, self._dns_host, self.port, allowed_gai_family()))
         self._requests = 0
-        _current_call().watch(sock)
+        call.watch(sock)
         return sock
+
+    def _connected(self, addresses: list[str]) -> socket.socket:
+        # urllib3 connects to what it finds in _dns_host; what TLS checks is `host`, which must be the name again.
+        name = self._dns_host
+        *first, last = addresses
+        try:
+            for self._dns_host in first:
+                with suppress(urllib3.exceptions.HTTPError):
+                    return super()._new_conn()
+            self._dns_host = last
+            return super()._new_conn()
+        finally:
+            self._dns_host = name
 
     def request(self, *args: Any, **options: Any) -> None:
         call = _current_call()
@@ -201,10 +232,10 @@ class _Adapter(HTTPAdapter):
         return response
 
 
-_ADAPTERS = {
-    "http://": _Adapter(pool_connections=64, pool_maxsize=64),
-    "https://": _Adapter(pool_connections=64, pool_maxsize=64),
-}
+@functools.cache
+def _adapters(_egress: Egress) -> Mapping[str, _Adapter]:
+    """By the scheme. Connections are checked when they are made, so each set of rules has its own."""
+    return {scheme: _Adapter(pool_connections=64, pool_maxsize=64) for scheme in ("http://", "https://")}
 
 
 class _TooLarge(Exception):
@@ -225,6 +256,8 @@ def _translated(error: Exception, request: requests.Request, max_bytes: int) -> 
     """`error` as a StepFailed. Its own text is not used: it may hold the whole url."""
     what = f"{request.method} {shown(request.url)}"
     match error:
+        case StepFailed():
+            return StepFailed(f"{what}: {error}", kind=error.kind, retryable=error.retryable)
         case _TooLarge():
             return StepFailed(
                 f"{what}: the response is larger than executor.max_response, {max_bytes} bytes",

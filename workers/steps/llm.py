@@ -32,6 +32,7 @@ from prometheus_client import Counter
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
+from orchestrator.egress import Egress
 from orchestrator.errors import StepFailed, StepTimeout
 from workers.steps.contract import Done, QueueClass, StepContext, StepType, Wait
 from workers.steps.fields import Duration, Text
@@ -124,8 +125,8 @@ class Llm(StepType):
     that fits it.
 
     Failures: `rate_limited` (429), `server` (5xx), `http_status` (any other status; not tried again, but for
-    408, 409 and 425), `timeout`, `connection`, `response_too_large`, `output` (no chat completion, or not what
-    the schema asks for), `length` (cut off before the JSON was whole), `refusal`, `content_filter`, `config`.
+    408, 409 and 425), `timeout`, `connection`, `egress`, `response_too_large`, `output` (no chat completion, or not
+    what the schema asks for), `length` (cut off before the JSON was whole), `refusal`, `content_filter`, `config`.
     After a 429 or 5xx that says when to come back the step rests until then, as the same attempt.
     """
 
@@ -178,7 +179,7 @@ def _service(context: StepContext) -> _Service:
         raise _mistake("llm.api_key has a line break or another character that cannot be sent; check its end")
     if not model:
         raise _mistake("the step names no model, and neither does llm.model")
-    return _Service(url, key, model, context.settings.executor.max_response)
+    return _Service(url, key, model, context.settings.executor.max_response, context.settings.egress.rules)
 
 
 def _is_http(url: str) -> bool:
@@ -220,6 +221,7 @@ class _Service:
     key: str = field(repr=False)
     model: str
     max_bytes: int
+    egress: Egress
 
     @cached_property
     def name(self) -> str:
@@ -234,7 +236,7 @@ class _Service:
         """The body of the answer, within `seconds` in all.
 
         Raises openai.APIStatusError for a status other than 2xx, StepTimeout, and StepFailed of the kinds
-        `connection`, `response_too_large` and `config`.
+        `connection`, `egress`, `response_too_large` and `config`.
         """
         import httpx2
         import openai
@@ -244,6 +246,8 @@ class _Service:
         except (TimeoutError, openai.APITimeoutError):
             raise StepTimeout(f"{self.name} did not answer within {seconds:g} s") from None
         except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, StepFailed):
+                raise StepFailed(f"{self.name}: {error.__cause__}", kind="egress", retryable=False) from None
             raise StepFailed(f"{self.name}: {self.quote(_root(error))}", kind="connection") from error
         except _TooLarge:
             raise StepFailed(
@@ -262,7 +266,7 @@ class _Service:
             api_key=self.key or "none",
             max_retries=0,  # the step's retry policy decides
             timeout=None,  # _within bounds the whole
-            http_client=_LOOP.http_client(self.max_bytes),
+            http_client=_LOOP.http_client(self.egress, self.max_bytes),
         )
         # Said for each request, because the library would otherwise take these from the environment.
         headers = {
@@ -438,7 +442,7 @@ class _Loop:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._http_clients: dict[int, httpx2.AsyncClient] = {}
+        self._http_clients: dict[tuple[Egress, int], httpx2.AsyncClient] = {}
 
     def submit(self, call: Coroutine[Any, Any, T]) -> Any:
         with self._lock:
@@ -447,11 +451,11 @@ class _Loop:
                 threading.Thread(target=self._loop.run_forever, name="llm-calls", daemon=True).start()
         return asyncio.run_coroutine_threadsafe(call, self._loop)
 
-    def http_client(self, max_bytes: int) -> httpx2.AsyncClient:
+    def http_client(self, egress: Egress, max_bytes: int) -> httpx2.AsyncClient:
         """The client for answers of at most `max_bytes`. To be called on the loop."""
-        if max_bytes not in self._http_clients:
-            self._http_clients[max_bytes] = _http_client(max_bytes)
-        return self._http_clients[max_bytes]
+        if (egress, max_bytes) not in self._http_clients:
+            self._http_clients[egress, max_bytes] = _http_client(egress, max_bytes)
+        return self._http_clients[egress, max_bytes]
 
 
 _LOOP = _Loop()
@@ -469,12 +473,14 @@ def _within(seconds: float, call: Coroutine[Any, Any, T]) -> T:
     return result
 
 
-def _http_client(max_bytes: int) -> httpx2.AsyncClient:
+def _http_client(egress: Egress, max_bytes: int) -> httpx2.AsyncClient:
     """Pooled connections; neither proxies nor credentials are taken from the environment, no cookies are kept
     and no redirects are followed."""
     import httpx2
 
-    class Transport(httpx2.AsyncHTTPTransport):
+    from workers.steps.egress_httpx import CheckedTransport
+
+    class Transport(CheckedTransport):
         """Reads each body itself, up to the limit. Raises _TooLarge."""
 
         async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -494,8 +500,8 @@ def _http_client(max_bytes: int) -> httpx2.AsyncClient:
 
     # It logs each url as it is, with the credentials and the query that may be in it.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
-    return httpx2.AsyncClient(transport=Transport(trust_env=False, limits=limits), trust_env=False)
+    transport = Transport(egress, httpx2.create_ssl_context(trust_env=False), max_keepalive_connections=64)
+    return httpx2.AsyncClient(transport=transport, trust_env=False)
 
 
 _NOT_KEPT = frozenset({"content-encoding", "content-length", "transfer-encoding", "set-cookie"})

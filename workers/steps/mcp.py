@@ -86,7 +86,8 @@ def _server(context: StepContext) -> Server:
 
     name, settings = _chosen(context)
     if settings.url and not settings.command:
-        return HttpServer(name, context.reveal(settings.url), context.reveal(dict(settings.headers or {})))
+        headers = context.reveal(dict(settings.headers or {}))
+        return HttpServer(name, context.reveal(settings.url), headers, context.settings.egress.rules)
     if settings.command and not settings.url:
         command = context.reveal(list(settings.command))
         return StdioServer(name, command, context.reveal(dict(settings.env or {})), context)

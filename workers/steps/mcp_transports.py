@@ -18,8 +18,10 @@ from typing import Any
 import httpx2
 from mcp.client.streamable_http import streamable_http_client
 
+from orchestrator.egress import Egress
 from orchestrator.errors import StepFailed
 from workers.steps.contract import LogLevel
+from workers.steps.egress_httpx import CheckedTransport
 from workers.steps.http_call import shown
 
 # At INFO these write each request's whole url, and the session's id, to the worker's log.
@@ -73,9 +75,10 @@ class Server(ABC):
 class HttpServer(Server):
     """One that has a url. Neither proxies nor credentials are taken from the environment."""
 
-    def __init__(self, name: str, url: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, name: str, url: str, headers: Mapping[str, str], egress: Egress) -> None:
         self.shown = f"the MCP server {name!r} ({shown(url)})"
         self._url = url
+        self._egress = egress
         # What is packed could not be counted as what it becomes.
         self._headers = {"User-Agent": "orchestrator", "Accept-Encoding": "identity", **headers}
 
@@ -84,7 +87,9 @@ class HttpServer(Server):
         # The call's own time bounds all of its requests together.
         options: dict[str, Any] = {"timeout": None, "trust_env": False}
         async with (
-            httpx2.AsyncClient(transport=_Counting(self, link), headers=self._headers, **options) as client,
+            httpx2.AsyncClient(
+                transport=_Counting(self, link, self._egress), headers=self._headers, **options
+            ) as client,
             streamable_http_client(self._url, http_client=client, max_sse_event_size=None) as streams,
         ):
             yield streams
@@ -93,13 +98,17 @@ class HttpServer(Server):
 class _Counting(httpx2.AsyncBaseTransport):
     """Counts what comes, and keeps the status of the last answer to a message."""
 
-    def __init__(self, server: HttpServer, link: Link) -> None:
+    def __init__(self, server: HttpServer, link: Link, egress: Egress) -> None:
         self._server = server
         self._link = link
-        self._inner = httpx2.AsyncHTTPTransport(verify=_tls(), trust_env=False)
+        self._inner = CheckedTransport(egress, _tls())
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        response = await self._inner.handle_async_request(request)
+        try:
+            response = await self._inner.handle_async_request(request)
+        except StepFailed as failure:
+            self._link.fail(StepFailed(f"{self._server.shown}: {failure}", kind="egress", retryable=False))
+            raise
         if request.method == "POST":
             self._server.status = response.status_code
         encoding = response.headers.get("content-encoding", "identity")
