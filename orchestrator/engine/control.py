@@ -26,11 +26,11 @@ from orchestrator.lifecycle import (
     ExecutionStatus,
     StepStatus,
 )
-from orchestrator.store import Store, control, executions, recovery, signals, workflows
+from orchestrator.store import Store, control, executions, recovery, signals, steps, workflows
 from orchestrator.store.executions import Locked
 
 _CANCELLED_AT_ONCE = 1000
-"""Executions of a workflow that is retired."""
+"""Executions of a workflow that is retired, or children of one; what is left, reconcile comes to."""
 
 
 def pause(store: Store, execution_id: str) -> None:
@@ -63,7 +63,16 @@ def cancel(store: Store, programs: Programs, execution_id: str, message: str) ->
         if ExecutionStatus.CANCELLED not in (locked.status, locked.outcome):
             raise _conflict(locked, "cancelled")
     freed = () if advanced.freed is None else plans_of_admitted(admit(store, programs.settings, advanced.freed.keys))
-    return [*advanced.plans, *freed]
+    return [*advanced.plans, *freed, *_cancel_children(store, programs, execution_id)]
+
+
+def _cancel_children(store: Store, programs: Programs, execution_id: str) -> Iterator[Plan]:
+    """At once, however deep they are: reconcile would come to one level of them at a time."""
+    with store.single() as connection:
+        children = control.children_left(connection, execution_id, _CANCELLED_AT_ONCE)
+    for child in children:
+        with suppress(Conflict):  # it has ended meanwhile
+            yield from cancel(store, programs, child, "the execution that started it was cancelled")
 
 
 def retire(store: Store, programs: Programs, workflow_id: str) -> Iterator[Plan]:
@@ -98,6 +107,7 @@ def retry_step(store: Store, programs: Programs, step_execution_id: str) -> list
             raise Conflict(
                 f"step {step.path} is {step.status}; only one that failed or was cancelled is retried", step.status
             )
+        _check_around(connection, program, locked, step.path)
         again = _Again(connection, store, programs)
         if locked.outcome is not None or locked.status in RETRY_EXECUTION.sources:
             again.revive(locked)
@@ -105,15 +115,30 @@ def retry_step(store: Store, programs: Programs, step_execution_id: str) -> list
     return again.let_in()
 
 
+def _check_around(connection: Connection, program: Program, locked: Locked, path: str) -> None:
+    """Raises Conflict if a step around it has completed: its result is made of this failure, and others may have gone
+    on with that."""
+    around = _containers(program, path)
+    for container, status in steps.states(connection, locked.id, around).items():
+        if status is StepStatus.COMPLETED:
+            raise Conflict(
+                f"step {path} stands in the body of {container}, which has completed all the same; do the execution "
+                f"again from there: POST /api/v1/executions/{locked.id}/rerun with from_step '{around[-1]}'",
+                status,
+            )
+
+
+def _containers(program: Program, path: str) -> list[str]:
+    """The steps in whose bodies it stands, from the inside out."""
+    found: list[str] = []
+    while (container := program.scopes.of(path).container) is not None:
+        found.append(path := container)
+    return found
+
+
 def _with_what_hangs_on_it(program: Program, path: str) -> list[str]:
     """A step, its dependents near and far, and the same of each step around it."""
-    found: list[str] = []
-    at: str | None = path
-    while at is not None:
-        graph = program.scopes.of(at)
-        found += _below(graph, at)
-        at = graph.container
-    return found
+    return [below for at in (path, *_containers(program, path)) for below in _below(program.scopes.of(at), at)]
 
 
 def _below(graph: Graph, path: str) -> list[str]:

@@ -76,6 +76,18 @@ def parent_step(connection: Connection, step_execution_id: str) -> ParentStep | 
     return None if row is None else ParentStep(row.execution_id, row.has_ended)
 
 
+def children_left(connection: Connection, execution_id: str, limit: int) -> list[str]:
+    """Live executions that steps of this one started which have ended."""
+    rows = run(
+        connection,
+        "SELECT e.id::text FROM executions e JOIN step_executions s ON s.id = e.parent_step_id "
+        f"WHERE s.execution_id = %(id)s::uuid AND s.status IN ({sql_words(STEP_TERMINAL)}) "
+        "AND e.finished_at IS NULL AND e.outcome IS NULL ORDER BY e.id LIMIT %(limit)s",
+        {"id": execution_id, "limit": limit},
+    )
+    return [id for (id,) in rows]
+
+
 def children_that_failed(connection: Connection, step_execution_ids: Collection[str]) -> list[str]:
     """The executions that these steps waited for and would find again."""
     rows = run(
@@ -90,6 +102,23 @@ def children_that_failed(connection: Connection, step_execution_ids: Collection[
 def forget(connection: Connection, execution_id: str) -> None:
     """Let the step that started this execution start another."""
     run(connection, "UPDATE executions SET idempotency_key = NULL WHERE id = %(id)s::uuid", {"id": execution_id})
+
+
+_CLOSED = f"""
+    WITH RECURSIVE bodies AS (
+        SELECT DISTINCT container AS path FROM step_executions
+        WHERE execution_id = %(id)s::uuid AND container IS NOT NULL
+    ), closed AS (
+        SELECT path FROM step_executions JOIN bodies USING (path)
+        WHERE execution_id = %(id)s::uuid AND status = '{StepStatus.COMPLETED}'
+        UNION
+        SELECT within.path FROM closed JOIN step_executions within ON within.container = closed.path
+        JOIN bodies ON bodies.path = within.path WHERE within.execution_id = %(id)s::uuid
+    )
+    SELECT path FROM closed
+"""
+"""The steps with bodies that completed, and those within: a loop that goes on past the failures of its items has made
+its result of them."""
 
 
 def was_undone(connection: Connection, execution_id: str) -> bool:
@@ -121,7 +150,7 @@ def reset(
 ) -> list[str]:
     """Let steps begin anew that failed, were cancelled, or were kept from running by a failure: all of them, or those
     of `paths`, and what was cancelled in the bodies of those; not those with an id in `tolerated`, whose failure
-    counts as an end. The ids of their rows."""
+    counts as an end, nor what stands in the bodies of a step that completed. The ids of their rows."""
     rows = run(
         connection,
         f"UPDATE step_executions SET {RESET.assignment}, attempt = 0, losses = 0, resumes = false, state = NULL, "
@@ -129,6 +158,7 @@ def reset(
         f"WHERE execution_id = %(id)s::uuid AND {RESET.guard} "
         f"AND (status <> '{StepStatus.SKIPPED}' OR error_kind = %(upstream)s) "
         f"AND (status <> '{StepStatus.FAILED}' OR step_id <> ALL(%(tolerated)s)) "
+        f"AND (container IS NULL OR container NOT IN ({_CLOSED})) "
         "AND (%(paths)s::text[] IS NULL OR path = ANY(%(paths)s::text[]) "
         f"OR (status = '{StepStatus.CANCELLED}' AND EXISTS (SELECT FROM step_executions c "
         f"WHERE c.execution_id = %(id)s::uuid AND c.path = ANY(%(paths)s::text[]) AND c.{RESET.guard} AND "

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -168,6 +169,22 @@ def silent_server() -> Iterator[tuple[str, list[bool]]]:
     server.server_close()
 
 
+def test_cancelling_ends_the_executions_that_it_had_started_however_deep(deployment: Deployment, tmp_path: Path):
+    gate = tmp_path / "gate"
+    ids = [deployment.create(workflow(step("held", "gate", file=str(gate))))]
+    for _ in range(3):
+        child = {"id": "child", "type": "workflow", "config": {"workflow": ids[-1]}}
+        ids.append(deployment.create(workflow(child)))
+    execution_id = deployment.execute(ids[-1])
+    running = "SELECT FROM executions WHERE workflow_id = %(id)s::uuid AND status = 'running'"
+    wait_until(lambda: deployment.sql(running, id=ids[0]), what="the last of them")
+    call(deployment, execution_id, "cancel")
+    # As this answers: nobody has to find out, level by level.
+    statuses = deployment.sql("SELECT status FROM executions WHERE workflow_id = ANY(%(ids)s::uuid[])", ids=ids)
+    assert statuses == [("cancelled",)] * 4
+    gate.touch()
+
+
 def test_cancelling_ends_an_http_call(deployment: Deployment):
     with silent_server() as (url, gone):
         call_it = {"id": "call", "type": "http", "config": {"url": url, "timeout": "5m"}}
@@ -284,6 +301,55 @@ def test_a_single_step_is_retried_with_what_hangs_on_it(deployment: Deployment, 
     assert execution["status"] == "failed"
     again = deployment.client.post(f"/api/v1/step-executions/{step_id}/retry")
     assert (again.status_code, again.json["state"]) == (409, "completed")
+
+
+def completed_all_the_same(deployment: Deployment, ok: Path) -> str:
+    """An execution that failed behind a loop which had gone on past the failure of an item."""
+    check = f"import os, sys; sys.exit(not os.path.exists({str(ok)!r}))"
+    body = [step("one"), step("two", "script", needs="one", source=check)]
+    loop = {"id": "each", "type": "loop", "config": {"items": [1, 2], "on_item_error": "continue", "steps": body}}
+    execution = deployment.run(workflow(loop, step("after", "script", needs="each", source=check)))
+    assert execution["status"] == "failed"
+    assert rows_of(execution)["each"]["output"]["failed"] == 2
+    return str(execution["id"])
+
+
+def test_a_retry_leaves_a_loop_as_it_is_that_completed_all_the_same(deployment: Deployment, tmp_path: Path):
+    execution_id = completed_all_the_same(deployment, tmp_path / "ok")
+    (tmp_path / "ok").touch()
+    call(deployment, execution_id, "retry")
+    execution = deployment.ended(execution_id)
+    assert execution["status"] == "completed", execution["error_message"]
+    assert states_of(execution) == {
+        "each": "completed", "each[0].one": "completed", "each[0].two": "failed",
+        "each[1].one": "completed", "each[1].two": "failed", "after": "completed",
+    }  # fmt: skip
+
+
+def test_a_step_in_a_loop_that_completed_all_the_same_is_not_retried(deployment: Deployment, tmp_path: Path):
+    execution_id = completed_all_the_same(deployment, tmp_path / "ok")
+    step_id = rows_of(deployment.execution(execution_id))["each[1].two"]["id"]
+    answer = deployment.client.post(f"/api/v1/step-executions/{step_id}/retry")
+    assert (answer.status_code, answer.json["state"]) == (409, "completed")
+    assert f"/api/v1/executions/{execution_id}/rerun with from_step 'each'" in answer.json["detail"]
+    assert deployment.execution(execution_id)["status"] == "failed"
+
+
+def test_of_many_who_retry_at_once_one_does(deployment: Deployment, tmp_path: Path):
+    marks, ok = tmp_path / "marks", tmp_path / "ok"
+    source = f"import os, sys; print('x', file=open({str(marks)!r}, 'a')); sys.exit(not os.path.exists({str(ok)!r}))"
+    execution_id = deployment.run(workflow(step("a", "script", source=source)))["id"]
+    ok.touch()
+
+    def retry(_: int) -> int:
+        client = deployment.client.application.test_client()
+        key = {"Authorization": deployment.client.environ_base["HTTP_AUTHORIZATION"]}
+        return int(client.post(f"/api/v1/executions/{execution_id}/retry", headers=key).status_code)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(retry, range(8))) == [200] + [409] * 7
+    assert deployment.ended(execution_id)["status"] == "completed"
+    assert marks.read_text().split() == ["x", "x"]  # the failure, and the retry
 
 
 def test_what_was_undone_is_not_retried(deployment: Deployment):
