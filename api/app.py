@@ -17,6 +17,7 @@ from api.auth import require_key
 from api.errors import ProblemApi
 from api.resources import (
     events,
+    executing_many,
     executions,
     health,
     scheduler,
@@ -92,6 +93,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     api: Api = ProblemApi(app)
     for resource in (
         workflows,
+        executing_many,
         versions,
         step_templates,
         executions,

@@ -9,6 +9,7 @@ from typing import Any
 from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
 from werkzeug.http import parse_etags
 
+from api.errors import ProblemItem
 from orchestrator.definition.durations import parse_duration
 from orchestrator.engine.bulk import MOST, Action
 from orchestrator.lifecycle import ExecutionStatus, StepStatus, WorkflowStatus
@@ -177,6 +178,35 @@ class ExecuteIn(_In):
         validate=validate.Range(0, 9),
         metadata={"description": "9 is the highest"},
     )
+
+
+class ExecuteOneOfMany(ExecuteIn):
+    idempotency_key = fields.String(
+        load_default=None,
+        allow_none=True,
+        validate=[validate.Length(1, 255), _is_stored_as_text],
+        metadata={"description": "as the header Idempotency-Key of a single call"},
+    )
+
+
+class ExecuteManyIn(_In):
+    items = fields.List(fields.Nested(ExecuteOneOfMany), required=True, validate=validate.Length(1, MOST))
+
+
+class StartedOut(Schema):
+    """What came of one input: an execution, or what was in the way."""
+
+    id = fields.UUID(allow_none=True, metadata={"description": "of the execution; null if none was started"})
+    is_new = fields.Boolean(metadata={"description": "false: it was there already, under the same key"})
+    detail = fields.String(allow_none=True, metadata={"description": "why none was started"})
+    errors = fields.List(fields.Nested(ProblemItem), metadata={"description": "what is wrong with the input"})
+
+
+class ExecuteManyOut(Schema):
+    items = fields.List(fields.Nested(StartedOut), metadata={"description": "one for each input, in their order"})
+    started = fields.Integer()
+    existing = fields.Integer(metadata={"description": "were there already"})
+    refused = fields.Integer()
 
 
 class ExecuteQuery(Schema):

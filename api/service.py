@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from flask import current_app
@@ -16,10 +15,6 @@ from orchestrator.store import Store
 
 if TYPE_CHECKING:
     from orchestrator.engine.plan import Plan
-
-
-_PATIENCE = 10.0
-"""Seconds for which the messages of one request are sent; what is left, reconcile rings for."""
 
 
 class Service:
@@ -41,12 +36,11 @@ class Service:
 
         send(plan)
 
-    def send_all(self, plans: Iterable[Plan]) -> None:
-        """The same for many: with a broker that is away, each takes its time to find out."""
-        ends_at = time.monotonic() + _PATIENCE
-        for plan in plans:
-            if time.monotonic() < ends_at:
-                self.send(plan)
+    def send_all(self, plans: Sequence[Plan]) -> None:
+        """The same for many."""
+        from workers.dispatch import send_all
+
+        send_all(plans)
 
     def try_step(self, id: str, queue: str) -> bool:
         """Have a worker try out a step; False if the broker is away, and then nobody will."""

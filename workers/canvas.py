@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from celery import chain, chord, group
 from celery.canvas import Signature
+from kombu import Producer
 
 from orchestrator.engine.plan import Message, Plan
 from workers.app import app, broker_priority
@@ -25,9 +26,9 @@ _LATE_LOOK = 60
 """Seconds after which a look is of no use any more."""
 
 
-def dispatch(plan: Plan) -> None:
+def dispatch(plan: Plan, producer: Producer | None = None) -> None:
     """Send the plan's messages. Raises kombu's OperationalError if the broker is away: reconcile will ring."""
-    canvas(plan).apply_async()  # every signature has its own priority
+    canvas(plan).apply_async(producer=producer)  # every signature has its own priority
 
 
 def canvas(plan: Plan) -> Signature:

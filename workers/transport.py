@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from kombu.transport import redis
@@ -27,6 +29,17 @@ class Channel(redis.Channel):
         if self._sender is None or self._sender.connection_pool is not self.pool:
             self._sender = super()._create_client()  # type: ignore[misc]
         return self._sender
+
+    @contextmanager
+    def one_trip(self) -> Iterator[None]:
+        """What is sent within goes to the broker at its end, all of it in one round trip. Raises redis.RedisError."""
+        client = self._create_client()
+        self._sender = client.pipeline(transaction=False)
+        try:
+            yield
+            self._sender.execute()
+        finally:
+            self._sender = client
 
     def _get_pool(self, asynchronous: bool = False) -> Any:
         if self.connection is None or self.connection.client is None:

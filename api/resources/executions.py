@@ -146,7 +146,7 @@ def do_again(given: dict[str, Any], headers: dict[str, Any], execution_id: UUID)
 
 
 def _send(plans: Iterable[Plan]) -> None:
-    service().send_all(plans)
+    service().send_all(list(plans))
 
 
 def _shown(execution_id: UUID) -> Response:

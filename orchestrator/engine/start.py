@@ -65,7 +65,7 @@ def start_execution(
             )
             status, newest, is_template = inserted.status, inserted.version, inserted.is_template
             if inserted.id is not None:
-                return Started(inserted.id, True, _first_plan(program, inserted.id, priority, inserted.admitted))
+                return Started(inserted.id, True, first_plan(program, inserted.id, priority, inserted.admitted))
         else:
             with store.single() as connection:
                 status, newest = workflows.current(connection, workflow_id)
@@ -77,7 +77,7 @@ def start_execution(
         version = programs.newest[workflow_id] = newest
 
 
-def _first_plan(program: Program, execution_id: str, priority: int, admitted: bool) -> Plan | None:
+def first_plan(program: Program, execution_id: str, priority: int, admitted: bool) -> Plan | None:
     """An execution that waits for a place is rung for by whoever admits it."""
     return plan(program.scopes, execution_id, priority, program.scopes.root.roots) if admitted else None
 

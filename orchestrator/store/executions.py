@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -208,6 +208,89 @@ def insert(
     return Inserted(
         execution_id if created else None, bool(admitted), current_version, WorkflowStatus(status), is_template
     )
+
+
+@dataclass(frozen=True, slots=True)
+class New:
+    """What is an execution's own among those that are inserted together."""
+
+    input: Any
+    priority: int
+    limits: tuple[tuple[str, int], ...]
+    """As in Limits.own."""
+    idempotency_key: str | None = None
+
+
+_INSERT_MANY = _INSERT_ROUTINE.call_for_each("id", "input", "priority", "key", "limit_keys", "limits", "ids")
+
+
+def insert_many(
+    connection: Connection,
+    workflow_id: str,
+    version: int,
+    wanted: Sequence[New],
+    steps: StepRows,
+    *,
+    timeout: float | None,
+    places: int,
+) -> list[Inserted]:
+    """As `insert` for each of them, in one statement. Raises NotFound."""
+    each = [
+        {
+            "id": new_id(),
+            "input": new.input,
+            "priority": new.priority,
+            "key": new.idempotency_key,
+            "limit_keys": [key for key, _ in new.limits] or None,
+            "limits": [most for _, most in new.limits] or None,
+            "ids": [new_id() for _ in steps.paths],
+        }
+        for new in wanted
+    ]
+    rows = run(
+        connection,
+        _INSERT_MANY,
+        {
+            "each": to_json(each),
+            "workflow": workflow_id,
+            "version": version,
+            "trigger": None,
+            "trigger_data": None,
+            "timeout": timeout,
+            "parent": None,
+            "depth": 0,
+            "places": places,
+            "paths": list(steps.paths),
+            "types": list(steps.types),
+            "queues": list(steps.queues),
+            "statuses": list(steps.statuses),
+            "heights": list(steps.heights),
+            "timeouts": list(steps.timeouts),
+        },
+    ).all()
+    if not rows:
+        raise NotFound("workflow", workflow_id)
+    return [
+        Inserted(
+            one["id"] if row.created else None,
+            bool(row.admitted),
+            row.current_version,
+            WorkflowStatus(row.workflow_status),
+            row.is_template,
+        )
+        for one, row in zip(each, rows, strict=True)
+    ]
+
+
+def ids_by_idempotency_keys(connection: Connection, workflow_id: str, keys: Collection[str]) -> dict[str, str]:
+    """{key: id} of those that are there."""
+    rows = run(
+        connection,
+        "SELECT idempotency_key, id::text FROM executions "
+        "WHERE workflow_id = %(workflow)s::uuid AND idempotency_key = ANY(%(keys)s)",
+        {"workflow": workflow_id, "keys": list(keys)},
+    )
+    return {row.idempotency_key: row.id for row in rows}
 
 
 def id_by_idempotency_key(connection: Connection, workflow_id: str, key: str) -> str | None:

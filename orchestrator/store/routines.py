@@ -34,7 +34,17 @@ class Routine:
         self.definition = f"CREATE OR REPLACE FUNCTION {self.name}{definition}"
         arguments = ", ".join(f"%({parameter})s::{kind}" for parameter, kind in parameters.items())
         self.call = f"SELECT * FROM {self.name}({arguments})"
+        self._parameters = dict(parameters)
         _registered.append(self)
+
+    def call_for_each(self, *varying: str) -> str:
+        """A statement that calls it for each object of the JSON array %(each)s, in their order; these have the
+        `varying` parameters, and the others are the same for all."""
+        kinds = ", ".join(f"{name} {self._parameters[name]}" for name in varying)
+        arguments = ", ".join(
+            f"e.{name}" if name in varying else f"%({name})s::{kind}" for name, kind in self._parameters.items()
+        )
+        return f"SELECT r.* FROM jsonb_to_recordset(%(each)s::jsonb) AS e ({kinds}), {self.name}({arguments}) AS r"
 
 
 def install(connection: Connection) -> None:

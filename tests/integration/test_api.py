@@ -55,6 +55,7 @@ ROUTES = {
     ("/api/v1/workflows/{workflow_id}/resume", "post"),
     ("/api/v1/workflows/{workflow_id}/cancel", "post"),
     ("/api/v1/workflows/{workflow_id}/execute", "post"),
+    ("/api/v1/workflows/{workflow_id}/execute/bulk", "post"),
     ("/api/v1/workflows/{workflow_id}/instantiate", "post"),
     ("/api/v1/workflows/{workflow_id}/versions", "get"),
     ("/api/v1/workflows/{workflow_id}/versions/{version}", "get"),
