@@ -58,7 +58,7 @@ def start_execution(
                 program.step_rows,
                 priority=priority,
                 timeout=program.timeout,
-                limits=Limits(programs.settings.scheduler.max_concurrent, program.own_limits(workflow_id, given)),
+                limits=limits_of(programs, program, workflow_id, given),
                 idempotency_key=idempotency_key,
                 parent=parent,
                 trigger=trigger,
@@ -75,6 +75,11 @@ def start_execution(
             return Started(existing, False, None)
         check_startable(workflow_id, status, is_template)
         version = programs.newest[workflow_id] = newest
+
+
+def limits_of(programs: Programs, program: Program, workflow_id: str, given: Any) -> Limits:
+    """What an execution with this input runs under. Raises InputError like Program.own_limits."""
+    return Limits(programs.settings.scheduler.max_concurrent, program.own_limits(workflow_id, given))
 
 
 def first_plan(program: Program, execution_id: str, priority: int, admitted: bool) -> Plan | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.engine.programs import Program, Programs
-from orchestrator.engine.start import Started, check_payload, check_startable, first_plan
+from orchestrator.engine.start import Started, check_payload, check_startable, first_plan, limits_of
 from orchestrator.errors import Conflict, InputError
 from orchestrator.store import Store, executions, workflows
 from orchestrator.store.executions import Inserted, New
@@ -43,7 +43,7 @@ def start_executions(store: Store, programs: Programs, workflow_id: str, wanted:
         new = _checked(programs, program, workflow_id, {at: wanted[at] for at in left}, outcomes)
         left = []
         for chunk in _chunks(list(new), len(program.step_rows.paths)):
-            last = _insert(store, programs, program, workflow_id, version, {at: new[at] for at in chunk}, outcomes)
+            last = _insert(store, program, workflow_id, version, {at: new[at] for at in chunk}, outcomes)
             left += [at for at in chunk if at not in outcomes]
         if left:  # the workflow is no longer what it was
             try:
@@ -69,7 +69,8 @@ def _checked(
         try:
             check_payload(one.input, programs.settings.executor.max_payload)
             given = program.checked_input(one.input)
-            fitting[at] = New(given, one.priority, program.own_limits(workflow_id, given), one.idempotency_key)
+            limits = limits_of(programs, program, workflow_id, given)
+            fitting[at] = New(given, one.priority, limits, one.idempotency_key)
         except InputError as error:
             outcomes[at] = error
     return fitting
@@ -82,7 +83,6 @@ def _chunks(all_of_them: Sequence[int], steps: int) -> Iterator[Sequence[int]]:
 
 def _insert(
     store: Store,
-    programs: Programs,
     program: Program,
     workflow_id: str,
     version: int,
@@ -98,7 +98,6 @@ def _insert(
             list(new.values()),
             program.step_rows,
             timeout=program.timeout,
-            places=programs.settings.scheduler.max_concurrent,
         )
         keys = {key for key in (one.idempotency_key for one in new.values()) if key is not None}
         refused = any(one.id is None for one in inserted)

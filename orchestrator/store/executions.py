@@ -216,12 +216,11 @@ class New:
 
     input: Any
     priority: int
-    limits: tuple[tuple[str, int], ...]
-    """As in Limits.own."""
+    limits: Limits
     idempotency_key: str | None = None
 
 
-_INSERT_MANY = _INSERT_ROUTINE.call_for_each("id", "input", "priority", "key", "limit_keys", "limits", "ids")
+_INSERT_MANY = _INSERT_ROUTINE.call_for_each("id", "input", "priority", "key", "places", "limit_keys", "limits", "ids")
 
 
 def insert_many(
@@ -232,7 +231,6 @@ def insert_many(
     steps: StepRows,
     *,
     timeout: float | None,
-    places: int,
 ) -> list[Inserted]:
     """As `insert` for each of them, in one statement. Raises NotFound."""
     each = [
@@ -241,8 +239,9 @@ def insert_many(
             "input": new.input,
             "priority": new.priority,
             "key": new.idempotency_key,
-            "limit_keys": [key for key, _ in new.limits] or None,
-            "limits": [most for _, most in new.limits] or None,
+            "places": new.limits.places,
+            "limit_keys": [key for key, _ in new.limits.own] or None,
+            "limits": [most for _, most in new.limits.own] or None,
             "ids": [new_id() for _ in steps.paths],
         }
         for new in wanted
@@ -259,7 +258,6 @@ def insert_many(
             "timeout": timeout,
             "parent": None,
             "depth": 0,
-            "places": places,
             "paths": list(steps.paths),
             "types": list(steps.types),
             "queues": list(steps.queues),
