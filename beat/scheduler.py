@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from math import inf
+from types import SimpleNamespace
 from typing import Any
 
 from redbeat import RedBeatScheduler
+from redbeat.schedulers import acquire_distributed_beat_lock
+from redis.exceptions import LockNotOwnedError, RedisError
 
 from beat.entries import RING, Entries, Entry
 from orchestrator.config import load_settings
@@ -17,10 +20,13 @@ logger = logging.getLogger(__name__)
 
 _EVERY = 5.0
 """Seconds between looks at the triggers. Until beat has seen a new one, reconcile alone fires it."""
+_AGAIN = 1.0
+"""Seconds until the next tick after one that the broker has spoilt."""
 
 
 class Scheduler(RedBeatScheduler):
     Entry = Entry
+    lock: Any = None
 
     def __init__(self, app: Any, **options: Any) -> None:
         settings = load_settings()
@@ -32,7 +38,20 @@ class Scheduler(RedBeatScheduler):
         super().__init__(app, **options)
 
     def tick(self, **options: Any) -> float:
-        """Ring for what is due; the seconds until the next tick."""
+        """Ring for what is due; the seconds until the next tick. Whatever becomes of the broker, beat lives on: the
+        entries are made anew from the rows, and meanwhile reconcile fires what is due."""
+        try:
+            if self.lock is None:
+                acquire_distributed_beat_lock(SimpleNamespace(scheduler=self))
+            return self._tick(**options)
+        except LockNotOwnedError:
+            logger.warning("the broker has forgotten that this is the clock, or has taken another one for it")
+            self.lock, self._looked_at = None, -inf
+        except RedisError:
+            logger.warning("the broker is away; reconcile fires the triggers", exc_info=True)
+        return _AGAIN
+
+    def _tick(self, **options: Any) -> float:
         if time.monotonic() - self._looked_at > _EVERY:
             self._looked_at = time.monotonic()
             self._keep_in_step()

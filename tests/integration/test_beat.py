@@ -17,6 +17,7 @@ from deployment import Deployment, deployed, wait_until
 
 from beat.entries import Entries, Entry, SlotSchedule
 from orchestrator.config import environment_of
+from orchestrator.embedded import wait_ready
 
 NOOP = {"steps": [{"id": "only", "type": "noop", "config": {"value": 1}}]}
 BERLIN = {"cron": "30 2 * * *", "timezone": "Europe/Berlin"}
@@ -125,21 +126,55 @@ def beating(deployment: Deployment) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_the_ring_of_beat_alone_fires_a_schedule_and_the_entry_goes_with_its_trigger(tmp_path: Path):
     with deployed(tmp_path) as own:
-        workflow_id = own.create(NOOP)
-        own.client.post(f"/api/v1/workflows/{workflow_id}/activate")
-        # Somebody who never ticks has the duty: no reconciler looks at what is due.
-        own.sql("INSERT INTO duties (name, holder, at) VALUES ('reconcile', gen_random_uuid(), 'infinity')")
-        own.start_worker("control,cpu,io", concurrency=1)
-        given = {"type": "schedule", "config": {"interval": "1s"}}
-        trigger_id = own.client.post(f"/api/v1/workflows/{workflow_id}/triggers", json=given).json["id"]
-        started = (
-            "SELECT scheduled_for, created_at FROM trigger_fires "
-            "WHERE trigger_id = %(id)s::uuid AND outcome = 'started' ORDER BY id"
-        )
+        trigger_id = often_by_beat_alone(own)
         client = redis.Redis.from_url(own.settings.broker.url, decode_responses=True)
         with beating(own):
-            found = wait_until(lambda: own.sql(started, id=trigger_id)[3:], what="rings")
+            found = wait_until(lambda: fires(own, trigger_id)[3:], what="rings")
             assert found[0].created_at - found[0].scheduled_for < timedelta(seconds=1.5)
             assert own.client.delete(f"/api/v1/triggers/{trigger_id}").status_code == 204
             wait_until(lambda: not client.keys("redbeat:trigger:*"), what="the end of the entry")
         client.close()
+
+
+def test_beat_lives_on_and_makes_its_entries_anew_when_the_broker_forgets_everything_or_dies(tmp_path: Path):
+    with deployed(tmp_path) as own:
+        trigger_id = often_by_beat_alone(own)
+        valkey = own.servers.valkey
+        assert valkey is not None
+
+        def rings() -> None:
+            there = len(fires(own, trigger_id))
+            wait_until(lambda: len(fires(own, trigger_id)) > there + 1, what="rings")
+
+        with beating(own) as beat:
+            rings()
+            client = redis.Redis.from_url(own.settings.broker.url)
+            client.flushall()
+            client.close()
+            rings()
+            valkey.kill()
+            log = own.folder / "beat.log"
+            wait_until(lambda: "the broker is away" in log.read_text(), what="beat to notice")
+            valkey.start()
+            wait_ready(valkey)
+            rings()
+            assert beat.poll() is None
+
+
+def often_by_beat_alone(own: Deployment) -> str:
+    """A trigger that is due each second."""
+    workflow_id = own.create(NOOP)
+    own.client.post(f"/api/v1/workflows/{workflow_id}/activate")
+    # Somebody who never ticks has the duty: no reconciler looks at what is due.
+    own.sql("INSERT INTO duties (name, holder, at) VALUES ('reconcile', gen_random_uuid(), 'infinity')")
+    own.start_worker("control,cpu,io", concurrency=1)
+    given = {"type": "schedule", "config": {"interval": "1s"}}
+    return str(own.client.post(f"/api/v1/workflows/{workflow_id}/triggers", json=given).json["id"])
+
+
+def fires(own: Deployment, trigger_id: str) -> list[Any]:
+    return own.sql(
+        "SELECT scheduled_for, created_at FROM trigger_fires "
+        "WHERE trigger_id = %(id)s::uuid AND outcome = 'started' ORDER BY id",
+        id=trigger_id,
+    )
