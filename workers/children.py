@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.engine.plan import Plan
 from orchestrator.engine.programs import Programs
 from orchestrator.engine.start import start_execution
 from orchestrator.errors import Conflict, InputError, NotFound, StepFailed
 from orchestrator.store import Store, executions, workflows
 from orchestrator.store.executions import Outcome, Parent
 from orchestrator.store.steps import Claim, ExecutionFacts
-from workers.dispatch import Doorbell
 from workers.secrets import Secrets
 
 MAX_DEPTH = 10
@@ -24,7 +25,7 @@ class Children:
 
     store: Store
     programs: Programs
-    doorbell: Doorbell
+    ring: Callable[[Plan | None], None]
     facts: ExecutionFacts
     claim: Claim
     secrets: Secrets
@@ -47,7 +48,7 @@ class Children:
             )
         except (NotFound, Conflict, InputError) as error:
             raise _mistake(str(error)) from error
-        self.doorbell.ring(started.plan)
+        self.ring(started.plan)
         return started.execution_id
 
     def outcome(self, execution_id: str) -> Outcome:

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ from orchestrator.store.admission import Freed
 from orchestrator.store.steps import Claim, ExecutionFacts, Result
 from workers.attempt import Attempt, Skipped
 from workers.children import Children
+from workers.dispatch import Doorbell
 from workers.hooks import Report
 from workers.steps.contract import Done, Spawn, Wait
 
@@ -60,6 +61,9 @@ FORK_PATIENCE = 0.003
 """The same for the branches of a narrow fork, which the worker that came to it kept: about what a message
 takes on its way."""
 
+ONWARD_PATIENCE = 0.01
+"""The same for the first message of another execution: about what it takes to come to rest before going there."""
+
 _THREADS = 32
 
 
@@ -69,7 +73,8 @@ def run_steps(process: WorkerProcess, execution_id: str, starts: Sequence[str], 
     lane = Lane(process, execution_id, starts, frozenset(rung))
     try:
         _perform(lane)
-        while (following := _let_in(process, lane, began)) is not None:
+        served = lane.served
+        while (following := _following(lane, served, began)) is not None:
             lane = following
             _perform(lane)
     except Exception:  # the database went away, most likely; what was under way there is not known
@@ -89,14 +94,24 @@ def _perform(lane: Lane) -> None:
         lane.go(claim)
 
 
-def _let_in(process: WorkerProcess, lane: Lane, began: float) -> Lane | None:
-    """When an execution has ended, let in the next of those that wait for a place: this worker takes on what it can,
-    without a message, as long as its time allows."""
-    if lane.freed is None:
-        return None
-    admitted = admit(process.store, process.settings, lane.freed.keys)
-    mine = [one for one in admitted if one.queue in (lane.queue, CONTROL)] if admitted else []
-    if not mine or lane.rung or process.watch.is_stopping or time.monotonic() - began > INLINE_BUDGET:
+def _following(lane: Lane, served: Collection[str], began: float) -> Lane | None:
+    """What this worker goes on with in another execution, without a message, as long as its time allows: one that its
+    lane has started, a step that waited for its end, or one that waits for the place which it has left."""
+    process = lane.process
+    goes_on = not (lane.rung or process.watch.is_stopping or time.monotonic() - began > INLINE_BUDGET)
+    plan = lane.onward.take(served) if goes_on else None
+    lane.onward.ring_all()
+    let_in = None if lane.freed is None else _let_in(process, lane.freed, served if goes_on and plan is None else ())
+    if plan is None:
+        return let_in
+    return Lane(process, plan.execution_id, plan.branches[0][0].starts, frozenset())
+
+
+def _let_in(process: WorkerProcess, freed: Freed, served: Collection[str]) -> Lane | None:
+    """When an execution has ended, let in the next of those that wait for a place."""
+    admitted = admit(process.store, process.settings, freed.keys)
+    mine = [one for one in admitted if one.queue in served]
+    if not mine:
         process.doorbell.ring_all(plans_of_admitted(admitted))
         return None
     chosen = mine[0].execution_id
@@ -113,7 +128,45 @@ def _side_by_side(lane: Lane, claim: Claim) -> None:
         futures = [pool.submit(lane.go, claim), *(pool.submit(other.claim_and_go) for other in others)]
     for future in futures:
         future.result()
+    for other in others:
+        other.onward.ring_all()
     lane.freed = next((one.freed for one in (lane, *others) if one.freed is not None), None)
+
+
+class Onward:
+    """First messages of other executions that the worker may spare itself. What it has not come to soon is sent."""
+
+    def __init__(self, doorbell: Doorbell) -> None:
+        self._doorbell = doorbell
+        self._plans: list[Plan] = []
+        self._lock = threading.Lock()
+
+    def add(self, plan: Plan | None) -> None:
+        if plan is not None:
+            with self._lock:
+                self._plans.append(plan)
+            self._doorbell.ring_later(ONWARD_PATIENCE, lambda: self._given_up(plan))
+
+    def take(self, queues: Collection[str]) -> Plan | None:
+        """One that begins with a single message, for one of `queues`."""
+        with self._lock:
+            for plan in self._plans:
+                if len(plan.branches) == 1 and plan.branches[0][0].queue in queues:
+                    self._plans.remove(plan)
+                    return plan
+        return None
+
+    def ring_all(self) -> None:
+        with self._lock:
+            plans, self._plans = self._plans, []
+        self._doorbell.ring_all(plans)
+
+    def _given_up(self, plan: Plan) -> Plan | None:
+        with self._lock:
+            if plan not in self._plans:
+                return None
+            self._plans.remove(plan)
+        return plan
 
 
 class Pack:
@@ -153,7 +206,7 @@ class Lane:
 
     facts: ExecutionFacts
     program: Program
-    queue: str
+    queue: str = CONTROL
     ends_at: float | None
     phase: str
 
@@ -165,11 +218,17 @@ class Lane:
         self.pack = Pack()
         self.pack.add(starts)
         self.seen: dict[str, dict[str, Any]] = {}
+        self.onward = Onward(process.doorbell)
         self.freed: Freed | None = None
         """Its execution has ended, and somebody may wait for its place."""
         self.report: Report | None = None
         """For the plugins that want to be told; None if there are none."""
         self.began = time.monotonic()
+
+    @property
+    def served(self) -> frozenset[str]:
+        """The queues whose steps it may take on."""
+        return frozenset((self.queue, CONTROL))
 
     def claim_and_go(self) -> None:
         self.go(self.claim_next())
@@ -193,7 +252,7 @@ class Lane:
                 workflows=Children(
                     self.store,
                     self.process.programs,
-                    self.process.doorbell,
+                    self.onward.add,
                     self.facts,
                     claim,
                     self.process.secrets,
@@ -363,7 +422,8 @@ class Lane:
     def _settled(self, advanced: Advance) -> Claim | None:
         if self.report is not None and advanced.counted:
             self.report.recorded(retries=advanced.retries, ended=advanced.ended)
-        self.process.doorbell.ring_all(advanced.plans)
+        for plan in advanced.plans:
+            (self.process.doorbell.ring if plan.execution_id == self.execution_id else self.onward.add)(plan)
         self.freed = advanced.freed or self.freed
         if advanced.kept:
             self.pack.add(advanced.kept)
@@ -380,8 +440,7 @@ class Lane:
         canvas counts on this task's end, if it has something to ring for.)"""
         if self.rung or self._over_budget():
             return None
-        queues = {self.queue, CONTROL}
-        return steps.claim_queued(self.store, self.execution_id, queues, self.process.lease.id)
+        return steps.claim_queued(self.store, self.execution_id, self.served, self.process.lease.id)
 
     def _keeper(self) -> Worker | None:
         return None if self._over_budget() else Worker(self.process.lease.id, self.queue)
