@@ -164,6 +164,10 @@ class ExecutorSettings:
     max_memory: int = _setting(1024**3, _size, "bytes of memory a script may use", minimum=1)
     log_retention: float = _setting(7 * 86400.0, _duration, "seconds that logs are kept", minimum=0)
     scripts_dir: str = _setting("scripts", _text, "folder that `script:` names files in")
+    isolation: str = _setting(
+        "auto", _choice("auto", "bubblewrap", "limits"), "how scripts are isolated; auto: by bubblewrap where it works"
+    )
+    script_paths: tuple[str, ...] = _setting((), _texts, "further files and folders that isolated scripts may read")
     templates_dir: str = _setting("templates", _text, "folder that the `template` of an email names files in")
     max_payload: int = _setting(1024**2, _size, "bytes of an input or a step's output at most", minimum=1024)
     max_log: int = _setting(1024**2, _size, "bytes of log lines kept per attempt", minimum=0)

@@ -8,14 +8,16 @@ that left the group, emptied its environment and lost its parent before the prog
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -32,6 +34,8 @@ _GRACE = 2.0
 _LINGER = 0.25
 """Seconds that what a program leaves running may still print, before it is ended."""
 _CHUNK = 64 * 1024
+_LONGEST_TEXT = 128 * 1024 - 100
+"""Bytes of an argument or a variable that Linux takes, but for a few (execve(2), MAX_ARG_STRLEN)."""
 _TICK = 0.05
 """Seconds after which an exit is noticed while children of the program hold its pipes open."""
 
@@ -50,6 +54,7 @@ def run(
     mark: str,
     environment: Mapping[str, str],
     folder: Path,
+    enclosure: Sequence[str] | None = None,
     stdin: IO[bytes],
     memory: int | None,
     seconds: float | None,
@@ -59,27 +64,18 @@ def run(
     """The exit code of `command`, negative for a signal; None when its `seconds` were up and it was ended.
 
     What it prints is handed over in chunks as it appears. `memory` limits the address space, in bytes, of
-    each of its processes. Afterwards nothing that it started is left running. Raises CannotStart
-    when an argument or a variable cannot be handed over.
+    each of its processes. `enclosure` has bubblewrap's options, to run it in there. Afterwards nothing that it started
+    is left running. Raises CannotStart when an argument or a variable cannot be handed over.
     """
-    limit = "unlimited" if memory is None else str(memory // 1024)
-    try:
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", _LIMITED, "sh", limit, *command],
-            cwd=folder,
-            env={**environment, MARKER: mark},
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,
-        )
-    except ValueError as error:
-        raise CannotStart(str(error)) from error
-    except OSError as error:
-        if error.errno != errno.E2BIG:
-            raise
-        raise CannotStart("they are too long") from error
+    enclosed = enclosure is not None
+    with ExitStack() as handed_over:
+        descriptors: list[int] = []
+        if enclosure is not None:
+            options = handed_over.enter_context(_options_file(enclosure, environment))
+            descriptors.append(options.fileno())
+            command = [_bubblewrap(), "--args", str(options.fileno()), "--", *command]
+            environment = {}
+        process = _start(command, {**environment, MARKER: mark}, folder, stdin, memory, descriptors)
     assert process.stdout is not None
     assert process.stderr is not None
     with process.stdout, process.stderr, selectors.DefaultSelector() as pipes:
@@ -96,15 +92,71 @@ def run(
             else:
                 # Asked while the program runs: the children of one that has ended are nobody's.
                 descendants = _descendants(process)
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGTERM)
+                _ask_to_end(process, descendants, enclosed)
                 _read_until_exit(process, pipes, _GRACE)
         finally:
             _kill(process, [*descendants, *_descendants(process)])
             kill_all(mark)
             process.wait()
         _read_until_closed(pipes)
-    return process.returncode if in_time else None
+    if not in_time:
+        return None
+    # Bubblewrap says in the way of shells that a signal ended the program.
+    by_signal = enclosed and 128 < process.returncode <= 128 + signal.NSIG
+    return 128 - process.returncode if by_signal else process.returncode
+
+
+def _start(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path,
+    stdin: IO[bytes],
+    memory: int | None,
+    descriptors: Sequence[int],
+) -> subprocess.Popen[bytes]:
+    limit = "unlimited" if memory is None else str(memory // 1024)
+    try:
+        return subprocess.Popen(
+            ["/bin/sh", "-c", _LIMITED, "sh", limit, *command],
+            cwd=folder,
+            env=environment,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+            pass_fds=descriptors,
+        )
+    except ValueError as error:
+        raise CannotStart(str(error)) from error
+    except OSError as error:
+        if error.errno != errno.E2BIG:
+            raise
+        raise CannotStart("they are too long") from error
+
+
+def _options_file(enclosure: Sequence[str], environment: Mapping[str, str]) -> IO[bytes]:
+    """Bubblewrap's options, as it reads them from a file. The environment is among them: bubblewrap itself and the
+    shell before it run outside, where a variable such as LD_PRELOAD would take the program out, too; and unlike
+    an argument, nobody reads it in the list of processes."""
+    words = list(enclosure)
+    for name, value in environment.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise CannotStart(f"the variable {name!r} is not valid")
+        if len(name) + len(value.encode(errors="surrogateescape")) > _LONGEST_TEXT:
+            raise CannotStart("they are too long")
+        words += ("--setenv", name, value)
+    file = os.fdopen(os.memfd_create("options"), "w+b")
+    file.write(b"\0".join(os.fsencode(word) for word in words))
+    file.seek(0)
+    return file
+
+
+@functools.cache
+def _bubblewrap() -> str:
+    found = shutil.which("bwrap")
+    assert found is not None, "it was found when it was tried"
+    return found
 
 
 def mark_of(step_execution_id: str) -> str:
@@ -148,6 +200,17 @@ def _descendants(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
         return psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     except psutil.Error:
         return []
+
+
+def _ask_to_end(process: subprocess.Popen[bytes], descendants: Sequence[psutil.Process], enclosed: bool) -> None:
+    if not enclosed:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        return
+    # The end of bubblewrap itself would be that of all in it, at once.
+    for descendant in descendants:
+        with suppress(psutil.Error):
+            descendant.terminate()
 
 
 def _kill(process: subprocess.Popen[bytes], descendants: Sequence[psutil.Process]) -> None:

@@ -20,6 +20,7 @@ from orchestrator.errors import StepFailed, StepTimeout
 from workers.steps import processes
 from workers.steps.contract import Done, QueueClass, StepContext, StepType
 from workers.steps.fields import Duration, Text
+from workers.steps.isolation import Isolation, enclosure, in_force
 from workers.steps.program_output import LastLine, LogBudget, LogLines, clean
 
 _SUFFIXES = {".py": "python", ".js": "node", ".mjs": "node", ".cjs": "node", ".sh": "bash"}
@@ -34,7 +35,8 @@ _OUT_OF_MEMORY = re.compile(
 class Script(StepType):
     """The program reads the step's input as JSON from stdin. Its result is what it wrote to the file that
     ORCHESTRATOR_RESULT names, else the last line it printed: JSON, or a text if it is not JSON; null if there
-    is neither. What it prints becomes log lines, those of stderr as warnings.
+    is neither. What it prints becomes log lines, those of stderr as warnings. Where bubblewrap works, it sees no
+    more than `isolation` says, and a network only with `network: true`.
 
     Output: `result`, `exit_code`. An exit code other than 0 fails the attempt with kind `script` (`memory`,
     when that ran out). It runs in an empty folder that is removed afterwards, with an environment of its own,
@@ -52,6 +54,7 @@ class Script(StepType):
         timeout = Duration()
         args = fields.List(Text(), load_default=list)
         env = fields.Dict(keys=fields.String(), values=Text(), load_default=dict)
+        network = fields.Boolean(load_default=False)
 
         @validates_schema
         def _one_program(self, data: Mapping[str, Any], **_: object) -> None:
@@ -128,17 +131,22 @@ class _Run:
         return min((seconds for seconds in bounds if seconds is not None), default=None)
 
     def _run(self, runtime: tuple[list[str], int | None], program: Path, seconds: float | None) -> int | None:
-        command, memory = runtime
+        (interpreter, *options), memory = runtime
+        around = None
+        if self._isolation().mode == "bubblewrap":
+            network: bool = self._context.config["network"]
+            around = enclosure(self._context.settings, self._folder, interpreter, network=network)
         # A file, not a pipe: a program need not read its input, and is not waited for until it does.
         with tempfile.TemporaryFile(dir=self._folder) as stdin:
             stdin.write(orjson.dumps(self._context.input))
             stdin.seek(0)
             try:
                 return processes.run(
-                    [*command, str(program), *self._context.config["args"]],
+                    [interpreter, *options, str(program), *self._context.config["args"]],
                     mark=processes.new_mark(self._context.step_execution_id),
                     environment=self._environment(),
                     folder=self._work,
+                    enclosure=around,
                     stdin=stdin,
                     memory=memory,
                     seconds=seconds,
@@ -147,6 +155,16 @@ class _Run:
                 )
             except processes.CannotStart as error:
                 raise _mistake(f"the script cannot be started with these args and env: {error}") from error
+
+    def _isolation(self) -> Isolation:
+        settings = self._context.settings
+        found = in_force(settings)
+        if settings.executor.isolation == "bubblewrap" and found.mode != "bubblewrap":
+            raise _mistake(
+                f"executor.isolation asks for bubblewrap, and {found.reason}; install it, let the worker use user "
+                "namespaces, or set executor.isolation to auto"
+            )
+        return found
 
     def _environment(self) -> dict[str, str]:
         context = self._context
