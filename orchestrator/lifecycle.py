@@ -124,6 +124,8 @@ REST = _step("rest", {StepStatus.RUNNING}, StepStatus.WAITING)
 """A failed attempt with another one to come, or a step that asked to wait."""
 WAKE = _step("wake", {StepStatus.WAITING}, StepStatus.QUEUED)
 """Its time has come (reconcile), or what it waits for has."""
+EXPIRE = _step("expire", {StepStatus.WAITING}, StepStatus.RUNNING)
+"""It rested for longer than its attempt may take (reconcile, which takes it on in order to fail it)."""
 LOSE = _step("lose", {StepStatus.RUNNING}, StepStatus.QUEUED)
 """Its worker is gone (reconcile)."""
 HAND_ON = _step("hand_on", {StepStatus.RUNNING}, StepStatus.QUEUED)

@@ -251,6 +251,11 @@ def _register(manager: pluggy.PluginManager, modules: str) -> None:
             manager.register(module, name)
 
 
+def cancels(step_type: StepTypeInfo) -> bool:
+    """Whether the type can cancel what an attempt has begun elsewhere."""
+    return bool(getattr(step_type, "cancels", False))
+
+
 def missing_modules(step_type: StepTypeInfo) -> list[str]:
     """What the type needs and is not installed here."""
     return [name for name in getattr(step_type, "modules", ()) if not _is_installed(name)]

@@ -6,13 +6,13 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import marshmallow
 
@@ -34,6 +34,8 @@ from workers.secrets import Secrets
 from workers.steps.condition import is_true
 from workers.steps.contract import Done, LogLevel, Round, Spawn, StepContext, StepType, Wait, Workflows
 from workers.stopping import Watch, ended_by
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -191,9 +193,16 @@ class Attempt:
 
     def perform(self) -> Done | Wait | Spawn | Skipped | StepFailed:
         """The outcome, fit to be stored: secrets masked, JSON, within the size limit."""
+        return self._tried(self._perform)
+
+    def cancel(self) -> StepFailed | None:
+        """Have the type cancel what this attempt has begun elsewhere; why that came to nothing, if it did."""
+        return self._tried(self._cancel)
+
+    def _tried(self, act: Callable[[LogBuffer], T]) -> T | StepFailed:
         log = LogBuffer(self)
         try:
-            return self._perform(log)
+            return act(log)
         except StoreFailed:
             raise
         except StepFailed as failure:
@@ -205,6 +214,12 @@ class Attempt:
             return self._masked_failure(StepFailed(f"{type(error).__name__}: {error}", kind="error"))
         finally:
             log.close()
+
+    def _cancel(self, log: LogBuffer) -> None:
+        prepared = prepare(self.program, self.step, self.catalogue)
+        context = self._step_context(prepared, self._template_context(prepared), log)
+        with interruptible(context.deadline):
+            prepared.type.cancel(context)
 
     def _perform(self, log: LogBuffer) -> Done | Wait | Spawn | Skipped:
         prepared = prepare(self.program, self.step, self.catalogue)
@@ -243,12 +258,18 @@ class Attempt:
         return (None if found is None else Done(found[0])), key
 
     def _performed(self, prepared: Prepared, context: Mapping[str, Any], log: LogBuffer) -> Done | Wait | Spawn:
+        step_context = self._step_context(prepared, context, log)
+        outcome = self._perform_type(prepared, step_context)
+        if not isinstance(outcome, Spawn) or not self.inlines or not prepared.has_pure_bodies:
+            return outcome
+        return self._with_body(prepared, step_context, context, outcome)
+
+    def _step_context(self, prepared: Prepared, context: Mapping[str, Any], log: LogBuffer) -> StepContext:
         rendered = prepared.config.render(context)
         mapped = None if prepared.input_mapping is None else prepared.input_mapping.render(context)
         self.recorded_input = self.secrets.mask(self._worth_recording(rendered) if mapped is None else mapped)
         config = _load(prepared.type, rendered) if prepared.loaded is None else prepared.loaded
-        deadline = self._deadline()
-        step_context = StepContext(
+        return StepContext(
             execution_id=self.execution.id,
             step_execution_id=self.claim.id,
             step_id=self.step.id,
@@ -259,17 +280,13 @@ class Attempt:
             settings=self.settings,
             reveal=self._reveal,
             log=log.add,
-            deadline=deadline,
+            deadline=self._deadline(),
             state=self._state(),
             evaluate=partial(self._evaluate, prepared, context),
             body=partial(rounds, self.store, self.execution.id, self.claim.path, self.step),
             take_signal=self._take_signal,
             workflows=self.workflows,
         )
-        outcome = self._perform_type(prepared, step_context)
-        if not isinstance(outcome, Spawn) or not self.inlines or not prepared.has_pure_bodies:
-            return outcome
-        return self._with_body(prepared, step_context, context, outcome)
 
     def _perform_type(self, prepared: Prepared, step_context: StepContext) -> Done | Wait | Spawn:
         with self.watch.over(self.claim.token), interruptible(step_context.deadline):
@@ -386,8 +403,9 @@ class Attempt:
 
     def _deadline(self) -> float | None:
         limits = [self.ends_at] if self.ends_at is not None else []
-        if self.step.timeout is not None:
-            limits.append(time.monotonic() + self.step.timeout)
+        seconds = self.step.timeout if self.claim.time_left is None else self.claim.time_left
+        if seconds is not None:
+            limits.append(time.monotonic() + seconds)
         return min(limits, default=None)
 
     def _storable(self, done: Done) -> Done:

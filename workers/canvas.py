@@ -65,6 +65,13 @@ def trial(id: str, queue: str) -> Signature:
     )
 
 
+def cancellation(id: str, queue: str) -> Signature:
+    """The message that has a worker cancel what a row of the table cancellations is about."""
+    return app.signature(
+        "cancel_step", args=[id], immutable=True, ignore_result=True, queue=queue, priority=broker_priority(8)
+    )
+
+
 def look(trigger_id: str) -> Signature:
     """The message that has a worker look at a trigger's condition. There is another soon: a late one is dropped."""
     return app.signature(

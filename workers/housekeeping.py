@@ -19,7 +19,7 @@ from orchestrator.plugins import load_catalogue
 from orchestrator.store import Store, new_id
 from workers.app import app
 from workers.broker import count_messages
-from workers.dispatch import send, send_look
+from workers.dispatch import send, send_cancellation, send_look
 from workers.event_stream import EventStream
 from workers.hooks import announcer
 from workers.process import host_identity
@@ -73,6 +73,7 @@ class Housekeeper:
             host=host_identity(),
             observer=self._hooks,
             look=send_look,
+            cancel=send_cancellation,
         )
         self._events = EventStream(settings, node, self._take) if settings.events.stream else None
         self._stop = threading.Event()

@@ -32,7 +32,7 @@ from orchestrator.engine.advance import (
 )
 from orchestrator.engine.plan import Message, Plan, split
 from orchestrator.engine.programs import Program
-from orchestrator.engine.waiting import rest_awaiting
+from orchestrator.engine.waiting import rest, rest_awaiting
 from orchestrator.errors import StepFailed
 from orchestrator.lifecycle import StepStatus
 from orchestrator.store import bodies, executions, steps
@@ -344,8 +344,7 @@ class Lane:
     def _rested(self, claim: Claim, given: Any, wait: Wait) -> Claim | None:
         delay = None if wait.until is None else max(0.0, (wait.until - datetime.now(UTC)).total_seconds())
         if wait.awaits is None:
-            with self.store.single() as connection:
-                steps.rest(connection, claim, Result(given), delay=delay, resumes=True, state=wait.state)
+            rest(self.store, self.program, claim, given, delay=delay, state=wait.state)
             return self.claim_next()
         return self._settled(
             rest_awaiting(

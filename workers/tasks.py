@@ -1,8 +1,8 @@
-"""The tasks, thin: what they do stands in runner.py, trial.py, looking.py and ringing.py."""
+"""The tasks, thin: what they do stands in runner.py, trial.py, cancelling.py, looking.py and ringing.py."""
 
 from __future__ import annotations
 
-from workers import looking, ringing, trial
+from workers import cancelling, looking, ringing, trial
 from workers.app import app
 from workers.process import process
 
@@ -20,6 +20,12 @@ def run_steps(execution_id: str, starts: list[str], rung: list[str] | None = Non
 def test_step(id: str) -> None:
     """Try out the step that a row of the table step_tests asks for."""
     trial.test_step(process(), id)
+
+
+@app.task(name="cancel_step")
+def cancel_step(id: str) -> None:
+    """Cancel what a step has begun elsewhere, as a row of the table cancellations says."""
+    cancelling.cancel_step(process(), id)
 
 
 @app.task(name="look")

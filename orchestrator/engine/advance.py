@@ -22,7 +22,7 @@ from orchestrator.engine.bodies import Spawn
 from orchestrator.engine.plan import Message, Plan, frontier, plan, whole_frontier
 from orchestrator.engine.programs import Program, Programs
 from orchestrator.lifecycle import EXECUTION_TERMINAL, STEP_TERMINAL, ExecutionStatus, StepStatus
-from orchestrator.store import Store, admission, bodies, executions, steps, workflow_ends
+from orchestrator.store import Store, admission, bodies, cancellations, control, executions, steps, workflow_ends
 from orchestrator.store.admission import Freed
 from orchestrator.store.executions import AWAITS_BODY, Locked
 from orchestrator.store.recovery import Ring
@@ -76,6 +76,8 @@ class End:
     result: Result = EMPTY
     status: StepStatus = StepStatus.COMPLETED
     skip: frozenset[str] = frozenset()
+    imposed: bool = False
+    """See Failure."""
 
 
 def advance(
@@ -101,7 +103,9 @@ def advance(
         if locked.status in EXECUTION_TERMINAL:
             return Advance(counted=True, exhausted=True)
         going = _Going(connection, program, locked, worker, rung)
-        if _stops_the_others(connection, graph, execution_id, end):
+        if end.imposed and end.held is not None:
+            _end_what_it_began(connection, program, execution_id, end.held)
+        if _stops_the_others(connection, program, execution_id, end):
             return going.beyond(graph)
         states[end.path] = end.status
         if end.skip:
@@ -177,7 +181,7 @@ def begin_body(
     limit = len(spawn.scopes) if spawn.concurrency is None else spawn.concurrency
     loops = iter(spawn.scopes)
     begun = 0
-    stopped = False
+    stopped = is_again = False
 
     def rows(graphs: list[Graph]) -> tuple[list[bodies.InnerRow], list[str]]:
         nonlocal begun
@@ -200,8 +204,10 @@ def begin_body(
         with store.transaction() as connection:
             if number == 0 and not bodies.note(connection, held, spawn.begun):
                 return _LOST
-            if bodies.insert(connection, execution_id, made, container=container, held=held) is None:
+            inserted = bodies.insert(connection, execution_id, made, container=container, held=held)
+            if inserted is None:
                 return _LOST
+            is_again = is_again or inserted < len(made)
             locked = executions.look(connection, execution_id)
             stopped = bodies.container(connection, execution_id, container).stopped
         if starts and locked is not None:
@@ -217,9 +223,14 @@ def begin_body(
         result = Result(given)
         if not steps.rest(connection, held, result, delay=None, resumes=True, state=spawn.noted, awaits=AWAITS_BODY):
             return _LOST
+        is_again = is_again or (inserted is not None and inserted < len(made))
         if stopped:
-            steps.cancel_all(connection, execution_id, inside=container)
+            steps.cancel_all(connection, execution_id, inside=container, cancellable=program.cancellable)
         going = _Going(connection, program, locked, worker, frozenset())
+        if held.state is None and is_again and not stopped:
+            # An attempt before this one was ended, and with it what stood in its bodies: what completed there is kept.
+            control.reset_inside(connection, execution_id, container)
+            return going.on(_all_ready(connection, program, execution_id, inside=container))
         is_limited = spawn.concurrency is not None
         # Of rows that were there before, all may have ended, or wait to be let begin: an earlier attempt had come as
         # far. And rounds may have ended before those were there that follow them.
@@ -247,10 +258,14 @@ def go_on_with_all(connection: Connection, program: Program, locked: Locked) -> 
     return going.on(ready) if ready else going.beyond(program.scopes.root)
 
 
-def _all_ready(connection: Connection, program: Program, execution_id: str) -> list[str]:
+def _all_ready(connection: Connection, program: Program, execution_id: str, inside: str = "") -> list[str]:
+    """What may begin now of all that there is, or of what stands in the bodies of the step `inside`; that step itself,
+    if there is nothing left to do in them."""
+    around = (f"{inside}.", f"{inside}[") if inside else ""
     by_scope: dict[str, dict[str, StepStatus]] = {}
     for path, status in steps.states(connection, execution_id).items():
-        by_scope.setdefault(scope_of(path), {})[path] = status
+        if path.startswith(around):
+            by_scope.setdefault(scope_of(path), {})[path] = status
     ready: list[str] = []
     for scope, states in by_scope.items():
         if phase_of(scope) == COMPENSATE or StepStatus.PENDING not in states.values():
@@ -263,6 +278,8 @@ def _all_ready(connection: Connection, program: Program, execution_id: str) -> l
             steps.skip(connection, execution_id, decided.skipped, decided.blocked)
         ready += decided.ready
     for container in bodies.waiting_containers(connection, execution_id):
+        if container != inside and not container.startswith(around):
+            continue
         ready += engine_bodies.after_scope(connection, program, execution_id, container)
     return ready
 
@@ -286,7 +303,7 @@ def end_early(
         if locked.outcome is not None and not again:
             return _LOST
         program = programs.get(store, locked.workflow_id, locked.version)
-        steps.cancel_all(connection, execution_id)
+        steps.cancel_all(connection, execution_id, cancellable=program.cancellable)
         if locked.outcome is None and program.has_endings and not executions.is_untouched(connection, execution_id):
             executions.settle_outcome(connection, execution_id, outcome, message)
             locked = executions.lock(connection, execution_id)
@@ -308,15 +325,26 @@ def plans_of(ring: Ring | None) -> tuple[Plan, ...]:
     return () if ring is None else (Plan(ring.execution_id, ring.priority, ((Message(ring.queue, (ring.path,)),),)),)
 
 
-def _stops_the_others(connection: Connection, graph: Graph, execution_id: str, end: End) -> bool:
+def _stops_the_others(connection: Connection, program: Program, execution_id: str, end: End) -> bool:
     """Whether this failure ends all that is under way in the body that the step stands in; if so, that is done."""
+    graph = program.scopes.of(end.path)
     if end.status is not StepStatus.FAILED or graph.container is None or graph.steps[end.path].on_error != "fail":
         return False
     if not bodies.container(connection, execution_id, graph.container).stops_on_failure:
         return False
     bodies.stop(connection, execution_id, graph.container)
-    steps.cancel_all(connection, execution_id, inside=graph.container)
+    steps.cancel_all(connection, execution_id, inside=graph.container, cancellable=program.cancellable)
     return True
+
+
+def _end_what_it_began(connection: Connection, program: Program, execution_id: str, held: Claim) -> None:
+    """An attempt was ended that did not end by itself: so is what is under way for it, in its bodies and elsewhere. The
+    executions that it waits for are cancelled by reconcile."""
+    step = program.scopes.step(held.path)
+    if step.bodies:
+        steps.cancel_all(connection, execution_id, inside=held.path, cancellable=program.cancellable)
+    if held.state is not None and step.type in program.cancellable:
+        cancellations.insert(connection, held.id, held.state)
 
 
 def _follow_up(
@@ -415,6 +443,8 @@ class Failure:
     retryable: bool = True
     input: Any = None
     output: Any = None
+    imposed: bool = False
+    """It was not whoever performs the step that said so: something may be under way for it still."""
 
     @property
     def result(self) -> Result:
@@ -436,9 +466,22 @@ def end_failed_attempt(
     # An attempt that a dying worker took with it says nothing about the step: it does not use up the policy.
     attempt = held.attempt - held.losses
     if failure.retryable and policy.allows(failure.kind, attempt):
-        with store.single() as connection:
-            delay = policy.delay_after(attempt)
-            rests = steps.rest(connection, held, failure.result, delay=delay, resumes=False)
-            return Advance(counted=rests, retries=rests)
-    end = End(held.path, held, failure.result, StepStatus.FAILED)
+        rests = _rest_before_next(store, program, execution_id, held, failure, policy.delay_after(attempt))
+        return Advance(counted=rests, retries=rests)
+    end = End(held.path, held, failure.result, StepStatus.FAILED, imposed=failure.imposed)
     return advance(store, program, execution_id, end, worker=worker, rung=rung)
+
+
+def _rest_before_next(
+    store: Store, program: Program, execution_id: str, held: Claim, failure: Failure, delay: float
+) -> bool:
+    if not failure.imposed:
+        with store.single() as connection:
+            return steps.rest(connection, held, failure.result, delay=delay, resumes=False)
+    with store.transaction() as connection:
+        executions.lock(connection, execution_id)
+        rests = steps.rest(connection, held, failure.result, delay=delay, resumes=False)
+        if rests:
+            _end_what_it_began(connection, program, execution_id, held)
+            control.let_go(connection, held.id)
+        return rests

@@ -20,7 +20,7 @@ from orchestrator.definition.scopes import FINALLY, ON_FAILURE, Scopes, phase_of
 from orchestrator.definition.templates import Compiled, compile_value
 from orchestrator.errors import InputError, Problem, TemplateError
 from orchestrator.lifecycle import StepStatus
-from orchestrator.plugins import Catalogue
+from orchestrator.plugins import Catalogue, cancels
 from orchestrator.store import Store, workflows
 from orchestrator.store.executions import StepRows
 from orchestrator.store.steps import Surroundings
@@ -41,6 +41,8 @@ class Program:
             max_delay=settings.scheduler.retry.max_delay,
             backoff_factor=settings.scheduler.retry.backoff_factor,
         )
+        self.cancellable = frozenset(type for type, info in catalogue.items() if cancels(info))
+        """The step types that can cancel what they have begun elsewhere."""
         self.prepared: dict[str, Any] = {}
         """What the worker keeps of each step, by id; see workers/attempt.py."""
         self.surroundings: dict[str, Surroundings | None] = {}

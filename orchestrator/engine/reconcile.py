@@ -22,8 +22,18 @@ from orchestrator.engine.advance import Advance, Failure, end_early, end_failed_
 from orchestrator.engine.plan import Message, Plan, plan
 from orchestrator.engine.programs import Programs
 from orchestrator.lifecycle import ExecutionStatus
-from orchestrator.store import Store, cached_results, executions, recovery, step_tests, workers, workflow_ends
+from orchestrator.store import (
+    Store,
+    cached_results,
+    cancellations,
+    executions,
+    recovery,
+    step_tests,
+    workers,
+    workflow_ends,
+)
 from orchestrator.store import triggers as trigger_rows
+from orchestrator.store.cancellations import Due
 from orchestrator.store.recovery import Orphan, Ring
 from orchestrator.store.steps import Claim
 
@@ -64,7 +74,7 @@ class Observer(Protocol):
 
 class Reconciler:
     """`send` dispatches a plan and does not raise when the broker is away; nor does `look`, which has a worker look at
-    a trigger."""
+    a trigger, nor `cancel`, which has one of a queue see to a row of the table cancellations."""
 
     def __init__(
         self,
@@ -78,6 +88,7 @@ class Reconciler:
         host: str,
         observer: Observer | None = None,
         look: Callable[[str], None] | None = None,
+        cancel: Callable[[Due], None] | None = None,
     ) -> None:
         self.store = store
         self.programs = programs
@@ -88,6 +99,7 @@ class Reconciler:
         self.host = host
         self.observer = observer
         self.look = look
+        self.cancel = cancel
         self._slow_at = 0.0
         self._ticked_at = -inf
         self._leases_count_from = inf
@@ -103,6 +115,7 @@ class Reconciler:
         self.find_lost_workers(now)
         self.recover_orphans()
         self.fire_timers()
+        self.cancel_elsewhere()
         self.let_in()
         self.end_overdue()
         self.end_workflows()
@@ -144,7 +157,7 @@ class Reconciler:
             if orphan.lost and orphan.claim.losses + 1 < self.settings.scheduler.max_losses:
                 self._queue_again(orphan)
             else:
-                self._fail(orphan)
+                self._fail(orphan, "the step's time was up and its worker did not end it")
 
     def _queue_again(self, orphan: Orphan) -> None:
         with self.store.single() as connection:
@@ -153,13 +166,12 @@ class Reconciler:
             logger.warning("step %s of %s lost its worker", orphan.claim.path, orphan.execution_id)
             self._ring_one(orphan.execution_id, orphan.claim.path)
 
-    def _fail(self, orphan: Orphan) -> None:
+    def _fail(self, orphan: Orphan, late: str) -> None:
         if orphan.lost:
-            failure = Failure(
-                "lost", f"its worker was lost {orphan.claim.losses + 1} times while it ran", retryable=False
-            )
+            lost = f"its worker was lost {orphan.claim.losses + 1} times while it ran"
+            failure = Failure("lost", lost, retryable=False, imposed=True)
         else:
-            failure = Failure("timeout", "the step's time was up and its worker did not end it")
+            failure = Failure("timeout", late, imposed=True)
         with self.store.transaction() as connection:
             locked = executions.lock(connection, orphan.execution_id)
             if locked is None:
@@ -174,6 +186,17 @@ class Reconciler:
     def fire_timers(self) -> None:
         with self.store.single() as connection:
             self._ring(recovery.wake_due(connection, _BATCH))
+            expired = recovery.expire(connection, _BATCH)
+        for step in expired:
+            self._fail(step, "the step's time was up while it waited (timeout)")
+
+    def cancel_elsewhere(self) -> None:
+        """Have workers cancel what steps have begun that nobody wants any more."""
+        with self.store.single() as connection:
+            due = cancellations.due(connection, _BATCH)
+        for one in due:
+            if self.cancel is not None:
+                self.cancel(one)
 
     def let_in(self) -> None:
         for planned in admit_all(self.store, self.settings):
@@ -248,6 +271,7 @@ class Reconciler:
         """Remove rows that nobody looks at any more."""
         with self.store.single() as connection:
             cached_results.purge(connection, _PURGED)
+            cancellations.purge(connection, _PURGED)
             step_tests.purge(connection, _PURGED)
             trigger_rows.purge(connection, self.settings.executor.log_retention, _PURGED)
 

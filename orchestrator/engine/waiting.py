@@ -10,14 +10,25 @@ from typing import Any
 
 from orchestrator.engine.advance import Advance, Worker, plans_of
 from orchestrator.engine.plan import Plan, plan
-from orchestrator.engine.programs import Programs
+from orchestrator.engine.programs import Program, Programs
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus
-from orchestrator.store import Store, executions, signals, steps
+from orchestrator.store import Store, cancellations, executions, signals, steps
 from orchestrator.store.executions import AWAITS_CHILD
 from orchestrator.store.recovery import Ring
 from orchestrator.store.signals import AWAITS_SIGNAL
 from orchestrator.store.steps import Claim, Result
+
+
+def rest(store: Store, program: Program, held: Claim, given: Any, *, delay: float | None, state: Any) -> bool:
+    """Let a step rest for `delay` seconds; False if the claim is held no longer. If that is because somebody ended the
+    step meanwhile, what its attempt has begun elsewhere is to be cancelled: before its first rest nobody knew of it."""
+    with store.single() as connection:
+        rests = steps.rest(connection, held, Result(given), delay=delay, resumes=True, state=state)
+        is_news = held.state is None and state is not None
+        if not rests and is_news and program.scopes.step(held.path).type in program.cancellable:
+            cancellations.insert(connection, held.id, state, if_given_up=True)
+        return rests
 
 
 def rest_awaiting(

@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 from orchestrator.definition.building import COMPENSATE
 from orchestrator.definition.scopes import FINALLY, ON_FAILURE
 from orchestrator.lifecycle import (
+    EXECUTION_TERMINAL,
     PAUSE_EXECUTION,
     REQUEUE_EXECUTION,
     RESET,
@@ -33,8 +34,12 @@ def pause(connection: Connection, execution_id: str) -> bool:
 
 
 def resume(connection: Connection, execution_id: str) -> bool:
-    """To running if a step of it had begun, else to queued; its deadline moves by the length of the pause."""
+    """To running if a step of it had begun, else to queued; its deadline moves by the length of the pause, and so do
+    those of the steps that rest."""
     sql = (
+        "UPDATE step_executions s SET deadline = s.deadline + (clock_timestamp() - e.paused_at) FROM executions e "
+        f"WHERE e.id = %(id)s::uuid AND e.{RESUME_EXECUTION.guard} AND s.execution_id = e.id "
+        f"AND s.status = '{StepStatus.WAITING}' AND s.deadline IS NOT NULL; "
         "UPDATE executions SET status = CASE WHEN started_at IS NULL THEN "
         f"'{REQUEUE_EXECUTION.target}' ELSE '{RESUME_EXECUTION.target}' END, "
         "deadline = deadline + (clock_timestamp() - paused_at), paused_at = NULL "
@@ -99,6 +104,26 @@ def children_that_failed(connection: Connection, step_execution_ids: Collection[
     return [id for (id,) in rows]
 
 
+def reset_inside(connection: Connection, execution_id: str, container: str) -> None:
+    """Let begin anew what was cancelled in the bodies of a step together with an attempt of it."""
+    run(
+        connection,
+        f"UPDATE step_executions SET {_ANEW} WHERE execution_id = %(id)s::uuid AND status = '{StepStatus.CANCELLED}' "
+        "AND (starts_with(path, %(container)s || '.') OR starts_with(path, %(container)s || '['))",
+        {"id": execution_id, "container": container},
+    )
+
+
+def let_go(connection: Connection, step_execution_id: str) -> None:
+    """Give up the executions that a step waits for, and let it start others: reconcile cancels them."""
+    run(
+        connection,
+        "UPDATE executions SET idempotency_key = NULL WHERE parent_step_id = %(id)s::uuid "
+        f"AND status NOT IN ({sql_words(EXECUTION_TERMINAL)})",
+        {"id": step_execution_id},
+    )
+
+
 def forget(connection: Connection, execution_id: str) -> None:
     """Let the step that started this execution start another."""
     run(connection, "UPDATE executions SET idempotency_key = NULL WHERE id = %(id)s::uuid", {"id": execution_id})
@@ -141,6 +166,12 @@ def forget_endings(connection: Connection, execution_id: str) -> None:
     )
 
 
+_ANEW = (
+    f"{RESET.assignment}, attempt = 0, losses = 0, resumes = false, state = NULL, output = NULL, error_kind = NULL, "
+    "error_message = NULL, started_at = NULL, finished_at = NULL, rung_at = NULL"
+)
+
+
 def reset(
     connection: Connection,
     execution_id: str,
@@ -153,8 +184,7 @@ def reset(
     counts as an end, nor what stands in the bodies of a step that completed. The ids of their rows."""
     rows = run(
         connection,
-        f"UPDATE step_executions SET {RESET.assignment}, attempt = 0, losses = 0, resumes = false, state = NULL, "
-        "output = NULL, error_kind = NULL, error_message = NULL, started_at = NULL, finished_at = NULL, rung_at = NULL "
+        f"UPDATE step_executions SET {_ANEW} "
         f"WHERE execution_id = %(id)s::uuid AND {RESET.guard} "
         f"AND (status <> '{StepStatus.SKIPPED}' OR error_kind = %(upstream)s) "
         f"AND (status <> '{StepStatus.FAILED}' OR step_id <> ALL(%(tolerated)s)) "

@@ -278,6 +278,23 @@ signals = sa.Table(
     sa.Index("ix_signals_untaken", "execution_id", "name", "id", postgresql_where=sa.text("taken_by IS NULL")),
 )
 
+cancellations = sa.Table(
+    "cancellations",
+    metadata,
+    sa.Column("id", _Id, primary_key=True, server_default=sa.text("gen_random_uuid()")),
+    sa.Column("execution_id", _Id, sa.ForeignKey("executions.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("step_execution_id", _Id, nullable=False),
+    sa.Column("path", sa.Text, nullable=False),
+    sa.Column("queue", sa.Text, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("state", JSONB, nullable=False, comment="what the attempt left that was ended"),
+    sa.Column("iteration", JSONB, comment="what templates see as loop"),
+    sa.Column("created_at", _Time, nullable=False, server_default=_now),
+    sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("next_try_at", _Time, nullable=False, server_default=_now),
+    comment="What steps have begun elsewhere that nobody wants any more: a row until it is cancelled there.",
+)
+
 cached_results = sa.Table(
     "cached_results",
     metadata,

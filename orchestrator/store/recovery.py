@@ -8,14 +8,14 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from orchestrator.lifecycle import HAND_ON, LOSE, WAKE, ExecutionStatus, StepStatus
+from orchestrator.lifecycle import EXPIRE, HAND_ON, LOSE, WAKE, ExecutionStatus, StepStatus
 from orchestrator.store.session import run
-from orchestrator.store.steps import HELD, Claim
+from orchestrator.store.steps import GRACE, HELD, TIME_IS_UP, Claim
 
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A running step that its worker will not finish; `lost` if that worker is gone, else its time is up."""
+    """A step that nobody will finish; `lost` if its worker is gone, else its time is up."""
 
     execution_id: str
     claim: Claim
@@ -28,16 +28,24 @@ def orphans(connection: Connection, limit: int) -> list[Orphan]:
         connection,
         f"""
         SELECT s.execution_id::text AS execution_id, s.id::text AS id, s.path, s.attempt, s.losses,
-               s.claim_token::text AS token, w.id IS NULL AS lost
+               s.claim_token::text AS token, s.state, w.id IS NULL AND ({TIME_IS_UP}) IS NOT TRUE AS lost
         FROM step_executions s LEFT JOIN worker_processes w ON w.id = s.worker_id
         WHERE s.status = '{StepStatus.RUNNING}' AND (w.id IS NULL OR s.deadline < clock_timestamp())
         LIMIT %(limit)s
         """,
         {"limit": limit},
     )
-    return [
-        Orphan(row.execution_id, Claim(row.id, row.path, row.attempt, row.losses, row.token), row.lost) for row in rows
-    ]
+    return [_orphan(row, lost=row.lost) for row in rows]
+
+
+def _orphan(row: Any, *, lost: bool) -> Orphan:
+    claim = Claim(row.id, row.path, row.attempt, row.losses, row.token, row.state)
+    return Orphan(row.execution_id, claim, lost)
+
+
+_DEADLINE_AGAIN = "CASE WHEN s.state IS NOT NULL THEN s.deadline END"
+"""Of a step that another worker takes on: if it begins anew, so does its time; if it goes on where it rested, that goes
+on as well."""
 
 
 def lose(connection: Connection, held: Claim) -> bool:
@@ -45,8 +53,8 @@ def lose(connection: Connection, held: Claim) -> bool:
     return (
         run(
             connection,
-            f"UPDATE step_executions SET {LOSE.assignment}, losses = losses + 1, claim_token = NULL, "
-            f"deadline = NULL, rung_at = clock_timestamp() WHERE {HELD} AND {LOSE.guard}",
+            f"UPDATE step_executions s SET {LOSE.assignment}, losses = losses + 1, claim_token = NULL, "
+            f"deadline = {_DEADLINE_AGAIN}, rung_at = clock_timestamp() WHERE {HELD} AND {LOSE.guard}",
             {"id": held.id, "held_token": held.token},
         ).rowcount
         == 1
@@ -79,8 +87,8 @@ def hand_on(connection: Connection, tokens: Iterable[str]) -> list[Ring]:
     return _rung(
         connection,
         f"""
-        UPDATE step_executions s SET {HAND_ON.assignment}, resumes = true, claim_token = NULL, deadline = NULL,
-            rung_at = clock_timestamp()
+        UPDATE step_executions s SET {HAND_ON.assignment}, resumes = true, claim_token = NULL,
+            deadline = {_DEADLINE_AGAIN}, rung_at = clock_timestamp()
         FROM executions e
         WHERE e.id = s.execution_id AND s.claim_token = ANY(%(tokens)s::uuid[]) AND s.{HAND_ON.guard}
         RETURNING s.execution_id::text AS execution_id, s.path, s.queue, e.priority
@@ -109,6 +117,25 @@ def wake_due(connection: Connection, limit: int) -> list[Ring]:
         """,
         {"limit": limit},
     )
+
+
+def expire(connection: Connection, limit: int) -> list[Orphan]:
+    """Take on the waiting steps whose time is up, in the middle of an attempt; the caller fails them. Should it not
+    come to that, they are orphans like any other."""
+    rows = run(
+        connection,
+        f"""
+        UPDATE step_executions s SET {EXPIRE.assignment}, claim_token = gen_random_uuid(), worker_id = NULL,
+            next_attempt_at = NULL, awaits = NULL
+        WHERE s.id IN (SELECT w.id FROM step_executions w JOIN executions o ON o.id = w.execution_id
+                       WHERE w.{EXPIRE.guard} AND w.resumes AND w.{TIME_IS_UP} AND {_GOES_ON}
+                       ORDER BY w.deadline LIMIT %(limit)s FOR UPDATE OF w SKIP LOCKED)
+        RETURNING s.execution_id::text AS execution_id, s.id::text AS id, s.path, s.attempt, s.losses,
+                  s.claim_token::text AS token, s.state
+        """,
+        {"limit": limit},
+    )
+    return [_orphan(row, lost=False) for row in rows]
 
 
 def queued(connection: Connection, execution_id: str) -> list[Ring]:
@@ -172,11 +199,12 @@ def _rung(connection: Connection, sql: str, params: dict[str, Any]) -> list[Ring
 
 
 def seconds_to_next_timer(connection: Connection) -> float | None:
-    """Until the earliest waiting step is due; None if none waits for a time."""
+    """Until the earliest waiting step is due, or its time is up; None if none waits for a time."""
     row = run(
         connection,
-        "SELECT extract(epoch FROM min(next_attempt_at) - clock_timestamp())::float8 AS seconds "
-        "FROM step_executions s JOIN executions o ON o.id = s.execution_id "
-        f"WHERE s.status = '{StepStatus.WAITING}' AND next_attempt_at IS NOT NULL AND {_GOES_ON}",
+        f"SELECT extract(epoch FROM min(least(s.next_attempt_at, s.deadline - {GRACE} * interval '1 second')) "
+        "- clock_timestamp())::float8 AS seconds FROM step_executions s JOIN executions o ON o.id = s.execution_id "
+        f"WHERE s.status = '{StepStatus.WAITING}' AND (s.next_attempt_at IS NOT NULL OR s.deadline IS NOT NULL) "
+        f"AND {_GOES_ON}",
     ).one()
     return None if row.seconds is None else float(row.seconds)

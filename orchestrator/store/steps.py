@@ -27,6 +27,7 @@ from orchestrator.lifecycle import (
     sql_words,
 )
 from orchestrator.store.admission import ASKED, Freed
+from orchestrator.store.cancellations import CANCEL_ELSEWHERE
 from orchestrator.store.executions import Locked, locked_row
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Store, new_id, run, to_json
@@ -45,6 +46,8 @@ class Claim:
     """What this attempt left for itself when it went to rest."""
     loop: Any = None
     """What its templates see as `loop`."""
+    time_left: float | None = None
+    """Seconds that the attempt has, at the time of the claim; None without a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,26 +86,42 @@ _LIVE = f"status IN ({sql_words({StepStatus.QUEUED, StepStatus.RUNNING, StepStat
 
 GRACE = 5.0
 """Seconds past a step's timeout after which reconcile takes the attempt for dead: the worker, which enforces
-the timeout itself, is given the first chance to say so."""
+the timeout itself, is given the first chance to say so. A row's `deadline` is that much later than its time is up."""
+
+TIME_IS_UP = f"deadline <= clock_timestamp() + {GRACE} * interval '1 second'"
 
 UPSTREAM = "upstream"
 """The error_kind of a skipped step that a failure kept from running: what joins it with other branches is not
 to run either, whereas a join after a branch not taken is."""
 
-# Taking on a step writes the same columns whichever statement does it.
+# Taking on a step writes the same columns whichever statement does it. An attempt that goes on has the deadline of its
+# beginning; what came in time to a worker that did not still counts, so there is a moment to make something of it.
 _TAKE = f"""
     attempt = s.attempt + CASE WHEN s.resumes THEN 0 ELSE 1 END, resumes = false,
     claim_token = %(token)s::uuid, worker_id = %(worker)s::uuid, started_at = clock_timestamp(),
-    deadline = clock_timestamp() + (s.timeout + {GRACE}) * interval '1 second'
+    deadline = CASE WHEN s.deadline IS NULL THEN clock_timestamp() + (s.timeout + {GRACE}) * interval '1 second'
+                    ELSE greatest(s.deadline, clock_timestamp() + {GRACE} * interval '1 second') END
 """
 # What one attempt left behind is written over by the next.
-_RECORD = """
+_LEAVE = """
     input = %(input)s::jsonb, output = %(output)s::jsonb, error_kind = %(error_kind)s,
-    error_message = %(error_message)s, variables = %(variables)s::jsonb, claim_token = NULL, deadline = NULL
+    error_message = %(error_message)s, variables = %(variables)s::jsonb, claim_token = NULL
 """
+_RECORD = f"{_LEAVE}, deadline = NULL"
 # What a claim returns, whichever statement makes it.
-_CLAIMED = {"id": "text", "path": "text", "attempt": "int", "losses": "int", "state": "jsonb", "iteration": "jsonb"}
-_CLAIMED_ROW = "s.id::text AS id, s.path, s.attempt, s.losses, s.state, s.iteration"
+_CLAIMED = {
+    "id": "text",
+    "path": "text",
+    "attempt": "int",
+    "losses": "int",
+    "state": "jsonb",
+    "iteration": "jsonb",
+    "time_left": "float8",
+}
+_CLAIMED_ROW = (
+    "s.id::text AS id, s.path, s.attempt, s.losses, s.state, s.iteration, "
+    f"extract(epoch FROM s.deadline - clock_timestamp())::float8 - {GRACE} AS time_left"
+)
 HELD = "id = %(id)s::uuid AND claim_token = %(held_token)s::uuid"
 
 _CLAIM = f"""
@@ -161,12 +180,13 @@ def claim(store: Store, execution_id: str, path: str, worker_id: str) -> tuple[C
     rows = store.call(_CLAIM_ROUTINE, {"execution": execution_id, "path": path, "worker": worker_id, "token": token})
     if not rows:
         return None
-    return _claim(rows[0][:6], token), ExecutionFacts(execution_id, *rows[0][6:])
+    claimed, facts = rows[0][: len(_CLAIMED)], rows[0][len(_CLAIMED) :]
+    return _claim(claimed, token), ExecutionFacts(execution_id, *facts)
 
 
 def _claim(row: Sequence[Any], token: str) -> Claim:
-    id, path, attempt, losses, state, loop = row
-    return Claim(id, path, attempt, losses, token, state, loop)
+    id, path, attempt, losses, state, loop, time_left = row
+    return Claim(id, path, attempt, losses, token, state, loop, time_left)
 
 
 _FEW = 64
@@ -318,7 +338,7 @@ _COMPLETE_AND_GO_ON_ROUTINE = Routine(
                   SELECT count(*) FROM (SELECT FROM step_executions f WHERE f.execution_id = %(execution)s
                                         AND f.{CLAIM.guard} LIMIT {_FEW} + 1) AS few))
             ORDER BY q.height DESC LIMIT 1 FOR UPDATE SKIP LOCKED)
-        RETURNING {_CLAIMED_ROW} INTO id, path, attempt, losses, state, iteration;
+        RETURNING {_CLAIMED_ROW} INTO id, path, attempt, losses, state, iteration, time_left;
         queued := array_remove(ready, path);
         RETURN NEXT;
     END
@@ -488,10 +508,11 @@ def rest(
     awaits: str | None = None,
 ) -> bool:
     """Let the step wait `delay` seconds: before its next attempt, or (`resumes`) before going on with this one,
-    which finds `state`. It goes on earlier when what it `awaits` comes; a `delay` of None has no end by itself."""
+    which finds `state`. It goes on earlier when what it `awaits` comes; a `delay` of None has no end by itself. The
+    time of an attempt that is to go on runs on meanwhile."""
     sql = (
-        f"UPDATE step_executions SET {REST.assignment}, {_RECORD}, resumes = %(resumes)s, state = %(state)s::jsonb, "
-        "awaits = %(awaits)s, "
+        f"UPDATE step_executions SET {REST.assignment}, {_LEAVE}, resumes = %(resumes)s, state = %(state)s::jsonb, "
+        "deadline = CASE WHEN %(resumes)s THEN deadline END, awaits = %(awaits)s, "
         "next_attempt_at = clock_timestamp() + %(delay)s * interval '1 second' "
         f"WHERE {HELD} AND {REST.guard}"
     )
@@ -579,9 +600,12 @@ def blocked(connection: Connection, execution_id: str, paths: Iterable[str]) -> 
     return frozenset(path for (path,) in rows)
 
 
-def cancel_all(connection: Connection, execution_id: str, inside: str | None = None) -> None:
+def cancel_all(
+    connection: Connection, execution_id: str, inside: str | None = None, *, cancellable: Collection[str] = ()
+) -> None:
     """Whatever of this execution (or of the bodies `inside` one of its steps) has not ended is cancelled, and who
-    holds a claim can no longer record."""
+    holds a claim can no longer record. What steps of the types `cancellable` have begun elsewhere is to be cancelled
+    there."""
     which = "execution_id = %(execution)s::uuid" + (
         "" if inside is None else " AND (starts_with(path, %(inside)s || '.') OR starts_with(path, %(inside)s || '['))"
     )
@@ -590,10 +614,11 @@ def cancel_all(connection: Connection, execution_id: str, inside: str | None = N
     run(
         connection,
         f"SELECT FROM step_executions WHERE {which} AND status = '{StepStatus.RUNNING}' FOR UPDATE; "
-        f"UPDATE step_executions SET {CANCEL_STEP.assignment}, finished_at = clock_timestamp(), "
+        f"WITH cancelled AS (UPDATE step_executions SET {CANCEL_STEP.assignment}, finished_at = clock_timestamp(), "
         "claim_token = NULL, next_attempt_at = NULL, awaits = NULL, deadline = NULL "
-        f"WHERE {which} AND {CANCEL_STEP.guard}",
-        {"execution": execution_id, "inside": inside},
+        f"WHERE {which} AND {CANCEL_STEP.guard} RETURNING *) "
+        f"{CANCEL_ELSEWHERE} FROM cancelled s WHERE s.state IS NOT NULL AND s.type = ANY(%(cancellable)s)",
+        {"execution": execution_id, "inside": inside, "cancellable": list(cancellable)},
     )
 
 

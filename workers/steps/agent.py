@@ -52,6 +52,15 @@ class Agent(StepType):
         timeout = Duration(load_default=600.0, validate=_POSITIVE)
         request_timeout = Duration(load_default=30.0, validate=_POSITIVE)
 
+    def cancel(self, context: StepContext) -> None:
+        try:
+            _agent(context, context.config["request_timeout"]).cancel(_task(context.state))
+            context.log(f"the task {context.state['task_id']} was cancelled at the agent", "info")
+        except StepFailed as failure:
+            if failure.kind != "agent" and not _is_unknown(failure):
+                raise
+            context.log(f"the task {context.state['task_id']} has ended: {failure}", "info")
+
     def perform(self, context: StepContext) -> Done | Wait:
         state = context.state or {"polls": 0, "misses": 0, "started": datetime.now(UTC).isoformat()}
         seen, misses = (_begin(context), 0) if context.state is None else _look(context)
@@ -78,17 +87,25 @@ def _begin(context: StepContext) -> Running | Finished:
 def _look(context: StepContext) -> tuple[Running | Finished, int]:
     """(what there is to see, looks in a row that failed)."""
     state = context.state
-    task = {key: value for key, value in state.items() if key not in ("polls", "misses", "started")}
+    task = _task(state)
     try:
         return _agent(context, max(_left(context, state), _LAST_LOOK)).look(task), 0
     except StepFailed as failure:
-        if isinstance(failure.output, dict) and failure.output.get("status_code") == 404:
+        if _is_unknown(failure):
             raise StepFailed(f"{failure}; it does not know the task any more", kind="agent") from None
         misses = state["misses"] + 1
         if failure.kind not in _PASSING or not failure.retryable or misses >= MAX_MISSES:
             raise
         context.log(f"looking at the task failed, which is tried again: {failure}", "warning")
         return Running(task), misses
+
+
+def _task(state: Mapping[str, Any]) -> Mapping[str, str]:
+    return {key: value for key, value in state.items() if key not in ("polls", "misses", "started")}
+
+
+def _is_unknown(failure: StepFailed) -> bool:
+    return isinstance(failure.output, dict) and failure.output.get("status_code") == 404
 
 
 def _give_up(context: StepContext, task: Mapping[str, str]) -> StepTimeout:

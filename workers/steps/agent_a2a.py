@@ -31,7 +31,13 @@ from a2a.types.a2a_pb2 import (
     Task,
     TaskState,
 )
-from a2a.utils.errors import A2AError, InternalError, InvalidAgentResponseError, TaskNotFoundError
+from a2a.utils.errors import (
+    A2AError,
+    InternalError,
+    InvalidAgentResponseError,
+    TaskNotCancelableError,
+    TaskNotFoundError,
+)
 
 from orchestrator.errors import StepFailed
 from workers.steps.agent_a2a_parts import outcome, said_in, said_of, state_of
@@ -97,6 +103,8 @@ class A2AAgent:
             raise
         except TaskNotFoundError:
             raise StepFailed(f"agent {self._calls.agent_id!r} does not know the task any more", kind="agent") from None
+        except TaskNotCancelableError:
+            raise StepFailed(f"agent {self._calls.agent_id!r} cannot cancel the task any more", kind="agent") from None
         except A2AError as error:
             raise StepFailed(
                 f"agent {self._calls.agent_id!r} answered with an error: {quoted(str(error))}",

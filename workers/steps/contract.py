@@ -173,6 +173,18 @@ class StepType(ABC):
         """Do it. Raises StepFailed (or StepTimeout) when the attempt failed; anything else that is raised is
         taken for a failed attempt of kind `error`."""
 
+    def cancel(self, context: StepContext) -> None:  # noqa: B027
+        """Cancel what an attempt has begun elsewhere, which nobody wants any more: it was ended, by a user, by its
+        timeout or with what is around it, after it had rested. `context` is what `perform` had, with the state of that
+        rest and a deadline of its own. A type that has something to cancel overrides this. It may be called more than
+        once, and when there is nothing left to cancel, both of which is no failure; it is called again, a few times,
+        if it raises StepFailed (unless that is not retryable) or anything else."""
+
+    @property
+    def cancels(self) -> bool:
+        """Whether there is something to cancel."""
+        return type(self).cancel is not StepType.cancel
+
     def references(self, config: Mapping[str, object]) -> Iterable[tuple[str, str]]:  # noqa: ARG002
         """(path within config, step id) of each step that `config` names; those must depend on this one."""
         return ()
