@@ -162,6 +162,8 @@ class ExecutionQuery(PageQuery):
     workflow_id = fields.UUID()
     status = fields.String(validate=_EXECUTION_STATUS)
     rerun_of = fields.UUID(metadata={"description": "executions that do this one again"})
+    created_after = fields.AwareDateTime(metadata={"description": "at that moment or later, like 2030-01-01T08:00:00Z"})
+    created_before = fields.AwareDateTime()
 
 
 class LogQuery(PageQuery):

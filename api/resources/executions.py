@@ -53,6 +53,8 @@ class Executions(MethodView):
                     workflow_id=None if workflow_id is None else str(workflow_id),
                     status=query.get("status"),
                     rerun_of=None if rerun_of is None else str(rerun_of),
+                    created_after=query.get("created_after"),
+                    created_before=query.get("created_before"),
                 ),
             )
 

@@ -37,6 +37,12 @@ def new_id() -> str:
     return str(uuid_utils.uuid7())
 
 
+def id_at(milliseconds: float) -> str:
+    """The first id that could have been made so long after 1970: what is older has a smaller one."""
+    digits = f"{min(max(int(milliseconds), 0), 2**48 - 1):012x}"
+    return f"{digits[:8]}-{digits[8:]}-7000-8000-000000000000"
+
+
 def to_json(value: object) -> str:
     """`value` as PostgreSQL takes it for a jsonb parameter."""
     return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()

@@ -1,0 +1,255 @@
+"""Lists: their filters, their orders, and pages that cost the same wherever they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+from deployment import Deployment, deployed
+from test_execution import step, workflow
+
+WORKFLOWS = "/api/v1/workflows"
+MANY = 8_000
+
+
+def page(deployment: Deployment, path: str, **query: Any) -> Any:
+    answer = deployment.client.get(path, query_string=query)
+    assert answer.status_code == 200, answer.text
+    return answer.json
+
+
+def walked(deployment: Deployment, path: str, **query: Any) -> Iterator[dict[str, Any]]:
+    cursor = None
+    while True:
+        got = page(deployment, path, **query, **({"cursor": cursor} if cursor else {}))
+        yield from got["items"]
+        cursor = got["next"]
+        if cursor is None:
+            return
+
+
+def made(servers: Deployment, name: str, **more: Any) -> str:
+    body = {"name": name, "definition": workflow(step("a")), **more}
+    answer = servers.client.post(WORKFLOWS, json=body)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json["id"])
+
+
+# --- search ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("report", "ab"),
+        ("REPO", "ab"),
+        ("daily report", "a"),
+        ("report daily", "a"),
+        ("eport", ""),
+        ("process", "c"),
+        ("数据", "b"),
+        ("处理", "b"),
+        ("数据 report", "b"),
+        ("据", "b"),
+        ("自动", "c"),
+        ("数理", ""),
+    ],
+)
+def test_workflows_are_found_by_words_of_their_names_descriptions_and_tags(
+    servers: Deployment, asked: str, found: str
+) -> None:
+    owner = str(uuid4())
+    ids = {
+        made(servers, "Daily report", owner_id=owner): "a",
+        made(servers, "数据处理工作流", description="the weekly reports", owner_id=owner): "b",
+        made(servers, "clean", description="runs /data/process.py", tags=["自动化"], owner_id=owner): "c",
+    }
+    items = page(servers, WORKFLOWS, q=asked, owner_id=owner)["items"]
+    assert sorted(ids[item["id"]] for item in items) == list(found)
+
+
+def test_what_is_renamed_is_found_by_its_new_name_and_keeps_its_other_words(servers: Deployment) -> None:
+    old, new, tag = (f"w{uuid4().hex}" for _ in range(3))
+    id = made(servers, old, tags=[tag])
+    servers.client.put(f"{WORKFLOWS}/{id}", json={"name": new})
+    for asked, ids in ((old, []), (new, [id]), (tag, [id])):
+        assert [item["id"] for item in page(servers, WORKFLOWS, q=asked)["items"]] == ids
+
+
+@pytest.mark.parametrize("asked", ["", "  ", "---", "\0", "x" * 501])
+def test_a_question_without_a_word_is_refused(servers: Deployment, asked: str) -> None:
+    answer = servers.client.get(WORKFLOWS, query_string={"q": asked})
+    assert answer.status_code == 422
+    assert [error["path"] for error in answer.json["errors"]] == ["q"]
+
+
+# --- orders ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sort", ["name", "-name", "+name", "created_at", "-created_at", "updated_at", "-updated_at"])
+@pytest.mark.parametrize("limit", [1, 2, 7])
+def test_every_order_holds_each_once(servers: Deployment, sort: str, limit: int) -> None:
+    owner = str(uuid4())
+    ids = [made(servers, name, owner_id=owner) for name in ("b", "a", "b", "c", "B", "数")]
+    servers.client.put(f"{WORKFLOWS}/{ids[2]}", json={"description": "changed last"})
+    items = list(walked(servers, WORKFLOWS, owner_id=owner, sort=sort, limit=limit))
+    assert sorted(item["id"] for item in items) == sorted(ids)
+    key, way = sort.lstrip("+-"), "DESC" if sort.startswith("-") else "ASC"
+    by_database = servers.sql(
+        f"SELECT id::text FROM workflows WHERE owner_id = %(owner)s::uuid ORDER BY {key} {way}, id {way}", owner=owner
+    )
+    assert [item["id"] for item in items] == [id for (id,) in by_database]
+
+
+def test_what_is_added_meanwhile_shifts_no_page(servers: Deployment) -> None:
+    owner = str(uuid4())
+    ids = [made(servers, f"{n}", owner_id=owner) for n in range(6)]
+    first = page(servers, WORKFLOWS, owner_id=owner, limit=3)
+    made(servers, "meanwhile", owner_id=owner)
+    second = page(servers, WORKFLOWS, owner_id=owner, limit=3, cursor=first["next"])
+    assert [item["id"] for item in first["items"] + second["items"]] == ids[::-1]
+    assert second["next"] is None
+
+
+def test_a_cursor_belongs_to_its_order(servers: Deployment) -> None:
+    owner = str(uuid4())
+    for name in "abc":
+        made(servers, name, owner_id=owner)
+    cursor = page(servers, WORKFLOWS, owner_id=owner, limit=1, sort="name")["next"]
+    answer = servers.client.get(WORKFLOWS, query_string={"cursor": cursor, "sort": "-name"})
+    assert answer.status_code == 422
+    assert "sorted by name" in answer.json["errors"][0]["message"]
+
+
+LISTS = ["workflows", "executions", "step-templates", "workflows/{w}/versions", "workflows/{w}/triggers",
+         "triggers/{t}/fires", "executions/{e}/logs"]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", LISTS)
+@pytest.mark.parametrize(
+    "cursor", ["x", "!", "W10", "bnVsbA", "WyItY3JlYXRlZF9hdCIsMV0", "WyItY3JlYXRlZF9hdCIsbnVsbF0", "0" * 2001, "数"]
+)
+def test_no_list_takes_a_cursor_that_is_none(servers: Deployment, path: str, cursor: str) -> None:
+    daily = {"type": "schedule", "config": {"cron": "0 2 * * *"}}
+    w = servers.create({**workflow(step("a")), "triggers": [daily]})
+    t, e = page(servers, f"{WORKFLOWS}/{w}/triggers")["items"][0]["id"], servers.execute(w)
+    answer = servers.client.get(f"/api/v1/{path.format(w=w, t=t, e=e)}", query_string={"cursor": cursor})
+    assert answer.status_code == 422
+    assert [error["path"] for error in answer.json["errors"]] == ["cursor"]
+    refused = servers.client.get(f"/api/v1/{path.format(w=w, t=t, e=e)}", query_string={"sort": "colour"})
+    assert [error["path"] for error in refused.json["errors"]] == ["sort"]
+
+
+def test_executions_are_listed_by_when_they_were_made(servers: Deployment) -> None:
+    workflow_id = servers.create(workflow(step("a")))
+    ids = [servers.execute(workflow_id) for _ in range(3)]
+    moments = [servers.execution(id)["created_at"] for id in ids]
+
+    def listed(**query: datetime) -> list[str]:
+        asked = {name: moment.isoformat() for name, moment in query.items()}
+        return [item["id"] for item in walked(servers, "/api/v1/executions", workflow_id=workflow_id, **asked)]
+
+    assert listed(created_after=moments[1]) == [ids[2], ids[1]]
+    assert listed(created_before=moments[1]) == [ids[0]]
+    assert listed(created_after=moments[0], created_before=moments[2]) == [ids[1], ids[0]]
+    assert listed(created_after=datetime.max.replace(tzinfo=UTC) - timedelta(days=1)) == []
+    assert listed(created_before=datetime.min.replace(tzinfo=UTC) + timedelta(days=1)) == []
+
+
+# --- cost -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment, dict[str, str]]]:
+    """Thousands of rows in every list, and the ids that their addresses need."""
+    with deployed(tmp_path_factory.mktemp("full")) as full:
+        daily = {"type": "schedule", "config": {"cron": "0 2 * * *"}}
+        w = full.create({**workflow(step("a")), "triggers": [daily]})
+        t, e = page(full, f"{WORKFLOWS}/{w}/triggers")["items"][0]["id"], full.execute(w)
+        row = full.sql("SELECT id::text FROM step_executions WHERE execution_id = %(e)s::uuid", e=e)
+        rows = f"generate_series(1, {MANY}) AS n"
+        # Ids as the service makes them: one a millisecond, until now.
+        id = f"""overlay(lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint - {MANY} + n), 12, '0') PLACING '-'
+                 FROM 9 FOR 0) || '-7000-8000-' || lpad(to_hex(n), 12, '0')"""
+        for statement in (
+            f"""INSERT INTO workflows (id, name, version, terms, updated_at)
+                SELECT ({id})::uuid, md5(n::text), 1, array_to_tsvector(ARRAY[md5(n::text), 'all']),
+                       now() - (n * 7919 %% {MANY}) * interval '1 second' FROM {rows}""",
+            f"""INSERT INTO workflow_versions (workflow_id, version, definition)
+                SELECT %(w)s::uuid, n + 1, '{{}}' FROM {rows}""",
+            f"""INSERT INTO step_templates (id, name, step) SELECT ({id})::uuid, md5(n::text), '{{}}' FROM {rows}""",
+            f"""INSERT INTO triggers (id, workflow_id, type, name, config)
+                SELECT ({id})::uuid, %(w)s::uuid, 'manual', n::text, '{{}}' FROM {rows}""",
+            f"""INSERT INTO trigger_fires (id, trigger_id, input)
+                SELECT ({id})::uuid, %(t)s::uuid, '{{}}' FROM {rows}""",
+            f"""INSERT INTO executions (id, workflow_id, version, status, input, finished_at)
+                SELECT ({id})::uuid, %(w)s::uuid, 1, CASE WHEN n %% 400 = 0 THEN 'failed' ELSE 'completed' END, '{{}}',
+                       now() FROM {rows}""",
+            f"""INSERT INTO step_logs (id, execution_id, step_execution_id, step_id, attempt, level, message, at)
+                SELECT ({id})::uuid, %(e)s::uuid, %(s)s::uuid, 'a', 1, 'info', 'x', now() FROM {rows}""",
+            "ANALYZE",
+        ):  # fmt: skip
+            full.sql(statement, w=w, t=t, e=e, s=row[0][0])
+        yield full, {"w": w, "t": t, "e": e}
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        *(("workflows", {"sort": sort}) for sort in ("created_at", "-created_at", "name", "-name")),
+        *(("workflows", {"sort": sort}) for sort in ("updated_at", "-updated_at")),
+        ("workflows", {"q": "all"}),
+        *(("executions", {"sort": sort}) for sort in ("created_at", "-created_at")),
+        ("executions", {"status": "completed"}),
+        ("executions", {"workflow_id": "{w}"}),
+        *(("step-templates", {"sort": sort}) for sort in ("created_at", "-created_at", "name", "-name")),
+        *(("workflows/{w}/versions", {"sort": sort}) for sort in ("version", "-version")),
+        *(("workflows/{w}/triggers", {"sort": sort}) for sort in ("created_at", "-created_at")),
+        *(("triggers/{t}/fires", {"sort": sort}) for sort in ("created_at", "-created_at")),
+        *(("executions/{e}/logs", {"sort": sort}) for sort in ("at", "-at")),
+    ],
+)  # fmt: skip
+def test_the_last_page_costs_what_the_first_does(
+    full: tuple[Deployment, dict[str, str]], path: str, query: dict[str, str]
+) -> None:
+    deployment, ids = full
+    address = f"/api/v1/{path.format(**ids)}"
+    query = {name: value.format(**ids) for name, value in query.items()}
+    first, cursor = buffers(deployment, address, **query, limit="50"), None
+    for _ in range(MANY * 9 // 10 // 200):
+        cursor = page(deployment, address, **query, limit=200, **({"cursor": cursor} if cursor else {}))["next"]
+        assert cursor is not None
+    last = buffers(deployment, address, **query, limit="50", cursor=cursor)
+    assert last <= first + 15, f"{first} pages of the database are read for the first, {last} for the last"
+    assert first < 100
+
+
+def test_a_rare_status_and_an_old_time_are_found_by_an_index(full: tuple[Deployment, dict[str, str]]) -> None:
+    deployment, _ = full
+    assert buffers(deployment, "/api/v1/executions", status="failed", sort="created_at", limit="50") < 40
+    assert buffers(deployment, "/api/v1/executions", created_before="2020-01-01T00:00:00Z", limit="50") < 10
+
+
+def buffers(deployment: Deployment, path: str, **query: str) -> int:
+    """Pages of the database that this list's own statement reads (the last of those that the call takes)."""
+    found: list[tuple[str, Any]] = []
+    engine = deployment.client.application.extensions["orchestrator"].store.engine
+
+    def watch(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if "LIMIT" in statement:
+            found.append((statement, parameters))
+
+    sa.event.listen(engine, "before_cursor_execute", watch)
+    try:
+        page(deployment, path, **query)
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", watch)
+    statement, parameters = found[-1]
+    with deployment.store.single() as connection:
+        explained = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters)
+        plan = explained.scalar_one()[0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
