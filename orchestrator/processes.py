@@ -12,8 +12,15 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-_PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+_PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 4, 36  # prctl(2)
 _KEPT_LOG = 5 * 1024**2
+
+
+def conceal() -> None:
+    """Keep other processes of the same user, though not of root, from this one's environment and memory, and from those
+    of what it forks. It costs the core file of a crash, and a debugger needs root."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 class Child:

@@ -22,12 +22,14 @@ from celery import bootsteps, signals
 from orchestrator.config import Settings, load_settings
 from orchestrator.engine.programs import Programs
 from orchestrator.plugins import load_catalogue
+from orchestrator.processes import conceal
 from orchestrator.store import Store, new_id, recovery, workers
 from workers.app import app
 from workers.dispatch import Doorbell
 from workers.hooks import announcer
 from workers.runner import run_steps
 from workers.secrets import Secrets
+from workers.steps.isolation import in_force
 from workers.stopping import Watch
 
 logger = logging.getLogger(__name__)
@@ -197,6 +199,12 @@ def _end() -> None:
         _current = None
 
 
+@signals.worker_init.connect
+def _worker_starts(**_: Any) -> None:
+    # Before the pool forks: a script that is not in bubblewrap has nothing but this between it and our environment.
+    conceal()
+
+
 @signals.worker_process_init.connect
 def _child_starts(sender: Any = None, **_: Any) -> None:
     # What interrupts a step sends SIGALRM, which by default ends a process: a late one is to do nothing.
@@ -218,8 +226,19 @@ def _worker_ready(sender: Any, **_: Any) -> None:
     if not sender.pool.is_green and "prefork" not in type(sender.pool).__module__:
         process(sender.hostname, sender.pool.limit or 1)
     settings = load_settings()
+    _say_isolation(settings)
     if settings.scheduler.enabled:
         Housekeeper.start(settings, sender.hostname)
+
+
+def _say_isolation(settings: Settings) -> None:
+    found, wanted = in_force(settings), settings.executor.isolation
+    if found.mode == "bubblewrap" or wanted == "limits":
+        logger.info("scripts are isolated %s", found)
+    elif wanted == "auto":
+        logger.warning("scripts are isolated %s", found)
+    else:
+        logger.error("no script will run here, for executor.isolation asks for bubblewrap: %s", found.reason)
 
 
 @signals.worker_shutdown.connect

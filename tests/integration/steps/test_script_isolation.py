@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from deployment import wait_until
+from deployment import Deployment, wait_until
 from performing import context_of
 
 from orchestrator.config import ExecutorSettings, Settings
@@ -331,3 +331,26 @@ def test_within_limits_no_descriptor_of_the_worker_is_inherited(service: Service
     )
     open_ones = service.run(source, mode="limits")
     assert not any(what.startswith("socket:") for what in open_ones)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="from root nothing can be concealed")
+def test_within_limits_the_environment_of_a_concealed_process_cannot_be_read(service: Service) -> None:
+    conceal = "from orchestrator.processes import conceal; conceal(); print(1, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", conceal], env={"SETTING": SECRET}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        files = [f"/proc/{process.pid}/{name}" for name in ("environ", "mem", "fd")]
+        found = service.run(READ, *files, mode="limits")
+        process.communicate(b"\n")
+    assert found == ["PermissionError"] * len(files)
+
+
+def test_a_worker_says_how_scripts_are_isolated_and_conceals_itself(deployment: Deployment) -> None:
+    said = f"scripts are isolated {in_force(deployment.settings)}"
+    wait_until(lambda: said in (deployment.folder / "w0.log").read_text(), what=said)
+    if os.geteuid() != 0:
+        for process in (psutil.Process(deployment.workers[0].pid), *deployment.children_of(deployment.workers[0])):
+            with pytest.raises(psutil.AccessDenied):
+                process.environ()
