@@ -13,6 +13,7 @@ from kombu import Exchange, Queue
 from kombu.transport import TRANSPORT_ALIASES
 
 from orchestrator.config import Settings, load_settings
+from workers.transport import Connection
 
 QUEUES = ("control", "cpu", "io")
 PRIORITY_STEPS = list(range(10))
@@ -42,6 +43,7 @@ def configure(app: Celery, settings: Settings) -> Celery:
     TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), "workers.transport:Transport"))
     app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "workers.results:ChordCounter")
     app.amqp.autoexchange = lambda _: Exchange("")  # type: ignore[assignment]  # the stubs take it for an exchange
+    app.amqp.Connection = Connection
     app.steps["worker"].add("workers.process:Exit")
     app.conf.update(
         broker_url=settings.broker.url,
@@ -57,6 +59,7 @@ def configure(app: Celery, settings: Settings) -> Celery:
         broker_transport_options=transport,
         result_backend_transport_options=transport,
         broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
         redis_socket_timeout=30,
         redis_socket_connect_timeout=5,
         task_acks_late=True,

@@ -22,6 +22,7 @@ from kombu import Producer
 from orchestrator.engine.plan import Message, Plan
 from workers.app import app, broker_priority
 
+RUN_STEPS = "run_steps"
 _LATE_LOOK = 60
 """Seconds after which a look is of no use any more."""
 
@@ -48,7 +49,7 @@ def _branch(plan: Plan, branch: tuple[Message, ...], joined: tuple[str, ...]) ->
 def _task(plan: Plan, message: Message, rung: tuple[str, ...]) -> Signature:
     arguments = [plan.execution_id, list(message.starts)]
     return app.signature(
-        "run_steps",
+        RUN_STEPS,
         args=[*arguments, list(rung)] if rung else arguments,
         immutable=True,
         # Nobody reads a result but a chord, which counts without it; else each send would subscribe to one.

@@ -5,21 +5,25 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import ClassVar
 
-import redis
+from kombu.exceptions import OperationalError
 
 from orchestrator.config import Settings
 from orchestrator.engine import events
 from orchestrator.engine.cloudevents import Event
+from orchestrator.engine.plan import Plan
 from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import Reconciler
 from orchestrator.plugins import load_catalogue
 from orchestrator.store import Store, new_id
-from workers.app import app
-from workers.broker import count_messages
-from workers.dispatch import send, send_cancellation, send_look
+from orchestrator.store.cancellations import Due
+from workers import canvas
+from workers.broker import Broker
+from workers.canvas import dispatch
+from workers.dispatch import send
 from workers.event_stream import EventStream
 from workers.hooks import announcer
 from workers.process import host_identity
@@ -27,31 +31,29 @@ from workers.secrets import Secrets
 
 logger = logging.getLogger(__name__)
 
-_REMEMBERS = "orchestrator:remembers"
+
+def _send(plan: Plan) -> None:
+    """As reconcile wants to be told: it raises OSError if the broker is away."""
+    with _as_os_errors():
+        dispatch(plan)
 
 
-class RedisBroker:
-    """Asks the server itself, over a connection of its own."""
+def _look(trigger_id: str) -> None:
+    with _as_os_errors():
+        canvas.look(trigger_id).apply_async()
 
-    def __init__(self) -> None:
-        backend: Any = app.backend
-        self._client = backend.client
 
-    def remembers(self) -> bool:
-        return bool(self._asked(lambda: self._client.exists(_REMEMBERS)))
+def _cancel(due: Due) -> None:
+    with _as_os_errors():
+        canvas.cancellation(due.id, due.queue).apply_async()
 
-    def remember(self) -> None:
-        self._asked(lambda: self._client.set(_REMEMBERS, "1"))
 
-    def empty_queues(self, queues: Sequence[str]) -> Sequence[str]:
-        counts = self._asked(lambda: count_messages(self._client, queues))
-        return [queue for queue in queues if not any(counts[queue])]
-
-    def _asked(self, question: Any) -> Any:
-        try:
-            return question()
-        except redis.RedisError as error:
-            raise OSError(str(error)) from error
+@contextmanager
+def _as_os_errors() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise OSError(str(error)) from error
 
 
 class Housekeeper:
@@ -67,13 +69,13 @@ class Housekeeper:
             self._store,
             self._programs,
             settings,
-            RedisBroker(),
-            send,
+            Broker(),
+            _send,
             holder=new_id(),
             host=host_identity(),
             observer=self._hooks,
-            look=send_look,
-            cancel=send_cancellation,
+            look=_look,
+            cancel=_cancel,
         )
         self._events = EventStream(settings, node, self._take) if settings.events.stream else None
         self._stop = threading.Event()

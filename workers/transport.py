@@ -1,4 +1,5 @@
-"""The broker's transport, which knows of one more way to lose a connection, and keeps its client."""
+"""The broker's transport, which knows of one more way to lose a connection, and keeps its client; and the connection,
+which is soon there again."""
 
 from __future__ import annotations
 
@@ -6,7 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import kombu
 from kombu.transport import redis
+
+_TRY_EVERY = 1.0
+"""Seconds between attempts to reach a broker that is away."""
 
 
 class Channel(redis.Channel):
@@ -49,3 +54,12 @@ class Channel(redis.Channel):
 
 class Transport(redis.Transport):
     Channel = Channel
+
+
+class Connection(kombu.Connection):
+    """What a worker waits with for a broker that is away. Kombu waits two seconds longer each time, up to half a
+    minute: after an outage the broker would be back for that long before anybody works."""
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        steadily = {"interval_start": _TRY_EVERY, "interval_step": 0, "interval_max": _TRY_EVERY}
+        return super().ensure_connection(*args, **{**steadily, **kwargs})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -152,45 +153,53 @@ def queued(connection: Connection, execution_id: str) -> list[Ring]:
     )
 
 
-def queues_waited_on(connection: Connection) -> list[str]:
-    """The queues of all queued steps."""
-    sql = f"SELECT DISTINCT queue FROM step_executions WHERE status = '{StepStatus.QUEUED}' ORDER BY queue"
-    return [queue for (queue,) in run(connection, sql)]
+@dataclass(frozen=True, slots=True)
+class Unclaimed:
+    """A queued step that no worker has claimed, rung for at `rung_at`. `place` is its place among those of its queue
+    and priority, from 1 for the one that has waited longest; it changes while the step stays the same one."""
+
+    id: str
+    execution_id: str
+    path: str
+    queue: str
+    rung_at: datetime | None
+    place: int = field(compare=False)
 
 
-def ring_again(connection: Connection, *, older_than: float, queues: Sequence[str] | None, limit: int) -> list[Ring]:
-    """The queued steps whose message was lost, marked as rung for now.
+def unclaimed(connection: Connection, *, older_than: float, limit: int) -> list[Unclaimed]:
+    """The steps that a message was sent for `older_than` seconds ago or more and that are still queued: of each queue
+    and priority the `limit` that have waited longest, the most urgent priority first."""
+    rows = run(
+        connection,
+        f"""
+        SELECT id, execution_id, path, queue, rung_at, place FROM (
+            SELECT s.id::text AS id, s.execution_id::text AS execution_id, s.path, s.queue, s.rung_at, e.priority,
+                   row_number() OVER (PARTITION BY s.queue, e.priority ORDER BY s.rung_at NULLS FIRST) AS place
+            FROM step_executions s JOIN executions e ON e.id = s.execution_id
+            WHERE s.status = '{StepStatus.QUEUED}' AND e.admitted_at IS NOT NULL
+              AND e.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')
+              AND (s.rung_at IS NULL OR s.rung_at < clock_timestamp() - %(age)s * interval '1 second')
+        ) AS waiting WHERE place <= %(limit)s ORDER BY priority DESC, place
+        """,
+        {"age": older_than, "limit": limit},
+    )
+    return [Unclaimed(row.id, row.execution_id, row.path, row.queue, row.rung_at, row.place) for row in rows]
 
-    That is certain for the steps of `queues` (None: of every queue), which the caller has seen empty at the
-    broker; and for those that were overtaken: messages of one queue and priority are taken in their order, so
-    a step that was rung for `older_than` seconds before one which is already running has lost its message.
-    """
+
+def ring_again(connection: Connection, lost: Sequence[Unclaimed]) -> list[Ring]:
+    """Mark those as rung for now that nobody has claimed, or rung for, since they were looked at."""
     return _rung(
         connection,
         f"""
-        WITH live AS (
-            SELECT s.id, s.queue, s.status, s.rung_at, e.priority, e.status AS execution_status
-            FROM step_executions s JOIN executions e ON e.id = s.execution_id
-            WHERE s.status IN ('{StepStatus.QUEUED}', '{StepStatus.RUNNING}') AND e.admitted_at IS NOT NULL
-        ), newest AS (
-            SELECT queue, priority, max(rung_at) AS rung_at FROM live
-            WHERE status = '{StepStatus.RUNNING}' GROUP BY queue, priority
-        ), lost AS (
-            SELECT live.id, live.priority FROM live LEFT JOIN newest USING (queue, priority)
-            WHERE live.status = '{StepStatus.QUEUED}'
-              AND live.execution_status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')
-              AND (live.rung_at IS NULL OR live.rung_at < clock_timestamp() - %(age)s * interval '1 second')
-              AND (%(queues)s::text[] IS NULL OR live.queue = ANY(%(queues)s::text[])
-                   OR live.rung_at < newest.rung_at - %(age)s * interval '1 second')
-            ORDER BY live.priority DESC, live.rung_at LIMIT %(limit)s
-        )
         UPDATE step_executions s SET rung_at = clock_timestamp()
-        FROM (SELECT q.id, lost.priority FROM lost JOIN step_executions q ON q.id = lost.id
-              FOR UPDATE OF q SKIP LOCKED) AS rung
+        FROM (SELECT q.id, e.priority FROM unnest(%(ids)s::uuid[], %(rung)s::timestamptz[]) AS lost (id, rung_at)
+              JOIN step_executions q ON q.id = lost.id AND q.rung_at IS NOT DISTINCT FROM lost.rung_at
+              JOIN executions e ON e.id = q.execution_id
+              WHERE q.status = '{StepStatus.QUEUED}' FOR UPDATE OF q SKIP LOCKED) AS rung
         WHERE s.id = rung.id AND s.status = '{StepStatus.QUEUED}'
         RETURNING s.execution_id::text AS execution_id, s.path, s.queue, rung.priority
         """,
-        {"age": older_than, "queues": None if queues is None else list(queues), "limit": limit},
+        {"ids": [step.id for step in lost], "rung": [step.rung_at for step in lost]},
     )
 
 

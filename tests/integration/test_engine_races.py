@@ -494,7 +494,7 @@ def test_a_step_that_somebody_holds_is_rung_for_later(servers: Deployment):
     lock = "SELECT FROM step_executions WHERE execution_id = %(id)s::uuid AND path = 'a' FOR UPDATE"
     with servers.store.transaction() as connection, servers.store.single() as other:
         connection.exec_driver_sql(lock, {"id": execution_id})
-        rung = recovery.ring_again(other, older_than=0, queues=None, limit=1000)
+        rung = recovery.ring_again(other, recovery.unclaimed(other, older_than=0, limit=1000))
     assert [ring.path for ring in rung if ring.execution_id == execution_id] == ["b"]
 
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
@@ -17,6 +17,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from deployment import Deployment
 
+from orchestrator.engine import reconcile
 from orchestrator.engine.plan import Message, Plan
 from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import Reconciler
@@ -25,8 +26,8 @@ from orchestrator.plugins import load_catalogue
 from orchestrator.store import Store, executions, new_id, recovery, session, steps, workers
 from orchestrator.store.migrate import migrate
 from orchestrator.store.models import metadata
-from orchestrator.store.recovery import Ring
 from orchestrator.store.steps import Claim
+from workers.broker import Broker
 
 
 @pytest.fixture
@@ -277,34 +278,16 @@ def test_a_transaction_that_stands_still_lets_go_of_what_it_holds(at_rest: Deplo
 # --- what reconcile finds ----------------------------------------------------------------------------------
 
 
-class FakeBroker:
-    """A broker as reconcile sees it."""
-
-    def __init__(self) -> None:
-        self.token = True
-        self.empty = ["control", "cpu", "io"]
-
-    def remembers(self) -> bool:
-        return self.token
-
-    def remember(self) -> None:
-        self.token = True
-
-    def empty_queues(self, queues: Sequence[str]) -> list[str]:
-        return [queue for queue in queues if queue in self.empty]
-
-
 class Bench:
-    """A reconciler whose messages are kept instead of sent."""
+    """A reconciler that sees the broker as it is, and whose own messages are kept instead of sent."""
 
     def __init__(self, servers: Deployment, host: str = "here") -> None:
         self.sent: list[Plan] = []
-        self.broker = FakeBroker()
         self.reconciler = Reconciler(
             servers.store,
             Programs(load_catalogue("sample_steps"), servers.settings),
             servers.settings,
-            self.broker,
+            Broker(),
             self.sent.append,
             holder=new_id(),
             host=host,
@@ -321,6 +304,7 @@ class Bench:
 @pytest.fixture
 def bench(at_rest: Deployment) -> Iterator[Bench]:
     at_rest.sql("DELETE FROM duties")
+    _ = at_rest.client  # points the app at these servers
     yield Bench(at_rest)
     at_rest.sql("DELETE FROM duties")
 
@@ -381,7 +365,7 @@ def test_a_process_that_is_gone_from_this_host_loses_its_lease_at_once(at_rest: 
     alive = leased(at_rest, host="here", pid=os.getpid(), born=me.create_time())
     same_pid_born_before = leased(at_rest, host="here", pid=os.getpid(), born=me.create_time() - 1000)
     on_another_host = leased(at_rest, host="there", pid=os.getpid(), born=0)
-    bench.reconciler.find_lost_workers(0.0)
+    bench.reconciler.find_lost_workers()
     left = {id for (id,) in at_rest.sql("SELECT id::text FROM worker_processes")}
     assert left == {alive, on_another_host}
     assert same_pid_born_before not in left
@@ -424,74 +408,68 @@ def test_one_reconciler_at_a_time_is_active(at_rest: Deployment, bench: Bench):
     assert second.rung == [(execution_id, "cpu", ("a",))]
 
 
-# --- lost messages -----------------------------------------------------------------------------------------
+def test_a_tick_that_takes_long_is_no_time_in_which_nobody_could_keep_a_lease(
+    at_rest: Deployment, bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    silent = leased(at_rest)
+    for now in range(11):
+        bench.reconciler.tick(float(now))
+    elapsed = [0.0, 30.0]
+    monkeypatch.setattr(reconcile.time, "monotonic", lambda: elapsed.pop(0))
+    bench.reconciler.tick(11.0)
+    monkeypatch.undo()
+    silent_for(at_rest, silent, 11)
+    bench.reconciler.tick(41.5)
+    assert at_rest.sql("SELECT id FROM worker_processes") == []
 
 
-def rung_ago(servers: Deployment, execution_id: str, seconds: float, path: str = "a") -> None:
-    servers.sql(
-        "UPDATE step_executions SET rung_at = now() - %(seconds)s * interval '1 second' "
-        "WHERE execution_id = %(id)s::uuid AND path = %(path)s",
-        seconds=seconds,
-        id=execution_id,
-        path=path,
-    )
+def test_what_one_act_stumbles_over_keeps_no_other_from_its_work(
+    at_rest: Deployment, bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    def find_lost_workers() -> None:
+        raise RuntimeError("an odd row")
 
-
-def ring_again(servers: Deployment, queues: list[str] | None, older_than: float = 5) -> list[Ring]:
-    with servers.store.single() as connection:
-        return recovery.ring_again(connection, older_than=older_than, queues=queues, limit=100)
-
-
-def test_a_step_whose_queue_is_empty_is_rung_for_again_and_then_has_time(at_rest: Deployment):
+    monkeypatch.setattr(bench.reconciler, "find_lost_workers", find_lost_workers)
     execution_id = started(at_rest)
-    rung_ago(at_rest, execution_id, 6)
-    assert ring_again(at_rest, ["cpu"]) == [Ring(execution_id, "a", "cpu", 5)]
-    assert ring_again(at_rest, ["cpu"]) == []
+    claimed(at_rest, execution_id, worker=new_id())
+    bench.reconciler.tick(0.0)
+    bench.reconciler.tick(1.0)
+    assert bench.rung == [(execution_id, "cpu", ("a",))]
+    assert bench.reconciler.stumbled == {"find_lost_workers": 2}
 
 
-def test_a_message_that_was_just_sent_is_not_taken_for_lost(at_rest: Deployment):
-    rung_ago(at_rest, started(at_rest), 1)
-    assert ring_again(at_rest, ["cpu", "io", "control"]) == []
+def test_one_odd_execution_keeps_no_other_from_being_seen_to(at_rest: Deployment, bench: Bench):
+    odd, sound = started(at_rest), started(at_rest)
+    for execution_id in (odd, sound):
+        claimed(at_rest, execution_id, worker=new_id())
+    # As if its version had been written by a later release.
+    with at_rest.store.transaction() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")  # versions are immutable
+        connection.exec_driver_sql(
+            "UPDATE workflow_versions v SET definition = '{}' FROM executions e "
+            "WHERE e.id = %(id)s::uuid AND v.workflow_id = e.workflow_id",
+            {"id": odd},
+        )
+    bench.reconciler.tick(0.0)
+    assert bench.rung == [(sound, "cpu", ("a",))]
+    assert bench.reconciler.stumbled == {"recover": 1}
+    assert row(at_rest, odd).status == "queued", "it is rung for when its turn comes"
 
 
-def test_a_long_backlog_is_not_taken_for_lost_messages(at_rest: Deployment):
-    for _ in range(3):
-        rung_ago(at_rest, started(at_rest), 600)
-    assert ring_again(at_rest, ["io"]) == []
+def test_a_broker_that_is_away_is_tried_once_a_tick(at_rest: Deployment, bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    tried: list[Plan] = []
 
+    def away(plan: Plan) -> None:
+        tried.append(plan)
+        raise OSError("connection refused")
 
-def test_a_step_that_was_overtaken_has_lost_its_message(at_rest: Deployment):
-    overtaken, running = started(at_rest), started(at_rest)
-    rung_ago(at_rest, overtaken, 600)
-    rung_ago(at_rest, running, 10)
-    claimed(at_rest, running)
-    assert ring_again(at_rest, []) == [Ring(overtaken, "a", "cpu", 5)]
-
-
-def test_a_step_of_a_lower_priority_is_not_overtaken_by_a_higher_one(at_rest: Deployment):
-    workflow_id = at_rest.create(CHAIN)
-    low, high = at_rest.execute(workflow_id, priority=1), at_rest.execute(workflow_id, priority=9)
-    rung_ago(at_rest, low, 600)
-    rung_ago(at_rest, high, 10)
-    claimed(at_rest, high)
-    assert ring_again(at_rest, []) == []
-
-
-def test_nothing_of_a_paused_execution_is_rung_for(at_rest: Deployment):
-    execution_id = started(at_rest)
-    rung_ago(at_rest, execution_id, 600)
-    at_rest.sql("UPDATE executions SET status = 'paused' WHERE id = %(id)s::uuid", id=execution_id)
-    assert ring_again(at_rest, None) == []
-
-
-def test_a_broker_that_lost_its_data_is_told_everything_again(at_rest: Deployment, bench: Bench):
+    monkeypatch.setattr(bench.reconciler, "send", away)
     ids = [started(at_rest) for _ in range(3)]
-    bench.broker.token, bench.broker.empty = False, []
-    bench.reconciler.ring_lost_messages()
-    assert sorted(bench.rung) == sorted((id, "cpu", ("a",)) for id in ids)
-    assert bench.broker.token
-    bench.reconciler.ring_lost_messages()
-    assert len(bench.rung) == 3
+    for execution_id in ids:
+        claimed(at_rest, execution_id, worker=new_id())
+    bench.reconciler.tick(0.0)
+    assert len(tried) == 1
+    assert {row(at_rest, execution_id).status for execution_id in ids} == {"queued"}
 
 
 def test_a_due_timer_is_fired_once(at_rest: Deployment, bench: Bench):

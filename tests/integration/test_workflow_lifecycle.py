@@ -63,13 +63,7 @@ def settled(servers: Deployment, workflow_id: str) -> str:
 
 
 class NoBroker:
-    def remembers(self) -> bool:
-        raise OSError
-
-    def remember(self) -> None:
-        raise AssertionError
-
-    def empty_queues(self, queues: Any) -> Any:
+    def listed(self, queue: str, most: int | None) -> Any:
         raise AssertionError
 
 
