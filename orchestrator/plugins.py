@@ -41,6 +41,24 @@ class Missed:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """What a trigger has found and an execution is to be started for. `slot` names it: what was found before, by
+    whomever, starts nothing again. `payload` is what came; `input` None takes what the type says."""
+
+    slot: str
+    payload: Any = None
+    input: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What came of a look. `state` (plain JSON) is for the next one; it is kept once all that was `found` is fired."""
+
+    found: Sequence[Found] = ()
+    state: Any = None
+
+
+@dataclass(frozen=True, slots=True)
 class BodyInfo:
     """Steps that stand in the config of a step: `name` is the branch's ("" if there is just one), `place` the keys
     to them within the config, `steps` what is written there. `loops`: templates in it have `loop`. `limited`: see
@@ -126,6 +144,9 @@ class TriggerTypeInfo(Protocol):
     @property
     def looks(self) -> bool:
         """What is due by its timetable is a look, taken by a worker; nothing is started before that says so."""
+
+    def look(self, config: Mapping[str, Any], state: Any) -> Looked:
+        """What there is to be found since the look that left `state`; None before the first."""
 
 
 @dataclass(frozen=True, slots=True)

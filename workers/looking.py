@@ -1,4 +1,5 @@
-"""One look at a condition: perform its probe, evaluate its expression, and start something if it has become true.
+"""One look for a trigger. At a condition: perform its probe, evaluate its expression, and start something if it has
+become true.
 
     keep what was seen (compare and swap) > fire the edge, whose time is its slot > keep that it has fired
 
@@ -8,6 +9,7 @@ one that keeps what it saw second has seen nothing.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -22,12 +24,15 @@ from orchestrator.engine.triggers import fail, fire
 from orchestrator.engine.trying import Trial
 from orchestrator.errors import InputError, NotFound, TemplateError
 from orchestrator.lifecycle import WorkflowStatus
+from orchestrator.plugins import load_trigger_types
 from orchestrator.store import triggers
 from orchestrator.store.triggers import Trigger
 from workers import trial
 
 if TYPE_CHECKING:
     from workers.process import WorkerProcess
+
+logger = logging.getLogger(__name__)
 
 Json = Any
 
@@ -42,9 +47,39 @@ class _Seen:
 
 
 def look(process: WorkerProcess, trigger_id: str) -> None:
-    """Look at the condition of a trigger, unless there is nothing to be started by it."""
+    """Look for a trigger, unless there is nothing to be started by it."""
     trigger = _trigger(process, trigger_id)
     if trigger is None:
+        return
+    if trigger.type == conditions.TYPE:
+        _look_at_condition(process, trigger)
+    else:
+        _look_by_its_type(process, trigger)
+
+
+def _look_by_its_type(process: WorkerProcess, trigger: Trigger) -> None:
+    """Fire what it finds, each under its own slot, and only then keep the state: who looks in between, or after us if
+    we die, finds the same and starts nothing for it again."""
+    known = load_trigger_types(process.settings.plugins)[trigger.type]
+    try:
+        looked = known.look(trigger.config, trigger.state)
+    except Exception:  # the next look begins where this one did
+        logger.exception("trigger %s, of the type %r, could not look", trigger.id, trigger.type)
+        return
+    for found in looked.found:
+        try:
+            fired = fire(
+                process.store, process.programs, trigger, slot=found.slot, payload=found.payload, input=found.input
+            )
+        except InputError as error:
+            fired = fail(process.store, trigger, found.slot, None, str(error))
+        process.doorbell.ring_all(fired.plans)
+    with process.store.single() as connection:
+        triggers.keep_state(connection, trigger.id, trigger.state, looked.state)
+
+
+def _look_at_condition(process: WorkerProcess, trigger: Trigger) -> None:
+    if not _is_worth_a_look(process, trigger):
         return
     seen = _look(process, trigger)
     before = State.of(trigger.state)
@@ -69,11 +104,15 @@ def _trigger(process: WorkerProcess, trigger_id: str) -> Trigger | None:
             trigger = triggers.find(connection, trigger_id)
         except NotFound:
             return None
+    known = load_trigger_types(process.settings.plugins).get(trigger.type)
+    wanted = known is not None and known.looks and trigger.is_enabled
+    return trigger if wanted and trigger.workflow_status is WorkflowStatus.ACTIVE else None
+
+
+def _is_worth_a_look(process: WorkerProcess, trigger: Trigger) -> bool:
+    with process.store.single() as connection:
         now = triggers.now(connection)
-    wanted = trigger.type == conditions.TYPE and trigger.is_enabled
-    if not wanted or trigger.workflow_status is not WorkflowStatus.ACTIVE:
-        return None
-    return trigger if conditions.is_worth_a_look(State.of(trigger.state), _interval(trigger), now) else None
+    return conditions.is_worth_a_look(State.of(trigger.state), _interval(trigger), now)
 
 
 def _interval(trigger: Trigger) -> float:

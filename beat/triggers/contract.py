@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import marshmallow
 
 from orchestrator.engine.slots import Timetable
-from orchestrator.plugins import Missed, Overlap
+from orchestrator.plugins import Looked, Missed, Overlap
 
 
 class TriggerType(ABC):
@@ -29,6 +29,12 @@ class TriggerType(ABC):
 
     looks: ClassVar[bool] = False
     """What is due by its timetable is a look, taken by a worker; nothing is started before that says so."""
+
+    def look(self, config: Mapping[str, Any], state: Any) -> Looked:
+        """What there is to be found since the look that left `state` (None before the first). A worker calls it, in the
+        time of its other work; what it raises is logged, and the next look begins with the same state. So does one
+        whose worker died before all that was found had been fired."""
+        raise NotImplementedError(f"the trigger type {self.type} says that it looks, and has no look()")
 
     def check(self, config: Mapping[str, Any]) -> Iterable[tuple[str, str]]:  # noqa: ARG002
         """(path within config, what is wrong) of what the schema does not see; it has found nothing."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from deployment import wait_until
 from test_cli_run import orchestrator
 from test_cli_up import Up
@@ -84,6 +85,14 @@ class Service(Up):
         """The exit code, and the execution as the API shows it."""
         done = orchestrator("run", file, "--json", "--data-dir", self.folder, *arguments)
         return done.returncode, json.loads(done.stdout)
+
+    def asked(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The API's answer."""
+        key = (self.folder / "admin-key").read_text().strip()
+        headers = {"Authorization": f"Bearer {key}"}
+        answer = requests.request(method, f"{self.wait_ready()}/api/v1/{path}", json=body, headers=headers, timeout=10)
+        assert answer.ok, answer.text
+        return answer.json()
 
     def events(self, execution_id: str) -> list[dict[str, Any]]:
         """What the hooks told of an execution, once they have told its end."""
@@ -162,6 +171,30 @@ def test_events_say_what_became_of_it(service: Service):
     assert step["output"] == {"text": "Bonjour, Dido of ***!"}
     assert step["duration"] >= 0
     assert events["workflow_started"]["input"] == {"name": "Dido of ***"}
+
+
+def test_a_trigger_type_of_an_installed_package_starts_an_execution_for_each_file(service: Service, tmp_path: Path):
+    workflow = service.asked("POST", "workflows", {"name": "files", "definition": watching(tmp_path)})
+    path = f"workflows/{workflow['id']}"
+    assert service.asked("POST", f"{path}/activate")["status"] == "active"
+
+    def files() -> list[str]:
+        items = service.asked("GET", f"executions?workflow_id={workflow['id']}")["items"]
+        return [execution["input"]["file"] for execution in items][::-1]
+
+    for number, name in enumerate(["first.csv", "second.csv"], 1):
+        (tmp_path / name).touch()
+        wait_until(lambda number=number: len(files()) == number, what=f"the execution for {name}")
+    assert files() == ["first.csv", "second.csv"]
+    (trigger,) = service.asked("GET", f"{path}/triggers")["items"]
+    assert (trigger["type"], trigger["trigger_count"]) == ("acme_folder", 2)
+
+
+def watching(folder: Path) -> dict[str, Any]:
+    return {
+        "triggers": [{"type": "acme_folder", "config": {"path": str(folder), "interval": 1}}],
+        "steps": [{"id": "slug", "type": "acme_slugify", "config": {"text": "{{ input.file }}"}}],
+    }
 
 
 def test_a_plugin_that_raises_in_all_it_does_harms_no_other(service: Service, tmp_path: Path):
