@@ -13,13 +13,16 @@ from flask import Flask, Response, send_from_directory
 from flask.json.provider import JSONProvider
 from flask_smorest import Api
 
-from api.auth import require_key
+from api import guard
 from api.errors import ProblemApi
 from api.resources import (
+    audit,
     events,
     executing_many,
     executions,
     health,
+    keys,
+    projects,
     scheduler,
     schema,
     step_templates,
@@ -89,7 +92,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         MAX_CONTENT_LENGTH=settings.executor.max_payload * 4 + _MOST_OVERHEAD,
     )
     app.extensions["orchestrator"] = Service(settings)
-    app.before_request(require_key(settings))
+    guard.install(app, app.extensions["orchestrator"])
     api: Api = ProblemApi(app)
     for resource in (
         workflows,
@@ -104,6 +107,9 @@ def create_app(settings: Settings | None = None) -> Flask:
         trying,
         scheduler,
         schema,
+        projects,
+        keys,
+        audit,
         health,
     ):
         api.register_blueprint(resource.blueprint)

@@ -1,32 +1,86 @@
-"""The bearer key that every call needs but /health, the documentation, and webhooks, which have their own secrets."""
+"""Who calls: the admin key of the settings, or an API key, as the bearer of a request.
+
+What a key was found to be is believed for KEPT seconds by each process, so that a request costs a hash and a look into
+a dict; so a key that is revoked, or whose grants change, is what it was for as long and no longer.
+"""
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+import re
+import threading
+import time
+from dataclasses import dataclass
 
-from flask import request
 from werkzeug.exceptions import Unauthorized
 
+from orchestrator.access import Principal, Role
 from orchestrator.config import Settings
 from orchestrator.datafolder import DataFolder
 from orchestrator.errors import ConfigurationError
+from orchestrator.store import Store, access
 
-_OPEN = ("/health", "/openapi.json", "/docs", "/webhook")
+KEPT = 2.0
+"""Seconds."""
+_MOST = 10_000
+"""Callers that a process remembers at a time."""
+_KEY = re.compile(re.escape(access.KEY_PREFIX) + r"[A-Za-z0-9_-]{43}")
+
+ADMIN = Principal("admin_key", "admin", "the admin key", everywhere=Role.ADMIN)
 
 
-def require_key(settings: Settings) -> Callable[[], None]:
-    """A before_request function. Raises ConfigurationError if no key is configured or generated."""
-    key = DataFolder(settings.data_path).admin_key(settings.admin_key)
-    if not key:
-        raise ConfigurationError("there is no API key; set ORCHESTRATOR_ADMIN_KEY, or start with `orchestrator up`")
-    expected = key.encode()
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Who the bearer is, and until when, in seconds since the epoch; None: for as long as it is asked again."""
 
-    def check() -> None:
-        if any(request.path == path or request.path.startswith(path + "/") for path in _OPEN):
-            return
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), expected):
-            raise Unauthorized("send the header 'Authorization: Bearer KEY' with the service's API key")
+    principal: Principal
+    good_until: float | None = None
 
-    return check
+
+class Authenticator:
+    """Raises ConfigurationError if no admin key is configured or generated."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        key = DataFolder(settings.data_path).admin_key(settings.admin_key)
+        if not key:
+            raise ConfigurationError("there is no API key; set ORCHESTRATOR_ADMIN_KEY, or start with `orchestrator up`")
+        self._admin = access.digest(key)
+        self._store = store
+        self._known: dict[bytes, tuple[float, Principal]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, authorization: str) -> Principal:
+        """Whose `Authorization` header this is. Raises Unauthorized."""
+        scheme, _, given = authorization.partition(" ")
+        token = given.strip()
+        if scheme.lower() != "bearer" or not token:
+            raise Unauthorized("send the header 'Authorization: Bearer KEY' with an API key")
+        # Of a header's bytes WSGI makes Latin-1; what is no ASCII is no key.
+        digest = access.digest(token)
+        if hmac.compare_digest(digest, self._admin):
+            return ADMIN
+        believed_until, principal = self._known.get(digest, (0.0, ADMIN))
+        if time.monotonic() < believed_until:
+            return principal
+        return self._remember(digest, self._prove(token, digest))
+
+    def _prove(self, token: str, digest: bytes) -> Proof:
+        if not _KEY.fullmatch(token):
+            raise Unauthorized("this is no API key; send the header 'Authorization: Bearer KEY' with one")
+        with self._store.single() as connection:
+            found = access.find_key(connection, digest)
+        if found is None:
+            raise Unauthorized("there is no such API key")
+        if found.revoked:
+            raise Unauthorized(f"the API key '{found.principal.name}' has been revoked")
+        if found.expired:
+            raise Unauthorized(f"the API key '{found.principal.name}' has expired")
+        return Proof(found.principal, None if found.expires_at is None else found.expires_at.timestamp())
+
+    def _remember(self, digest: bytes, proof: Proof) -> Principal:
+        seconds = KEPT if proof.good_until is None else min(KEPT, proof.good_until - time.time())
+        with self._lock:
+            if len(self._known) >= _MOST:
+                self._known.clear()
+            self._known[digest] = (time.monotonic() + seconds, proof.principal)
+        return proof.principal

@@ -21,6 +21,7 @@ from orchestrator.definition.paths import join
 from orchestrator.errors import (
     Conflict,
     DefinitionError,
+    Forbidden,
     InputError,
     NotFound,
     OrchestratorError,
@@ -47,6 +48,7 @@ class ProblemSchema(Schema):
     status = fields.Integer()
     detail = fields.String()
     state = fields.String(metadata={"description": "of a conflict: the state that stands in the way"})
+    role = fields.String(metadata={"description": "of what is forbidden: the least role that it takes"})
     errors = fields.List(fields.Nested(ProblemItem))
 
 
@@ -123,6 +125,8 @@ class ProblemApi(Api):
 def _translate(error: OrchestratorError) -> Response:
     if isinstance(error, NotFound):
         return problem(404, str(error))
+    if isinstance(error, Forbidden):
+        return problem(403, str(error), role=error.role)
     if isinstance(error, Conflict):
         return problem(409, str(error), state=str(error.state))
     if isinstance(error, Outdated):

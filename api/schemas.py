@@ -19,6 +19,11 @@ from orchestrator.store.search import question
 _WORKFLOW_STATUS = validate.OneOf([str(status) for status in WorkflowStatus])
 _EXECUTION_STATUS = validate.OneOf([str(status) for status in ExecutionStatus])
 
+_PROJECT = (
+    "name of the project that it belongs to; a new one without it belongs to the only project in which the caller may "
+    "write, or else to `default`"
+)
+
 
 def _is_stored_as_text(value: str) -> None:
     if "\0" in value:
@@ -38,6 +43,7 @@ class WorkflowIn(_In):
     description = fields.String(validate=validate.Length(max=10_000))
     definition = fields.Dict(keys=fields.String(), metadata={"description": "see the definition language"})
     tags = fields.List(fields.String(validate=validate.Length(1, 100)), validate=validate.Length(max=50))
+    project = fields.String(validate=validate.Length(1, 100), metadata={"description": _PROJECT})
     owner_id = fields.UUID(allow_none=True)
     is_template = fields.Boolean(truthy={True}, falsy={False})
 
@@ -85,6 +91,7 @@ class InstantiateIn(_In):
         keys=fields.String(), load_default=dict, metadata={"description": "values for variables that the template has"}
     )
     tags = fields.List(fields.String(validate=validate.Length(1, 100)), validate=validate.Length(max=50))
+    project = fields.String(validate=validate.Length(1, 100), metadata={"description": _PROJECT})
     owner_id = fields.UUID(allow_none=True)
 
 
@@ -282,6 +289,7 @@ class BulkOut(Schema):
 
 class WorkflowOut(Schema):
     id = fields.UUID()
+    project = fields.String(metadata={"description": "name of the project that it belongs to"})
     name = fields.String()
     description = fields.String()
     status = fields.String(validate=_WORKFLOW_STATUS)

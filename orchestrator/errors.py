@@ -7,6 +7,7 @@ OrchestratorError
 ├── InputError              a request's data is not acceptable
 │   └── PayloadTooLarge     it is larger than the configured limit
 ├── NotFound                there is no such object
+├── Forbidden               the caller may see this, but not do it
 ├── Conflict                the object's present state does not allow this
 ├── Outdated                it has changed since the caller saw it
 └── StepFailed              a step's attempt failed; its retry policy decides what follows
@@ -71,6 +72,14 @@ class NotFound(OrchestratorError):
     def __init__(self, kind: str, identifier: object) -> None:
         super().__init__(f"there is no {kind} {identifier}")
         self.kind = kind
+
+
+class Forbidden(OrchestratorError):
+    """The caller may see this, but not do it; `role` is the least that it takes."""
+
+    def __init__(self, role: str, message: str) -> None:
+        super().__init__(message)
+        self.role = role
 
 
 class Conflict(OrchestratorError):

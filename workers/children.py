@@ -36,7 +36,7 @@ class Children:
         parent = Parent(self.claim.id if attached else None, self.facts.depth)
         try:
             with self.store.single() as connection:
-                workflow_id = workflows.find(connection, workflow)
+                workflow_id = workflows.find(connection, workflow, beside=self.facts.workflow_id)
             started = start_execution(
                 self.store,
                 self.programs,

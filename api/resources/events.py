@@ -7,9 +7,11 @@ from typing import Any
 from flask import Response, jsonify, request
 from werkzeug.exceptions import BadRequest
 
+from api.access import allowed
 from api.body import Blueprint, raw_body
 from api.inbound_schemas import EventsTaken
 from api.service import service
+from orchestrator.access import Role
 from orchestrator.engine import cloudevents, events
 from orchestrator.engine.start import check_payload
 
@@ -58,7 +60,7 @@ def send_events() -> Response:
     for index, event in enumerate(given):
         check_payload(event, here.settings.executor.max_payload, f"[{index}]" if len(given) > 1 else "event")
     taken = []
-    for received in events.receive(here.store, here.programs, given):
+    for received in events.receive(here.store, here.programs, given, allowed(Role.OPERATOR)):
         for plan in received.fired.plans:
             here.send(plan)
         taken.append(

@@ -10,6 +10,7 @@ from uuid import UUID
 from flask import Response, jsonify, url_for
 from flask.views import MethodView
 
+from api.access import allowed
 from api.body import Blueprint
 from api.resources.paging import page
 from api.schemas import (
@@ -26,6 +27,7 @@ from api.schemas import (
     StepOutput,
 )
 from api.service import service
+from orchestrator.access import Role
 from orchestrator.engine import bulk, control
 from orchestrator.engine.plan import Plan
 from orchestrator.engine.rerun import Wanted, rerun
@@ -50,6 +52,7 @@ class Executions(MethodView):
                 lambda window: executions.listing(
                     connection,
                     window,
+                    projects=allowed(),
                     workflow_id=None if workflow_id is None else str(workflow_id),
                     status=query.get("status"),
                     rerun_of=None if rerun_of is None else str(rerun_of),
@@ -78,20 +81,29 @@ class Execution(MethodView):
 def many(given: dict[str, Any]) -> Response:
     """Cancel, retry or delete many executions: each for itself, the oldest first."""
     here = service()
-    outcome = bulk.apply(here.store, here.programs, given["action"], _selection(**given["filter"]), given["limit"])
+    action = given["action"]
+    projects = allowed(Role.EDITOR if action is bulk.Action.DELETE else Role.OPERATOR)
+    outcome = bulk.apply(here.store, here.programs, action, _selection(projects, **given["filter"]), given["limit"])
     here.send_all(outcome.plans)
     refused = [{"id": one.id, "state": one.state, "detail": one.detail} for one in outcome.refused]
     return jsonify({"matched": outcome.matched, "done": outcome.done, "refused": refused})
 
 
 def _selection(
-    ids: list[UUID] | None = None, workflow_id: UUID | None = None, status: str | None = None, **times: datetime
+    projects: frozenset[str] | None,
+    ids: list[UUID] | None = None,
+    workflow_id: UUID | None = None,
+    status: str | None = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
 ) -> Selection:
     return Selection(
         ids=None if ids is None else tuple(dict.fromkeys(map(str, ids))),
         workflow_id=None if workflow_id is None else str(workflow_id),
         statuses=None if status is None else frozenset({ExecutionStatus(status)}),
-        **times,
+        created_after=created_after,
+        created_before=created_before,
+        projects=projects,
     )
 
 

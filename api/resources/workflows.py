@@ -9,6 +9,7 @@ from uuid import UUID
 from flask import Response, jsonify, url_for
 from flask.views import MethodView
 
+from api.access import allowed, caller, project_for
 from api.body import Blueprint, given_definition, is_bare
 from api.errors import flatten
 from api.resources.paging import page
@@ -59,6 +60,7 @@ class Workflows(MethodView):
                 lambda window: workflows.listing(
                     connection,
                     window,
+                    projects=allowed(),
                     owner_id=_text(query.get("owner_id")),
                     status=query.get("status"),
                     tag=query.get("tags"),
@@ -79,16 +81,18 @@ class Workflows(MethodView):
         name = given.get("name")
         if not name:
             raise InputError([Problem("name", "is missing: give the workflow a name")])
+        project_id = project_for(given.get("project"))
         with service().store.transaction() as connection:
             workflow_id = workflows.insert(
                 connection,
                 name=name,
                 description=given.get("description", ""),
                 tags=given.get("tags", []),
-                owner_id=_text(given.get("owner_id")),
+                owner_id=_owner(given),
                 is_template=given.get("is_template", False),
                 definition=definition,
                 resolved=resolved,
+                project_id=project_id,
             )
             triggers.keep_in_step(connection, service().trigger_types, workflow_id, definition)
             created = workflows.get(connection, workflow_id)
@@ -114,6 +118,8 @@ class Workflow(MethodView):
         changes = {key: value for key, value in given.items() if key != "definition"}
         if "owner_id" in changes:
             changes["owner_id"] = _text(changes["owner_id"])
+        if "project" in changes:
+            changes["project_id"] = project_for(changes.pop("project"))
         with service().store.transaction() as connection:
             workflows.update(connection, str(workflow_id), changes, definition, resolved, seen=headers["seen"])
             if definition is not None:
@@ -163,6 +169,7 @@ def cancel(workflow_id: UUID) -> Response:
 def instantiate(given: dict[str, Any], workflow_id: UUID) -> Response:
     """Make a workflow of a template's newest version, as a draft with variables of its own. Its step templates are
     what they were when the template was saved."""
+    project_id = project_for(given.get("project"))
     with service().store.single() as connection:
         template = workflows.template(connection, str(workflow_id))
     definition = _with_own(template["definition"], given)
@@ -175,10 +182,11 @@ def instantiate(given: dict[str, Any], workflow_id: UUID) -> Response:
             name=given["name"],
             description=given.get("description", template["description"]),
             tags=given.get("tags", template["tags"]),
-            owner_id=_text(given.get("owner_id")),
+            owner_id=_owner(given),
             is_template=False,
             definition=definition,
             resolved=resolved,
+            project_id=project_id,
         )
         triggers.keep_in_step(connection, service().trigger_types, made_id, definition)
         created = workflows.get(connection, made_id)
@@ -310,6 +318,11 @@ def _created(body: dict[str, Any], location: str, status: int) -> Response:
     response.status_code = status
     response.headers["Location"] = location
     return response
+
+
+def _owner(given: Mapping[str, Any]) -> str | None:
+    """Whom it belongs to: as given, else to the caller."""
+    return _text(given["owner_id"]) if "owner_id" in given else caller().owner_id
 
 
 def _text(value: object) -> str | None:

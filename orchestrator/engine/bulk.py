@@ -61,7 +61,7 @@ def apply(store: Store, programs: Programs, action: Action, which: Selection, li
         which = replace(which, statuses=frozenset(ExecutionStatus(status) for status in _APPLIES[action]))
     with store.single() as connection:
         ids = bulk.matching(connection, which, limit)
-        known = bulk.statuses(connection, which.ids or ())
+        known = bulk.statuses(connection, which.ids or (), which.projects)
     outcome = Outcome(len(ids))
     outcome.refused += [_missing(id) for id in which.ids or () if id not in known]
     if action is Action.DELETE:

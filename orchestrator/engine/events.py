@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -36,11 +36,13 @@ class Received:
     fired: Fired
 
 
-def receive(store: Store, programs: Programs, events: Sequence[Event]) -> Iterator[Received]:
-    """Fire the triggers of each event, in the order of the events. What was received before fires nothing again, so
-    that whoever dies half-way may begin anew."""
+def receive(
+    store: Store, programs: Programs, events: Sequence[Event], projects: Collection[str] | None = None
+) -> Iterator[Received]:
+    """Fire the triggers of each event, in the order of the events; in `projects` alone if these are given. What was
+    received before fires nothing again, so that whoever dies half-way may begin anew."""
     with store.single() as connection:
-        exact, patterns = triggers.for_events(connection, sorted({event["type"] for event in events}))
+        exact, patterns = triggers.for_events(connection, sorted({event["type"] for event in events}), projects)
     for event in events:
         for trigger in (*exact.get(event["type"], ()), *patterns):
             fired = _fired(store, programs, trigger, event)

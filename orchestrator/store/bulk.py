@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from orchestrator.lifecycle import EXECUTION_TERMINAL, STEP_TERMINAL, ExecutionStatus, sql_words
+from orchestrator.store import executions
 from orchestrator.store import models as tables
 from orchestrator.store.session import run
 
@@ -25,6 +26,7 @@ class Selection:
     statuses: frozenset[ExecutionStatus] | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
+    projects: frozenset[str] | None = None
 
 
 def matching(connection: Connection, which: Selection, limit: int) -> list[str]:
@@ -36,18 +38,21 @@ def matching(connection: Connection, which: Selection, limit: int) -> list[str]:
         None if which.statuses is None else _e.c.status.in_(sorted(which.statuses)),
         None if which.created_after is None else _e.c.created_at > which.created_after,
         None if which.created_before is None else _e.c.created_at < which.created_before,
+        None if which.projects is None else executions.in_projects(which.projects),
     ):
         if condition is not None:
             query = query.where(condition)
     return list(connection.execute(query).scalars())
 
 
-def statuses(connection: Connection, ids: Iterable[str]) -> dict[str, ExecutionStatus]:
-    """Of those that are there."""
-    rows = run(
-        connection, "SELECT id::text AS id, status FROM executions WHERE id = ANY(%(ids)s::uuid[])", {"ids": list(ids)}
-    )
-    return {row.id: ExecutionStatus(row.status) for row in rows}
+def statuses(
+    connection: Connection, ids: Collection[str], projects: Collection[str] | None = None
+) -> dict[str, ExecutionStatus]:
+    """Of those that are there, in one of `projects` if these are given."""
+    query = sa.select(_e.c.id, _e.c.status).where(_e.c.id.in_(ids))
+    if projects is not None:
+        query = query.where(executions.in_projects(projects))
+    return {row.id: ExecutionStatus(row.status) for row in connection.execute(query)}
 
 
 def delete(connection: Connection, ids: Collection[str]) -> set[str]:

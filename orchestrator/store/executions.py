@@ -577,10 +577,17 @@ _SKEW = 3_600_000.0
 """Milliseconds by which the clock that made an id may differ from the database's."""
 
 
+def in_projects(projects: Collection[str]) -> sa.ColumnElement[bool]:
+    """Whether an execution's workflow belongs to one of them."""
+    _w = tables.workflows
+    return _e.c.workflow_id.in_(sa.select(_w.c.id).where(_w.c.project_id.in_(projects)))
+
+
 def listing(
     connection: Connection,
     window: Window,
     *,
+    projects: Collection[str] | None = None,
     workflow_id: str | None = None,
     status: str | None = None,
     rerun_of: str | None = None,
@@ -589,6 +596,8 @@ def listing(
 ) -> list[dict[str, Any]]:
     """Executions without their steps, made at `created_after` or later, and before `created_before`."""
     query = window.of(sa.select(*_SHOWN))
+    if projects is not None:
+        query = query.where(in_projects(projects))
     if workflow_id is not None:
         query = query.where(_e.c.workflow_id == workflow_id)
     if status is not None:

@@ -7,6 +7,7 @@ from enum import StrEnum
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR, UUID
 
+from orchestrator.access import DEFAULT_PROJECT, ROLES
 from orchestrator.lifecycle import (
     EXECUTION_TERMINAL,
     STEP_TERMINAL,
@@ -45,10 +46,50 @@ def _sound(call: str, **invariants: str) -> sa.CheckConstraint:
     return sa.CheckConstraint(call, name="sound", info={"invariants": invariants})
 
 
+projects = sa.Table(
+    "projects",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("description", sa.Text, nullable=False, server_default=""),
+    sa.Column("created_at", _Time, nullable=False, server_default=_now),
+    comment="What workflows belong to, and roles are held in.",
+)
+
+secrets = sa.Table(
+    "secrets",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False, comment="in lower case, as templates name it"),
+    sa.Column("project_id", _Id, sa.ForeignKey("projects.id", ondelete="CASCADE")),
+    sa.Column("workflow_id", _Id, sa.ForeignKey("workflows.id", ondelete="CASCADE")),
+    sa.Column("description", sa.Text, nullable=False, server_default=""),
+    sa.Column("key_id", sa.Text, nullable=False, comment="which key it is encrypted with"),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", _Time, nullable=False, server_default=_now),
+    sa.Column("updated_at", _Time, nullable=False, server_default=_now),
+    # It belongs to everybody, to a project, or to a workflow.
+    sa.CheckConstraint("project_id IS NULL OR workflow_id IS NULL", name="one_scope"),
+    # One of a name in a scope: a template that names it means that one.
+    sa.Index(
+        "uq_secrets_global",
+        "name",
+        unique=True,
+        postgresql_where=sa.text("project_id IS NULL AND workflow_id IS NULL"),
+    ),
+    sa.Index("uq_secrets_project", "project_id", "name", unique=True, postgresql_where=sa.text("project_id IS NOT NULL")),
+    sa.Index(
+        "uq_secrets_workflow", "workflow_id", "name", unique=True, postgresql_where=sa.text("workflow_id IS NOT NULL")
+    ),
+    sa.Index("ix_secrets_name_id", "name", "id"),
+    comment="Encrypted by orchestrator/vault.py; the key is not in here.",
+)
+
 workflows = sa.Table(
     "workflows",
     metadata,
     sa.Column("id", _Id, primary_key=True),
+    sa.Column("project_id", _Id, sa.ForeignKey("projects.id"), nullable=False, server_default=DEFAULT_PROJECT),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("description", sa.Text, nullable=False, server_default=""),
     sa.Column("status", sa.Text, nullable=False, server_default="draft"),
@@ -71,6 +112,7 @@ workflows = sa.Table(
     sa.Index("ix_workflows_name_id", "name", "id"),
     sa.Index("ix_workflows_updated_at_id", "updated_at", "id"),
     sa.Index("ix_workflows_owner_id_id", "owner_id", "id", postgresql_where=sa.text("owner_id IS NOT NULL")),
+    sa.Index("ix_workflows_project_id_id", "project_id", "id"),
     # What reconcile looks through: the workflows that come to an end by themselves.
     sa.Index(
         "ix_workflows_limited",
@@ -421,4 +463,65 @@ duties = sa.Table(
     sa.Column("holder", _Id),
     sa.Column("at", _Time, nullable=False, server_default=sa.text("'-infinity'")),
     comment="What one process at a time does; whoever holds it keeps `at` fresh.",
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("prefix", sa.Text, nullable=False, comment="how the key begins, for people to tell it by"),
+    sa.Column("digest", sa.LargeBinary, nullable=False, unique=True, comment="SHA-256 of the key"),
+    sa.Column("rate_limit", sa.Integer, comment="requests a minute, if other than the settings say; 0: no limit"),
+    sa.Column("max_body", sa.Integer, comment="bytes, if less than the settings allow"),
+    sa.Column("created_by", sa.Text, nullable=False),
+    sa.Column("created_at", _Time, nullable=False, server_default=_now),
+    sa.Column("expires_at", _Time),
+    sa.Column("revoked_at", _Time),
+    sa.Column("last_used_at", _Time, comment="to the minute"),
+)
+
+grants = sa.Table(
+    "grants",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("key_id", _Id, sa.ForeignKey("api_keys.id", ondelete="CASCADE")),
+    sa.Column("subject", sa.Text, comment="ISSUER:SUB of a bearer token, with the issuer's name in the settings"),
+    sa.Column("project_id", _Id, sa.ForeignKey("projects.id", ondelete="CASCADE"), comment="NULL: all projects"),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("created_at", _Time, nullable=False, server_default=_now),
+    sa.CheckConstraint(f"role IN ({', '.join(map(repr, ROLES))})", name="role_known"),
+    # A grant to nobody, or to two, would be read differently by whoever looks from either side.
+    sa.CheckConstraint("(key_id IS NULL) <> (subject IS NULL)", name="one_holder"),
+    # One role for each holder in a project, so that to take it away is to take it away.
+    sa.UniqueConstraint("key_id", "project_id", name="uq_grants_key_project"),
+    sa.UniqueConstraint("subject", "project_id", name="uq_grants_subject_project"),
+    sa.Index("uq_grants_key_all", "key_id", unique=True, postgresql_where=sa.text("project_id IS NULL")),
+    sa.Index("uq_grants_subject_all", "subject", unique=True, postgresql_where=sa.text("project_id IS NULL")),
+)
+
+audit_log = sa.Table(
+    "audit_log",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("at", _Time, nullable=False, server_default=sa.text("clock_timestamp()")),
+    sa.Column("actor_kind", sa.Text, nullable=False),
+    sa.Column("actor_id", sa.Text),
+    sa.Column("actor_name", sa.Text),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("object_kind", sa.Text),
+    sa.Column("object_id", sa.Text),
+    # No foreign key: what is written here outlives what it is about.
+    sa.Column("project_id", _Id, comment="NULL: what belongs to no project"),
+    sa.Column("status", sa.SmallInteger, nullable=False, comment="of the answer, as in HTTP"),
+    sa.Column("detail", sa.Text, comment="why it was refused"),
+    sa.Column("before", JSONB(none_as_null=True)),
+    sa.Column("after", JSONB(none_as_null=True)),
+    sa.Column("address", sa.Text),
+    sa.Column("user_agent", sa.Text),
+    sa.Column("request_id", sa.Text),
+    sa.Index("ix_audit_log_project_id_id", "project_id", "id"),
+    sa.Index("ix_audit_log_object_id_id", "object_id", "id"),
+    sa.Index("ix_audit_log_actor_id_id", "actor_id", "id"),
+    comment="Append-only: a trigger refuses UPDATE, DELETE and TRUNCATE.",
 )

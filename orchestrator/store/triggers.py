@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -174,14 +174,18 @@ def webhooks_at(connection: Connection, route: str) -> dict[str, Trigger]:
     return {row.method: _trigger(row) for row in run(connection, sql, {"path": route})}
 
 
-def for_events(connection: Connection, types: Sequence[str]) -> tuple[dict[str, list[Trigger]], list[Trigger]]:
-    """(the triggers that name one of these types of event, by that; those with a pattern), the oldest first."""
+def for_events(
+    connection: Connection, types: Sequence[str], projects: Collection[str] | None = None
+) -> tuple[dict[str, list[Trigger]], list[Trigger]]:
+    """(the triggers that name one of these types of event, by that; those with a pattern), the oldest first; in
+    `projects` alone if these are given."""
     columns = f"SELECT {_TRIGGER}, t.config ->> 'type' AS event_type FROM {_JOINED}"
+    within = "" if projects is None else "w.project_id = ANY(%(projects)s::uuid[]) AND "
     rows = run(
         connection,
-        f"{columns} WHERE {NAMES_EVENT} AND t.config ->> 'type' = ANY(%(types)s) "
-        f"UNION ALL {columns} WHERE {MATCHES_EVENTS} ORDER BY trigger_id",
-        {"types": list(types)},
+        f"{columns} WHERE {within}{NAMES_EVENT} AND t.config ->> 'type' = ANY(%(types)s) "
+        f"UNION ALL {columns} WHERE {within}{MATCHES_EVENTS} ORDER BY trigger_id",
+        {"types": list(types), "projects": list(projects or ())},
     )
     exact: dict[str, list[Trigger]] = {}
     patterns: list[Trigger] = []

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, TSQUERY
 from sqlalchemy.engine import Connection
 
+from orchestrator.access import DEFAULT_PROJECT
 from orchestrator.definition.durations import parse_moment
 from orchestrator.errors import Conflict, NotFound, Outdated
 from orchestrator.lifecycle import ACTIVATE, EXECUTION_TERMINAL, ExecutionStatus, Transition, WorkflowStatus, sql_words
@@ -32,14 +33,16 @@ def is_template(connection: Connection, workflow_id: str) -> bool:
     return bool(found)
 
 
-def find(connection: Connection, reference: str) -> str:
+def find(connection: Connection, reference: str, beside: str) -> str:
     """The id of the workflow with this id, or else of the newest one with this name, a template only if there is
-    nothing else. Raises NotFound."""
+    nothing else; within the project of the workflow `beside`, so that nobody starts by a step what they may not start
+    themselves. Raises NotFound."""
     id: str | None = run(
         connection,
-        "SELECT id::text FROM workflows WHERE id::text = %(ref)s OR name = %(ref)s "
+        "SELECT id::text FROM workflows WHERE (id::text = %(ref)s OR name = %(ref)s) "
+        "AND project_id = (SELECT project_id FROM workflows WHERE id = %(beside)s::uuid) "
         "ORDER BY (id::text = %(ref)s) DESC, is_template, id DESC LIMIT 1",
-        {"ref": reference},
+        {"ref": reference, "beside": beside},
     ).scalar()
     if id is None:
         raise NotFound("workflow", reference)
@@ -94,12 +97,14 @@ def insert(
     is_template: bool,
     definition: Mapping[str, Any],
     resolved: Mapping[str, Any] | None = None,
+    project_id: str = DEFAULT_PROJECT,
 ) -> str:
     """A new draft with its version 1; `resolved` is None for a definition that uses no step templates."""
     workflow_id = new_id()
     connection.execute(
         tables.workflows.insert().values(
             id=workflow_id,
+            project_id=project_id,
             name=name,
             description=description,
             tags=list(tags),
@@ -232,6 +237,7 @@ def move(connection: Connection, workflow_id: str, transition: Transition) -> bo
 _w = tables.workflows
 _SHOWN = (
     _w.c.id,
+    sa.select(tables.projects.c.name).where(tables.projects.c.id == _w.c.project_id).scalar_subquery().label("project"),
     _w.c.name,
     _w.c.description,
     _w.c.status,
@@ -272,6 +278,7 @@ def listing(
     connection: Connection,
     window: Window,
     *,
+    projects: Collection[str] | None = None,
     owner_id: str | None = None,
     status: str | None = None,
     tag: str | None = None,
@@ -282,6 +289,7 @@ def listing(
     """Workflows without their definitions; `words` are looked for in their names, descriptions and tags."""
     query = window.of(sa.select(*_SHOWN))
     for condition in (
+        None if projects is None else _w.c.project_id.in_(projects),
         None if owner_id is None else _w.c.owner_id == owner_id,
         None if status is None else _w.c.status == status,
         None if tag is None else _w.c.tags.contains([tag]),

@@ -30,8 +30,8 @@ PAIR = {
 }
 
 WORKFLOW = {
-    "id", "name", "description", "status", "status_reason", "tags", "owner_id", "is_template", "version", "created_at",
-    "updated_at",
+    "id", "project", "name", "description", "status", "status_reason", "tags", "owner_id", "is_template", "version",
+    "created_at", "updated_at",
 }  # fmt: skip
 WORKFLOW_DETAIL = WORKFLOW | {"definition", "execution_count", "last_executed", "success_rate"}
 EXECUTION = {
@@ -45,6 +45,23 @@ STEP_EXECUTION = {
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
 ROUTES = {
+    ("/api/v1/projects", "get"),
+    ("/api/v1/projects", "post"),
+    ("/api/v1/projects/{project_id}", "get"),
+    ("/api/v1/projects/{project_id}", "put"),
+    ("/api/v1/projects/{project_id}", "delete"),
+    ("/api/v1/keys", "get"),
+    ("/api/v1/keys", "post"),
+    ("/api/v1/keys/{key_id}", "get"),
+    ("/api/v1/keys/{key_id}", "put"),
+    ("/api/v1/keys/{key_id}", "delete"),
+    ("/api/v1/grants", "get"),
+    ("/api/v1/grants", "post"),
+    ("/api/v1/grants/{grant_id}", "get"),
+    ("/api/v1/grants/{grant_id}", "delete"),
+    ("/api/v1/me", "get"),
+    ("/api/v1/audit", "get"),
+    ("/api/v1/audit/export", "get"),
     ("/api/v1/workflows", "get"),
     ("/api/v1/workflows", "post"),
     ("/api/v1/workflows/{workflow_id}", "get"),

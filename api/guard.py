@@ -1,0 +1,36 @@
+"""What happens before and after every view: who calls, may they, and what is written down of it."""
+
+from __future__ import annotations
+
+from flask import Flask, Response, g, request
+
+from api import audit
+from api.access import check, rule_of_request
+from api.auth import Authenticator
+from api.service import Service
+
+
+def install(app: Flask, service: Service) -> None:
+    """Raises ConfigurationError if there is no admin key."""
+    authenticate = Authenticator(service.settings, service.store)
+    recorder = audit.Recorder(service)
+
+    @app.before_request
+    def guard() -> None:
+        rule = rule_of_request()
+        if rule is not None and rule.is_open:
+            return
+        g.principal = authenticate(request.headers.get("Authorization", ""))
+        if request.url_rule is None or request.method == "OPTIONS":
+            return  # Flask answers with 404 or 405, or which methods there are
+        check(g.principal, rule)
+        if rule is not None:
+            recorder.before(rule)
+
+    @app.after_request
+    def record(response: Response) -> Response:
+        if response.status_code == 404 and audit.is_foreign_to(g.get("principal")):
+            g.is_foreign = True
+        recorder.after(rule_of_request(), response)
+        response.headers["X-Request-ID"] = audit.request_id()
+        return response

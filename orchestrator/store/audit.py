@@ -1,0 +1,143 @@
+"""The audit log: who did what to which object. Rows are inserted and read; the database refuses everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from orchestrator.store import models as tables
+from orchestrator.store.access import PROJECT_OF
+from orchestrator.store.keyset import Window, both_ways
+from orchestrator.store.session import as_dicts, new_id, run, to_json
+
+_a = tables.audit_log
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """`project_id` None: the project of the object, if that belongs to one and is still there."""
+
+    actor_kind: str
+    actor_id: str | None
+    actor_name: str | None
+    action: str
+    object_kind: str | None
+    object_id: str | None
+    status: int
+    project_id: str | None = None
+    detail: str | None = None
+    before: Any = None
+    after: Any = None
+    address: str | None = None
+    user_agent: str | None = None
+    request_id: str | None = None
+
+
+def write(connection: Connection, entry: Entry) -> None:
+    found_by = PROJECT_OF.get(entry.object_kind or "")
+    project = f"({found_by})::uuid" if found_by else "NULL"
+    run(
+        connection,
+        "INSERT INTO audit_log (id, actor_kind, actor_id, actor_name, action, object_kind, object_id, project_id, "
+        "status, detail, before, after, address, user_agent, request_id) VALUES (%(row)s::uuid, %(actor_kind)s, "
+        "%(actor_id)s, %(actor_name)s, %(action)s, %(object_kind)s, %(id)s, "
+        f"coalesce(%(project_id)s::uuid, {project}), %(status)s, %(detail)s, %(before)s::jsonb, %(after)s::jsonb, "
+        "%(address)s, %(user_agent)s, %(request_id)s)",
+        {
+            "row": new_id(),
+            "actor_kind": entry.actor_kind,
+            "actor_id": entry.actor_id,
+            "actor_name": entry.actor_name,
+            "action": entry.action,
+            "object_kind": entry.object_kind,
+            "id": entry.object_id,
+            "project_id": entry.project_id,
+            "status": entry.status,
+            "detail": entry.detail,
+            "before": None if entry.before is None else to_json(entry.before),
+            "after": None if entry.after is None else to_json(entry.after),
+            "address": entry.address,
+            "user_agent": entry.user_agent,
+            "request_id": entry.request_id,
+        },
+    )
+
+
+# What is kept of an object's state. Of a workflow its definition is not: `version` names it, and versions never change.
+_STATES = {
+    "workflow": "SELECT to_jsonb(t) FROM workflows t",
+    "execution": "SELECT to_jsonb(t) FROM (SELECT id, workflow_id, version, status, priority, error_message "
+    "FROM executions) t",
+    "step execution": "SELECT to_jsonb(t) FROM (SELECT id, execution_id, path, status, attempt, error_message "
+    "FROM step_executions) t",
+    "trigger": "SELECT to_jsonb(t) FROM (SELECT id, workflow_id, type, name, config, is_enabled FROM triggers) t",
+    "step template": "SELECT to_jsonb(t) FROM step_templates t",
+    "project": "SELECT to_jsonb(t) FROM projects t",
+    "key": "SELECT to_jsonb(t) FROM (SELECT id, name, prefix, rate_limit, max_body, expires_at, revoked_at, "
+    "(SELECT jsonb_agg(jsonb_build_object('role', g.role, 'project', p.name) ORDER BY g.id) FROM grants g "
+    "LEFT JOIN projects p ON p.id = g.project_id WHERE g.key_id = k.id) AS grants FROM api_keys k) t",
+    "secret": "SELECT to_jsonb(t) FROM (SELECT id, name, project_id, workflow_id, description, key_id, updated_at "
+    "FROM secrets) t",
+    "grant": "SELECT to_jsonb(t) FROM (SELECT g.id, g.subject, g.role, p.name AS project FROM grants g "
+    "LEFT JOIN projects p ON p.id = g.project_id) t",
+}
+
+
+def state(connection: Connection, kind: str, id: str) -> Any:
+    """What the log keeps of it as it is now; None if it is not there, or of no such kind."""
+    if kind not in _STATES:
+        return None
+    return run(connection, f"{_STATES[kind]} WHERE id = %(id)s::uuid", {"id": id}).scalar()
+
+
+# --- what administrators read ------------------------------------------------------------------------------
+
+ORDERS = both_ways(at=(_a.c.id,))
+_DENIED = (401, 403, 404, 429)
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Entries for which all of this is so; what is None does not matter. `projects` are those that may be seen."""
+
+    projects: Collection[str] | None = None
+    project_id: str | None = None
+    actor_id: str | None = None
+    action: str | None = None
+    object_kind: str | None = None
+    object_id: str | None = None
+    request_id: str | None = None
+    denied: bool | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+def listing(connection: Connection, window: Window, which: Filter) -> list[dict[str, Any]]:
+    query = window.of(sa.select(_a))
+    for condition in (
+        None if which.projects is None else _a.c.project_id.in_(which.projects),
+        None if which.project_id is None else _a.c.project_id == which.project_id,
+        None if which.actor_id is None else _a.c.actor_id == which.actor_id,
+        None if which.action is None else _a.c.action == which.action,
+        None if which.object_kind is None else _a.c.object_kind == which.object_kind,
+        None if which.object_id is None else _a.c.object_id == which.object_id,
+        None if which.request_id is None else _a.c.request_id == which.request_id,
+        None if which.denied is None else _a.c.status.in_(_DENIED) == which.denied,
+        None if which.since is None else _a.c.id >= _first_id(which.since),
+        None if which.until is None else _a.c.id < _first_id(which.until),
+    ):
+        if condition is not None:
+            query = query.where(condition)
+    return as_dicts(connection.execute(query).all())
+
+
+def _first_id(moment: datetime) -> str:
+    """The least UUIDv7 of this millisecond: the ids are in the order of time, and have an index."""
+    milliseconds = max(0, min(int(moment.timestamp() * 1000), 2**48 - 1))
+    digits = f"{milliseconds:012x}"
+    return f"{digits[:8]}-{digits[8:]}-7000-8000-000000000000"
