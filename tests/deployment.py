@@ -190,8 +190,12 @@ def deployed(
             broker=BrokerSettings(url=servers.broker_url),
         )
         scheduling = replace(settings.scheduler, **({"poll_interval": 0.2, "max_concurrent": 100_000} | scheduler))
+        # Tests of the engine speak with their scripts through files.
         executing = replace(
-            settings.executor, scripts_dir=str(folder / "scripts"), templates_dir=str(folder / "templates")
+            settings.executor,
+            scripts_dir=str(folder / "scripts"),
+            templates_dir=str(folder / "templates"),
+            isolation="limits",
         )
         settings = adjusted(replace(settings, scheduler=scheduling, executor=executing))
         migrate(servers.database_url)
