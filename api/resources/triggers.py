@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -52,7 +52,7 @@ class Triggers(MethodView):
             return page(
                 query,
                 triggers.ORDERS,
-                lambda window: [_masked(row) for row in triggers.listing(connection, window, str(workflow_id))],
+                lambda window: [masked(row) for row in triggers.listing(connection, window, str(workflow_id))],
             )
 
     @blueprint.arguments(TriggerIn())
@@ -191,7 +191,7 @@ def _send(fired: engine.Fired) -> None:
 
 def _shown(trigger_id: str) -> Response:
     with service().store.single() as connection:
-        return jsonify(_masked(triggers.get(connection, trigger_id)))
+        return jsonify(masked(triggers.get(connection, trigger_id)))
 
 
 def _check(type: str, config: Mapping[str, Any]) -> None:
@@ -207,12 +207,18 @@ def _check(type: str, config: Mapping[str, Any]) -> None:
         raise InputError(problems)
 
 
-def _masked(row: dict[str, Any]) -> dict[str, Any]:
-    config = row["config"]
+def masked(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A trigger without the secrets in its `config`, if it has one."""
+    config = row.get("config")
     for keys in _secret_fields(row["type"]):
         if _at(config, keys) is not None:
             config = _with(config, keys, MASK)
-    return {**row, "config": config}
+    return {**row, "config": config} if config else dict(row)
+
+
+def masked_fields(row: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Where a trigger has the mask for a secret."""
+    return (keys for keys in _secret_fields(row.get("type")) if _at(row.get("config"), keys) == MASK)
 
 
 def _unmasked(config: dict[str, Any], before: triggers.Trigger) -> dict[str, Any]:
@@ -226,8 +232,8 @@ def _unmasked(config: dict[str, Any], before: triggers.Trigger) -> dict[str, Any
     return config
 
 
-def _secret_fields(type: str) -> list[list[str]]:
-    known = service().trigger_types.get(type)
+def _secret_fields(type: object) -> list[list[str]]:
+    known = service().trigger_types.get(type) if isinstance(type, str) else None
     return [] if known is None else [field.split(".") for field in known.secret_fields]
 
 
@@ -237,6 +243,6 @@ def _at(value: Any, keys: list[str]) -> Any:
     return value
 
 
-def _with(config: dict[str, Any], keys: list[str], value: Any) -> dict[str, Any]:
+def _with(config: Any, keys: list[str], value: Any) -> dict[str, Any]:
     first, *rest = keys
     return {**config, first: _with(config[first], rest, value) if rest else value}

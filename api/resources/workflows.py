@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -74,29 +74,7 @@ class Workflows(MethodView):
     @blueprint.response(201, WorkflowDetail, headers=TAGGED)
     def post(self, given: dict[str, Any]) -> Response:
         """Create a workflow, as a draft with version 1."""
-        if "definition" not in given:
-            raise InputError([Problem("definition", "is missing: a workflow needs a definition with its steps")])
-        definition, resolved = _checked(given)
-        given = {**_own_words(definition), **given}
-        name = given.get("name")
-        if not name:
-            raise InputError([Problem("name", "is missing: give the workflow a name")])
-        project_id = project_for(given.get("project"))
-        with service().store.transaction() as connection:
-            workflow_id = workflows.insert(
-                connection,
-                name=name,
-                description=given.get("description", ""),
-                tags=given.get("tags", []),
-                owner_id=_owner(given),
-                is_template=given.get("is_template", False),
-                definition=definition,
-                resolved=resolved,
-                project_id=project_id,
-            )
-            triggers.keep_in_step(connection, service().trigger_types, workflow_id, definition)
-            created = workflows.get(connection, workflow_id)
-        return made(created)
+        return create(given)
 
 
 @blueprint.route("/<uuid:workflow_id>")
@@ -182,7 +160,7 @@ def instantiate(given: dict[str, Any], workflow_id: UUID) -> Response:
             name=given["name"],
             description=given.get("description", template["description"]),
             tags=given.get("tags", template["tags"]),
-            owner_id=_owner(given),
+            owner_id=owner_of(given),
             is_template=False,
             definition=definition,
             resolved=resolved,
@@ -218,6 +196,36 @@ def execute(given: dict[str, Any], query: dict[str, Any], headers: dict[str, Any
     # A repeated call is answered like the first one; 200 says that it started nothing.
     status = 202 if started.is_new else 200
     return _created(execution, url_for("executions.Execution", execution_id=started.execution_id), status)
+
+
+def create(given: Mapping[str, Any], *, enabled: bool = True, others: Iterable[Mapping[str, Any]] = ()) -> Response:
+    """A new workflow, as the body `given` says it, with its definition's triggers, `enabled` or not, and `others`."""
+    if "definition" not in given:
+        raise InputError([Problem("definition", "is missing: a workflow needs a definition with its steps")])
+    definition, resolved = _checked(given)
+    given = {**_own_words(definition), **given}
+    name = given.get("name")
+    if not name:
+        raise InputError([Problem("name", "is missing: give the workflow a name")])
+    project_id = project_for(given.get("project"))
+    here = service()
+    with here.store.transaction() as connection:
+        workflow_id = workflows.insert(
+            connection,
+            name=name,
+            description=given.get("description", ""),
+            tags=given.get("tags", []),
+            owner_id=owner_of(given),
+            is_template=given.get("is_template", False),
+            definition=definition,
+            resolved=resolved,
+            project_id=project_id,
+        )
+        triggers.keep_in_step(connection, here.trigger_types, workflow_id, definition, enabled=enabled)
+        for trigger in others:
+            triggers.create(connection, here.trigger_types, workflow_id, **trigger)
+        created = workflows.get(connection, workflow_id)
+    return made(created)
 
 
 def _checked(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -320,7 +328,7 @@ def _created(body: dict[str, Any], location: str, status: int) -> Response:
     return response
 
 
-def _owner(given: Mapping[str, Any]) -> str | None:
+def owner_of(given: Mapping[str, Any]) -> str | None:
     """Whom it belongs to: as given, else to the caller."""
     return _text(given["owner_id"]) if "owner_id" in given else caller().owner_id
 

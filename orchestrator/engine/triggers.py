@@ -424,12 +424,17 @@ def _plan_ahead(connection: Connection, types: TriggerCatalogue, trigger_id: str
 
 
 def keep_in_step(
-    connection: Connection, types: TriggerCatalogue, workflow_id: str, definition: Mapping[str, Json]
+    connection: Connection,
+    types: TriggerCatalogue,
+    workflow_id: str,
+    definition: Mapping[str, Json],
+    *,
+    enabled: bool = True,
 ) -> None:
     """Make the triggers that the definition brought those that it has now; others are left alone.
 
-    They are known again by type and name. Whether one is enabled changes only if the definition says. Raises Conflict
-    if a name is taken by one of the others.
+    They are known again by type and name. Whether one is enabled changes only if the definition says; new ones are
+    not if not `enabled`. Raises Conflict if a name is taken by one of the others.
     """
     written = written_triggers(definition)
     for trigger in triggers.of_workflow(connection, workflow_id):
@@ -451,7 +456,7 @@ def keep_in_step(
             type=type,
             name=name,
             config=found["config"],
-            is_enabled=found.get("is_enabled", True),
+            is_enabled=enabled and found.get("is_enabled", True),
             from_definition=True,
         )
 

@@ -77,7 +77,9 @@ secrets = sa.Table(
         unique=True,
         postgresql_where=sa.text("project_id IS NULL AND workflow_id IS NULL"),
     ),
-    sa.Index("uq_secrets_project", "project_id", "name", unique=True, postgresql_where=sa.text("project_id IS NOT NULL")),
+    sa.Index(
+        "uq_secrets_project", "project_id", "name", unique=True, postgresql_where=sa.text("project_id IS NOT NULL")
+    ),
     sa.Index(
         "uq_secrets_workflow", "workflow_id", "name", unique=True, postgresql_where=sa.text("workflow_id IS NOT NULL")
     ),

@@ -71,6 +71,21 @@ def _documents(connection: Connection, workflow_id: str, version: int) -> tuple[
     return row.definition, row.resolved
 
 
+def original(connection: Connection, workflow_id: str) -> dict[str, Any]:
+    """What a copy is made of: `name`, `description`, `tags`, `is_template`, `project_id`, `version`, and of that
+    `definition` and `resolved`. Raises NotFound."""
+    row = run(
+        connection,
+        "SELECT name, description, tags, is_template, version, project_id::text AS project_id "
+        "FROM workflows WHERE id = %(id)s::uuid",
+        {"id": workflow_id},
+    ).first()
+    if row is None:
+        raise NotFound("workflow", workflow_id)
+    written, resolved = _documents(connection, workflow_id, row.version)
+    return {**row._mapping, "definition": written, "resolved": resolved}
+
+
 def template(connection: Connection, workflow_id: str) -> dict[str, Any]:
     """What a workflow can be made from: `name`, `description`, `tags`, and of its newest version `definition` and
     `resolved`. Raises NotFound; Conflict if the workflow is no template."""
@@ -117,6 +132,30 @@ def insert(
     )
     _insert_version(connection, workflow_id, 1, definition, resolved)
     return workflow_id
+
+
+def copy(
+    connection: Connection,
+    original: Mapping[str, Any],
+    *,
+    name: str,
+    description: str,
+    tags: Sequence[str],
+    owner_id: str | None,
+    project_id: str,
+) -> str:
+    """A new draft with what `original` found."""
+    return insert(
+        connection,
+        name=name,
+        description=description,
+        tags=tags,
+        owner_id=owner_id,
+        is_template=original["is_template"],
+        definition=original["definition"],
+        resolved=original["resolved"],
+        project_id=project_id,
+    )
 
 
 def update(
