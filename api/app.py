@@ -25,6 +25,7 @@ from api.resources import (
     projects,
     scheduler,
     schema,
+    secrets,
     step_templates,
     transfer,
     triggers,
@@ -111,6 +112,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         schema,
         projects,
         keys,
+        secrets,
         audit,
         health,
     ):

@@ -12,6 +12,7 @@ from orchestrator.engine.programs import Programs
 from orchestrator.errors import ConfigurationError
 from orchestrator.plugins import load_catalogue, load_trigger_types
 from orchestrator.store import Store
+from orchestrator.vault import open_vault
 
 if TYPE_CHECKING:
     from orchestrator.engine.plan import Plan
@@ -29,6 +30,7 @@ class Service:
         self.trigger_types = load_trigger_types(settings.plugins)
         self.programs = Programs(self.catalogue, settings)
         self.store = Store(settings.database)
+        self.vault = open_vault(settings.vault)
 
     def send(self, plan: Plan | None) -> None:
         """Ring for what has been committed. A broker that is away is no error: reconcile rings later."""

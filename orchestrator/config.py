@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
+from orchestrator.access import Role
 from orchestrator.definition.durations import parse_duration, parse_size
 from orchestrator.egress import Egress, rule_text
 from orchestrator.errors import ConfigurationError
@@ -99,6 +100,14 @@ def _rules(value: object) -> tuple[str, ...]:
     return tuple(rule_text(text) for text in _texts(value))
 
 
+def _backends(value: object) -> tuple[str, ...]:
+    known = ("database", "files", "environment")
+    words = _texts(value)
+    if len(set(words)) < len(words) or not set(words) <= set(known):
+        raise ValueError(f"expected some of {', '.join(known)}, each once, not {value!r}")
+    return words
+
+
 def _table(value: object) -> dict[str, str] | None:
     if value is None:
         return None
@@ -134,6 +143,25 @@ class DatabaseSettings:
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
     url: str = _setting("", _text, "Redis-protocol URL; empty starts the embedded server", secret=True)
+
+
+def _roles(value: object) -> dict[str, str] | None:
+    table = _table(value)
+    for word in (table or {}).values():
+        Role.of(word.partition("@")[0])
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class OidcSettings:
+    """An issuer of bearer tokens by OpenID Connect."""
+
+    issuer: str = _setting("", _text, "its address, as its tokens have it in iss")
+    audience: str = _setting("", _text, "what its tokens must be for, as they have it in aud")
+    roles_claim: str = _setting("roles", _text, "the claim with a caller's roles or groups; dots lead into objects")
+    roles: Mapping[str, str] | None = _setting(
+        None, _roles, "what the values of that claim stand for: a role, or role@project"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +214,31 @@ class EgressSettings:
         return Egress.of(self.allow, self.deny)
 
 
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """`limit` steps that use a connection begin in any window of `per` seconds."""
+
+    limit: int
+    per: float
+
+
+def _rate_limit(value: object) -> RateLimit | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or value.keys() != {"limit", "per"}:
+        raise ValueError(f"expected a limit and a per, as in {{limit: 10, per: 1m}}, not {value!r}")
+    limit, per = _whole(value["limit"]), _duration(value["per"])
+    if not 1 <= limit <= 100_000:
+        raise ValueError(f"the limit is from 1 to 100000, not {limit}")
+    if not 0.1 <= per <= 86400:
+        raise ValueError(f"the per is from 100ms to 1d, not {value['per']!r}")
+    return RateLimit(limit, per)
+
+
+def _rated() -> Any:
+    return _setting(None, _rate_limit, "how many steps may use it in any window of time, as in {limit: 10, per: 1m}")
+
+
 # Texts of the following may hold {{ secrets.name }}; a worker fills them in when a step needs them.
 
 
@@ -195,6 +248,7 @@ class ConnectionSettings:
 
     url: str = _setting("", _text, "SQLAlchemy URL of the database", secret=True)
     pool_size: int = _setting(5, _whole, "connections kept per worker process", minimum=1)
+    rate_limit: RateLimit | None = _rated()
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +274,7 @@ class AgentSettings:
     protocol: str = _setting("a2a", _choice("a2a", "http"), "what it speaks")
     headers: Mapping[str, str] | None = _setting(None, _table, "sent with every request", secret=True)
     poll_interval: float = _setting(2.0, _duration, "seconds between looks at a long task", minimum=0.05)
+    rate_limit: RateLimit | None = _rated()
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +284,7 @@ class LlmSettings:
     base_url: str = _setting("", _text, "its address, such as https://api.openai.com/v1")
     api_key: str = _setting("", _text, "its key", secret=True)
     model: str = _setting("", _text, "the model of steps that name none")
+    rate_limit: RateLimit | None = _rated()
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,12 +295,32 @@ class McpServerSettings:
     headers: Mapping[str, str] | None = _setting(None, _table, "sent with every request", secret=True)
     command: tuple[str, ...] = _setting((), _texts, "the program that is the server, with its arguments")
     env: Mapping[str, str] | None = _setting(None, _table, "added to the program's environment", secret=True)
+    rate_limit: RateLimit | None = _rated()
+
+
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """What holds for the `http` and `webhook` steps that call a host."""
+
+    rate_limit: RateLimit | None = _rated()
 
 
 @dataclass(frozen=True, slots=True)
 class McpSettings:
     default_server: str = _setting("", _text, "the server of steps that name none; may be empty if there is just one")
     servers: Mapping[str, McpServerSettings] = _named(McpServerSettings, "MCP servers by name")
+
+
+@dataclass(frozen=True, slots=True)
+class VaultSettings:
+    """Where secrets come from, and what those in the database are encrypted with; see orchestrator/vault.py."""
+
+    key: str = _setting("", _text, "keys in URL-safe base64; the first encrypts, all decrypt", secret=True)
+    key_file: str = _setting("", _text, "file with the keys, if they are not given themselves")
+    backends: tuple[str, ...] = _setting(
+        ("database", "files", "environment"), _backends, "where secrets come from, those that have the word first"
+    )
+    folder: str = _setting("", _text, "folder with a file a secret, as Kubernetes mounts them; empty: none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +340,7 @@ class Settings:
         "", _text, "bearer key of the API; generated into the data folder when empty", secret=True
     )
     plugins: str = _setting("", _text, "comma-separated modules that register step types")
+    oidc: Mapping[str, OidcSettings] = _named(OidcSettings, "issuers of bearer tokens by name")
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
     broker: BrokerSettings = field(default_factory=BrokerSettings)
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
@@ -271,10 +348,14 @@ class Settings:
     egress: EgressSettings = field(default_factory=EgressSettings)
     events: EventsSettings = field(default_factory=EventsSettings)
     connections: Mapping[str, ConnectionSettings] = _named(ConnectionSettings, "databases by name")
+    hosts: Mapping[str, HostSettings] = _named(
+        HostSettings, "hosts by the name or address that URLs have, in lower case"
+    )
     email: EmailSettings = field(default_factory=EmailSettings)
     agents: Mapping[str, AgentSettings] = _named(AgentSettings, "agents by their id")
     llm: LlmSettings = field(default_factory=LlmSettings)
     mcp: McpSettings = field(default_factory=McpSettings)
+    vault: VaultSettings = field(default_factory=VaultSettings)
 
     @property
     def data_path(self) -> Path:
@@ -387,7 +468,7 @@ def _build_named(kind: Any, path: str, written: dict[str, tuple[object, str]], w
     built: dict[str, Any] = {}
     for name, values in given.items():
         if not _NAME.fullmatch(str(name)) or not isinstance(values, dict):
-            wrong.append(f"{where}.{name}: expected a name (letters, digits, _ and -) with a mapping of settings")
+            wrong.append(f"{where}.{name}: expected a name (letters, digits, '.', _ and -) with a mapping of settings")
             continue
         inner: dict[str, tuple[object, str]] = {key: (value, f"{where}.{name}.{key}") for key, value in values.items()}
         built[name] = _build(kind, "", inner, wrong)
@@ -395,8 +476,8 @@ def _build_named(kind: Any, path: str, written: dict[str, tuple[object, str]], w
     return built
 
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_WHOLE = frozenset(("connections", "agents", "mcp.servers"))
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
+_WHOLE = frozenset(("connections", "hosts", "agents", "mcp.servers", "oidc", "llm.rate_limit"))
 """Settings that are read as one value, since what is below them is named by the user."""
 
 
@@ -410,7 +491,7 @@ def _leaves(settings: Any, prefix: str = "") -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for item in fields(settings):
         value = getattr(settings, item.name)
-        nested = is_dataclass(value)
+        nested = is_dataclass(value) and item.default is MISSING
         found += _leaves(value, f"{prefix}{item.name}.") if nested else [(prefix + item.name, value)]
     return found
 
@@ -424,6 +505,8 @@ def _parsed(text: str) -> object:
 
 def _as_text(value: Any) -> str:
     """What `_from_environment` reads back."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return json.dumps(asdict(value))
     if isinstance(value, (Mapping, tuple)):
         return json.dumps(
             {name: asdict(item) for name, item in value.items()} if isinstance(value, Mapping) else value,
@@ -434,7 +517,7 @@ def _as_text(value: Any) -> str:
 def _secrets_in(settings: Any) -> Iterator[str]:
     for item in fields(settings):
         value = getattr(settings, item.name)
-        if is_dataclass(value):
+        if is_dataclass(value) and item.default is MISSING:
             yield from _secrets_in(value)
         elif "named" in item.metadata:
             for one in value.values():

@@ -3,6 +3,7 @@
 lock         held (flock) by the process that runs the folder's servers
 up.json      where that process is to be reached; private, for it has the servers' passwords
 admin-key    the API's bearer key, if none was configured
+vault-key    what secrets are encrypted with, likewise
 logs/        one file a process
 postgres/, valkey/, sockets/   the embedded servers'
 """
@@ -14,11 +15,13 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
 from orchestrator.errors import ConfigurationError
+from orchestrator.vault import new_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +91,27 @@ class DataFolder:
 
     def admin_key(self, configured: str = "", *, create: bool = False) -> str:
         """`configured`, else the folder's key, else (with `create`) a new one. "" if there is none."""
-        if configured:
-            return configured
+        return configured or self._kept_key(
+            self.key_file, "ORCHESTRATOR_ADMIN_KEY", (lambda: secrets.token_urlsafe(32)) if create else None
+        )
+
+    def vault_key(self, configured: str = "") -> str:
+        """`configured`, else the folder's key for secrets, else a new one."""
+        return configured or self._kept_key(self.path / "vault-key", "ORCHESTRATOR_VAULT_KEY", new_key)
+
+    def _kept_key(self, file: Path, variable: str, make: Callable[[], str] | None) -> str:
         try:
-            key = self.key_file.read_text(encoding="ascii").strip()
+            key = file.read_text(encoding="ascii").strip()
         except FileNotFoundError:
             key = ""
         except OSError as error:
             raise ConfigurationError(
-                f"cannot read the key file {self.key_file}: {error.strerror}. Set ORCHESTRATOR_ADMIN_KEY, or "
-                "run as the user that started the service."
+                f"cannot read the key file {file}: {error.strerror}. Set {variable}, or run as the user that started "
+                "the service."
             ) from error
-        if not key and create:
-            key = secrets.token_urlsafe(32)
-            _write_private(self.key_file, key + "\n")
+        if not key and make is not None:
+            key = make()
+            _write_private(file, key + "\n")
         return key
 
     @property

@@ -99,6 +99,9 @@ class Supervisor:
         settings = self._settings
         key = self._folder.admin_key(settings.admin_key, create=True)
         settings = replace(settings, admin_key=key, port=self._choose_port(), data_dir=str(settings.data_path))
+        if not settings.vault.key_file:
+            vault = replace(settings.vault, key=self._folder.vault_key(settings.vault.key))
+            settings = replace(settings, vault=vault)
         # The children run in the data folder, so what was relative to this process's folder is made absolute.
         executor = replace(settings.executor, scripts_dir=str(settings.scripts_path))
         self._settings = settings = replace(settings, executor=executor)

@@ -17,13 +17,15 @@ from typing import Any, TypeVar
 import psutil
 from flask.testing import FlaskClient
 
-from orchestrator.config import BrokerSettings, DatabaseSettings, Settings, environment_of
+from orchestrator.config import BrokerSettings, DatabaseSettings, Settings, VaultSettings, environment_of
 from orchestrator.embedded import Embedded, embedded_servers
 from orchestrator.store import Store, executions
 from orchestrator.store.migrate import migrate
+from orchestrator.vault import new_key
 
 T = TypeVar("T")
 KEY = "the-tests-own-key"
+VAULT_KEY = new_key()
 _TESTS = Path(__file__).parent
 TERMINAL = ("completed", "failed", "cancelled")
 
@@ -188,6 +190,7 @@ def deployed(
             plugins="sample_steps",
             database=DatabaseSettings(url=servers.database_url),
             broker=BrokerSettings(url=servers.broker_url),
+            vault=VaultSettings(key=VAULT_KEY),
         )
         scheduling = replace(settings.scheduler, **({"poll_interval": 0.2, "max_concurrent": 100_000} | scheduler))
         # Tests of the engine speak with their scripts through files.

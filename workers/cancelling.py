@@ -69,7 +69,7 @@ def _attempt(process: WorkerProcess, wanted: Cancellation, execution: Locked) ->
             None,
         ),
         catalogue=process.programs.catalogue,
-        secrets=process.secrets,
+        secrets=process.secrets.of(execution.workflow_id),
         seen={},
         ends_at=None,
         watch=process.watch,

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -26,10 +27,10 @@ from orchestrator.errors import StepFailed
 from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus, StepStatus
 from orchestrator.plugins import ExecutionEvent, StepEvent, load_plugins
 from orchestrator.store import Store, executions
-from orchestrator.store.session import to_json
+from orchestrator.store.session import DatabaseAway, to_json
 from orchestrator.store.steps import Claim, ExecutionFacts
 from workers.attempt import Skipped
-from workers.secrets import Secrets
+from workers.secrets import SecretSource
 from workers.steps.contract import Done, Spawn, Wait
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ _ARGUMENTS = {
 }
 
 
-def announcer(settings: Settings, store: Store, secrets: Secrets) -> Announcer | None:
+def announcer(settings: Settings, store: Store, secrets: SecretSource) -> Announcer | None:
     """Who tells the plugins of this process; None if none of them wants to be told anything."""
     listeners = _listeners(load_plugins(settings.plugins))
     return Announcer(listeners, store, secrets) if listeners else None
@@ -86,14 +87,14 @@ def _calling(caller: Callable[..., Any], argument: str) -> Callable[[Event], Non
 class Announcer:
     """Makes the events and hands them to the plugins. No method raises or waits for a plugin."""
 
-    def __init__(self, listeners: Sequence[Listener], store: Store, secrets: Secrets) -> None:
+    def __init__(self, listeners: Sequence[Listener], store: Store, secrets: SecretSource) -> None:
         self._listeners = listeners
         self._store = store
         self._secrets = secrets
         self._hooks = frozenset(hook for listener in listeners for hook in listener.hooks)
 
     def execution_began(self, facts: ExecutionFacts) -> None:
-        given = self._secrets.mask(facts.input)
+        given = self._masked(facts.workflow_id, facts.input)
         event = ExecutionEvent(facts.id, facts.workflow_id, facts.version, ExecutionStatus.RUNNING.value, given)
         self.tell("workflow_started", event)
 
@@ -119,10 +120,11 @@ class Announcer:
             return
         if shown is None or shown["status"] not in EXECUTION_TERMINAL:
             return  # deleted; or paused just before it ended: it will end again when it is resumed
-        mask = self._secrets.mask
+        workflow_id = str(shown["workflow_id"])
+        mask = partial(self._masked, workflow_id)
         event = ExecutionEvent(
             execution_id,
-            str(shown["workflow_id"]),
+            workflow_id,
             shown["version"],
             shown["status"],
             mask(shown["input"]),
@@ -131,6 +133,13 @@ class Announcer:
             shown["duration"],
         )
         self.tell("workflow_completed", event)
+
+    def _masked(self, workflow_id: str, value: Any) -> Any:
+        """A value without the secrets that the workflow may name; nothing, if these cannot be had."""
+        try:
+            return self._secrets.of(workflow_id).mask(value)
+        except DatabaseAway:
+            return None
 
     def tell(self, hook: str, event: Event) -> None:
         for listener in self._listeners:

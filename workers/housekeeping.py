@@ -27,7 +27,7 @@ from workers.dispatch import send
 from workers.event_stream import EventStream
 from workers.hooks import announcer
 from workers.process import host_identity
-from workers.secrets import Secrets
+from workers.secrets import SecretSource
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Housekeeper:
     def __init__(self, settings: Settings, node: str) -> None:
         self._store = Store(settings.database)
         self._programs = Programs(load_catalogue(settings.plugins), settings)
-        self._hooks = announcer(settings, self._store, Secrets(also=settings.secrets()))
+        self._hooks = announcer(settings, self._store, SecretSource(settings, self._store))
         self._reconciler = Reconciler(
             self._store,
             self._programs,

@@ -21,6 +21,7 @@ from celery import bootsteps, signals
 
 from orchestrator.config import Settings, load_settings
 from orchestrator.engine.programs import Programs
+from orchestrator.isolation import in_force
 from orchestrator.plugins import load_catalogue
 from orchestrator.processes import conceal
 from orchestrator.store import Store, new_id, recovery, workers
@@ -28,8 +29,7 @@ from workers.app import app
 from workers.dispatch import Doorbell
 from workers.hooks import announcer
 from workers.runner import run_steps
-from workers.secrets import Secrets
-from workers.steps.isolation import in_force
+from workers.secrets import SecretSource
 from workers.stopping import Watch
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class WorkerProcess:
         self.node = node
         self.store = Store(settings.database)
         self.programs = Programs(load_catalogue(settings.plugins), settings)
-        self.secrets = Secrets(also=settings.secrets())
+        self.secrets = SecretSource(settings, self.store)
         self.doorbell = Doorbell()
         self.hooks = announcer(settings, self.store, self.secrets)
         self.watch = Watch(self.store, self.doorbell.ring)

@@ -237,6 +237,7 @@ class Lane:
         while claim is not None:
             step = self.program.scopes.step(claim.path)
             self._heed_phase(claim.path)
+            secrets = self.process.secrets.of(self.facts.workflow_id)
             attempt = Attempt(
                 store=self.store,
                 settings=self.process.settings,
@@ -245,7 +246,7 @@ class Lane:
                 claim=claim,
                 execution=self.facts,
                 catalogue=self.process.programs.catalogue,
-                secrets=self.process.secrets,
+                secrets=secrets,
                 seen=self.seen,
                 ends_at=self.ends_at,
                 watch=self.process.watch,
@@ -255,7 +256,7 @@ class Lane:
                     self.onward.add,
                     self.facts,
                     claim,
-                    self.process.secrets,
+                    secrets,
                 ),
                 # Who wants to be told of each step is told of each.
                 inlines=self.process.hooks is None,

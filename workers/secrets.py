@@ -1,35 +1,61 @@
-"""Secrets, resolved in the worker alone and masked in everything it stores."""
+"""Secrets, resolved in the worker alone and masked in everything it stores.
+
+They come from the backends that `vault.backends` names; of two that know the same name, the one that stands first in
+that list has the word:
+
+- `database`: written through the API, encrypted, in a scope; the narrowest scope has the word.
+- `files`: one file a secret in `vault.folder`, as Kubernetes mounts them.
+- `environment`: `secrets.api_token` is ORCHESTRATOR_SECRET_API_TOKEN of the worker.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from orchestrator.config import Settings
+from orchestrator.errors import TemplateError
+from orchestrator.store import Store
+from orchestrator.store import secrets as stored_secrets
+from orchestrator.vault import Unreadable, Vault, open_vault
+
+logger = logging.getLogger(__name__)
 
 _PREFIX = "ORCHESTRATOR_SECRET_"
 MASK = "***"
 # A secret this short would turn every text that happens to hold it into stars.
 _SHORTEST_MASKED = 4
+FRESH = 5.0
+"""Seconds after which what was read is read anew: as long a secret that was changed may still be used."""
+_KEPT = 1000
+"""Workflows whose secrets a process has at hand."""
 
 
 class Secrets(Mapping[str, str]):
-    """`secrets.api_token` is the environment variable ORCHESTRATOR_SECRET_API_TOKEN of the worker."""
+    """What the templates of one workflow see as `secrets`; names are in lower case."""
 
-    def __init__(self, environ: Mapping[str, str] | None = None, also: Iterable[str] = ()) -> None:
-        """`also` are texts that are no one's to name, but are masked as well: the secrets of the settings."""
-        environ = os.environ if environ is None else environ
-        self._values = {
-            name.removeprefix(_PREFIX).lower(): value for name, value in environ.items() if name.startswith(_PREFIX)
-        }
+    def __init__(
+        self, values: Mapping[str, str], also: Iterable[str] = (), unreadable: Mapping[str, str] | None = None
+    ) -> None:
+        """`also` are texts that are no one's to name, but are masked as well: the secrets of the settings. `unreadable`
+        says of others why they cannot be had."""
+        self._values = dict(values)
+        self._unreadable = unreadable or {}
         # The longest first: a secret that is a part of another one must not leave the rest of it standing.
-        self._masked = sorted(
-            {value for value in (*self._values.values(), *also) if len(value) >= _SHORTEST_MASKED},
-            key=len,
-            reverse=True,
-        )
+        masked = sorted({text for text in (*values.values(), *also) if len(text) >= _SHORTEST_MASKED}, key=len)
+        self._pattern = re.compile("|".join(re.escape(text) for text in reversed(masked))) if masked else None
 
     def __getitem__(self, name: str) -> str:
-        return self._values[name.lower()]
+        name = name.lower()
+        if name in self._unreadable:
+            raise TemplateError(f"the secret {name!r} cannot be read: {self._unreadable[name]}")
+        return self._values[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -39,14 +65,88 @@ class Secrets(Mapping[str, str]):
 
     def mask(self, value: Any) -> Any:
         """`value` with every secret in its texts (keys included) replaced; the same object if there are none."""
-        if not self._masked:
-            return value
-        if isinstance(value, str):
-            for secret in self._masked:
-                value = value.replace(secret, MASK)
-            return value
-        if isinstance(value, Mapping):
-            return {self.mask(key): self.mask(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self.mask(item) for item in value]
-        return value
+        return value if self._pattern is None else _masked(value, self._pattern)
+
+
+def _masked(value: Any, pattern: re.Pattern[str]) -> Any:
+    if isinstance(value, str):
+        return pattern.sub(MASK, value)
+    if isinstance(value, Mapping):
+        return {_masked(key, pattern): _masked(item, pattern) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_masked(item, pattern) for item in value]
+    return value
+
+
+class SecretSource:
+    """Where a process has secrets from."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._store = store
+        self._settings = settings.vault
+        self._vault = open_vault(settings.vault)
+        self._also = settings.secrets()
+        self._kept: dict[str | None, tuple[float, Secrets]] = {}
+        self._lock = threading.Lock()
+
+    def of(self, workflow_id: str | None) -> Secrets:
+        """What the steps of a workflow may name; None: what belongs to no workflow or project. Raises what the
+        database raises when it is away."""
+        now = time.monotonic()
+        with self._lock:
+            kept = self._kept.get(workflow_id)
+        if kept is not None and now < kept[0]:
+            return kept[1]
+        read = self._read(workflow_id)
+        with self._lock:
+            if len(self._kept) >= _KEPT:
+                self._kept.clear()
+            self._kept[workflow_id] = (now + FRESH, read)
+        return read
+
+    def _read(self, workflow_id: str | None) -> Secrets:
+        values: dict[str, str] = {}
+        unreadable: dict[str, str] = {}
+        for backend in reversed(self._settings.backends):
+            if backend == "database":
+                self._from_database(workflow_id, values, unreadable)
+            else:
+                found = _from_files(self._settings.folder) if backend == "files" else from_environment(os.environ)
+                values |= found
+                unreadable = {name: why for name, why in unreadable.items() if name not in found}
+        return Secrets(values, self._also, unreadable)
+
+    def _from_database(self, workflow_id: str | None, values: dict[str, str], unreadable: dict[str, str]) -> None:
+        with self._store.single() as connection:
+            for stored in stored_secrets.seen_by(connection, workflow_id):
+                try:
+                    values[stored.name] = _opened(self._vault, stored)
+                    unreadable.pop(stored.name, None)
+                except Unreadable as error:
+                    values.pop(stored.name, None)
+                    unreadable[stored.name] = str(error)
+                    logger.warning("the secret %s (%s) cannot be read: %s", stored.name, stored.id, error)
+
+
+def _opened(vault: Vault | None, stored: stored_secrets.Stored) -> str:
+    if vault is None:
+        raise Unreadable("this worker has no key; set ORCHESTRATOR_VAULT_KEY, or vault.key_file")
+    return vault.open(stored.sealed, stored.bound_to)
+
+
+def from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name.removeprefix(_PREFIX).lower(): value for name, value in environ.items() if name.startswith(_PREFIX)}
+
+
+def _from_files(folder: str) -> dict[str, str]:
+    """Kubernetes keeps what it mounts in folders whose names begin with a dot, and links to them."""
+    if not folder:
+        return {}
+    found = {}
+    try:
+        for file in Path(folder).expanduser().iterdir():
+            if not file.name.startswith(".") and file.is_file():
+                found[file.name.lower()] = file.read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        logger.warning("the secrets in %s (vault.folder) cannot be read: %s", folder, error)
+    return found

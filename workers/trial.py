@@ -13,8 +13,9 @@ from orchestrator.engine.programs import Program
 from orchestrator.engine.start import check_payload
 from orchestrator.engine.trying import GRACE, Trial
 from orchestrator.errors import InputError, StepFailed
-from orchestrator.store import step_tests
+from orchestrator.store import rate_line, step_tests
 from orchestrator.store.logs import LogLine
+from orchestrator.store.rates import Rate
 from orchestrator.store.steps import Claim, ExecutionFacts
 from workers.attempt import Attempt, Prepared, Skipped
 from workers.secrets import Secrets
@@ -73,7 +74,7 @@ def _attempt(process: WorkerProcess, id: str, trial: Trial, ends_at: float) -> _
         claim=Claim(id, _STEP_ID, attempt=1, losses=0, token=id),
         execution=ExecutionFacts(id, "", 1, trial.input, 5, None, None),
         catalogue=process.programs.catalogue,
-        secrets=process.secrets,
+        secrets=process.secrets.of(None),
         seen={},
         ends_at=ends_at,
         watch=_Unwatched(),
@@ -108,6 +109,10 @@ class _Attempt(Attempt):
 
     def _take_signal(self, name: str) -> None:
         """Nobody sends one to a trial."""
+
+    def _may_begin(self, rate: Rate) -> bool:
+        """A trial does not stand in the line: whoever asked for it may ask again."""
+        return rate_line.take(self.store, rate, self.claim.id, joins=False)
 
     def _evaluate(self, prepared: Prepared, context: Mapping[str, Any], field: str, **names: Any) -> Any:
         return prepared.config.deferred[field].render({**context, **names})

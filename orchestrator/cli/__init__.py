@@ -8,6 +8,7 @@ from orchestrator.cli.demo import demo
 from orchestrator.cli.migrate import migrate
 from orchestrator.cli.run import run
 from orchestrator.cli.schema import schema
+from orchestrator.cli.secrets import secrets
 from orchestrator.cli.up import up
 from orchestrator.cli.validate import validate
 
@@ -49,5 +50,5 @@ def main() -> None:
     """
 
 
-for command in (up, run, validate, schema, migrate, demo):
+for command in (up, run, validate, schema, secrets, migrate, demo):
     main.add_command(command)

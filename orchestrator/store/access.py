@@ -35,6 +35,9 @@ PROJECT_OF: Mapping[str, str] = {
     "WHERE e.id = %(id)s::uuid",
     "step execution": "SELECT w.project_id::text FROM step_executions s JOIN executions e ON e.id = s.execution_id "
     "JOIN workflows w ON w.id = e.workflow_id WHERE s.id = %(id)s::uuid",
+    # One that everybody may name belongs to none, and is found by whoever may change it.
+    "secret": "SELECT coalesce(s.project_id, w.project_id)::text FROM secrets s LEFT JOIN workflows w "
+    "ON w.id = s.workflow_id WHERE s.id = %(id)s::uuid",
     "trigger": "SELECT w.project_id::text FROM triggers t JOIN workflows w ON w.id = t.workflow_id "
     "WHERE t.id = %(id)s::uuid",
 }

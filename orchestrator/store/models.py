@@ -178,6 +178,10 @@ executions = sa.Table(
     sa.Column("held", sa.Boolean, nullable=False, server_default=sa.false(), comment="by a limit of its own"),
     sa.Column("limit_keys", ARRAY(sa.Text), comment="what the limits are counted by that it runs under"),
     sa.Column("limits", ARRAY(sa.Integer), comment="as many may run at a time, for each of limit_keys"),
+    sa.Column("rate_key", sa.Text, comment="what its rate limit is counted by: rate_limit in rate_per seconds"),
+    sa.Column("rate_limit", sa.Integer),
+    sa.Column("rate_per", sa.Double),
+    sa.Column("paced", sa.Boolean, nullable=False, server_default=sa.false(), comment="held, and by its rate limit"),
     sa.Column("outcome", sa.Text, comment="what it ends as, once the steps have run that run at its end"),
     sa.Column("parent_step_id", _Id, comment="the step execution that started it"),
     sa.Column("depth", sa.SmallInteger, nullable=False, server_default="0", comment="parents above it"),
@@ -229,6 +233,19 @@ executions = sa.Table(
         "limit_keys",
         postgresql_using="gin",
         postgresql_where=sa.text("status = 'queued' AND admitted_at IS NULL AND held"),
+    ),
+    sa.Index(
+        "ix_executions_paced",
+        "rate_key",
+        sa.text("priority DESC"),
+        "turn",
+        "id",
+        postgresql_where=sa.text("status = 'queued' AND admitted_at IS NULL AND paced"),
+    ),
+    sa.Index(
+        "ix_executions_backlog_of_rate",
+        "rate_key",
+        postgresql_where=sa.text("status = 'queued' AND admitted_at IS NULL AND NOT held AND rate_key IS NOT NULL"),
     ),
     # What a trigger that must not overlap itself asks.
     sa.Index(
@@ -310,6 +327,29 @@ step_executions = sa.Table(
     postgresql_with={"fillfactor": "70"},
 )
 
+rate_uses = sa.Table(
+    "rate_uses",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("used_at", _Time, nullable=False),
+    sa.Column("expires_at", _Time, nullable=False, index=True),
+    comment="What rate limits are counted from: a row a use, until its window is over.",
+)
+
+rate_line = sa.Table(
+    "rate_line",
+    metadata,
+    sa.Column("step_execution_id", _Id, primary_key=True),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("place", sa.BigInteger, sa.Identity(), nullable=False),
+    sa.Column("rate_limit", sa.Integer, nullable=False),
+    sa.Column("rate_per", sa.Double, nullable=False),
+    sa.Index("ix_rate_line_key_place", "key", "place"),
+    # No foreign key: whoever deletes steps would pay for it.
+    comment="Steps that wait for the rate limit of a connection, in their order; those that have ended do not count.",
+)
+
 signals = sa.Table(
     "signals",
     metadata,
@@ -319,7 +359,7 @@ signals = sa.Table(
     sa.Column("payload", JSONB),
     sa.Column("sent_at", _Time, nullable=False, server_default=_now),
     sa.Column("taken_by", _Id, comment="the step execution that it woke; NULL until one asks for it"),
-    sa.Index("ix_signals_untaken", "execution_id", "name", "id", postgresql_where=sa.text("taken_by IS NULL")),
+    sa.Index("ix_signals_execution_id_name", "execution_id", "name", "taken_by", "id"),
 )
 
 cancellations = sa.Table(

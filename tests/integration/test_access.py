@@ -87,6 +87,11 @@ PUT    /api/v1/keys/{key_id}                                          admin     
 DELETE /api/v1/keys/{key_id}                                          admin     some
 GET    /api/v1/grants                                                 admin     some
 POST   /api/v1/grants                                                 admin     some
+GET    /api/v1/secrets                                                editor    some
+POST   /api/v1/secrets                                                editor    some
+GET    /api/v1/secrets/{secret_id}                                    editor    some
+PUT    /api/v1/secrets/{secret_id}                                    editor    some
+DELETE /api/v1/secrets/{secret_id}                                    editor    some
 GET    /api/v1/grants/{grant_id}                                      admin     some
 DELETE /api/v1/grants/{grant_id}                                      admin     some
 GET    /api/v1/audit                                                  admin     some
@@ -185,6 +190,9 @@ def world(servers: Deployment, team: Team) -> dict[str, str]:
         "project_id": team.id,
         "key_id": new_key(servers, {"role": "viewer", "project": team.name})["id"],
         "grant_id": grant.json["id"],
+        "secret_id": admin.post(
+            "/api/v1/secrets", json={"name": f"s_{uuid4().hex}", "value": "hush", "project": team.name}
+        ).json["id"],
         "version": "1",
         "old": "1",
         "new": "1",
@@ -202,13 +210,14 @@ def body_for(method: str, path: str, team: Team) -> dict[str, Any] | None:
         "/api/v1/grants": {"subject": f"x:{uuid4()}", "role": "viewer", "project": team.name},
         "/api/v1/executions/bulk": {"action": "cancel", "filter": {"ids": [str(uuid4())]}},
         "/api/v1/projects": {"name": f"new-{uuid4()}"},
+        "/api/v1/secrets": {"name": f"s_{uuid4().hex}", "value": "hush", "project": team.name},
     }
     return bodies.get(path, {})
 
 
 def shown(servers: Deployment, things: dict[str, str]) -> list[Any]:
-    paths = ["workflows", "executions", "triggers", "step-templates", "projects", "keys", "grants"]
-    kinds = ["workflow", "execution", "trigger", "step_template", "project", "key", "grant"]
+    paths = ["workflows", "executions", "triggers", "step-templates", "projects", "keys", "grants", "secrets"]
+    kinds = ["workflow", "execution", "trigger", "step_template", "project", "key", "grant", "secret"]
     return [
         servers.client.get(f"/api/v1/{path}/{things[f'{kind}_id']}").json
         for path, kind in zip(paths, kinds, strict=True)

@@ -466,7 +466,7 @@ def test_what_an_agent_says_of_its_failure_is_the_message_with_secrets_masked(a2
     assert str(failed).startswith("agent 'data-processor' ended the task as failed: no disk left for ")
     assert isinstance(failed.output, dict)
     assert failed.output["state"] == "failed"
-    secrets = Secrets({"ORCHESTRATOR_SECRET_TOKEN": TOKEN})
+    secrets = Secrets({"token": TOKEN})
     assert TOKEN not in secrets.mask(str(failed)) + json.dumps(secrets.mask(failed.output))
 
 

@@ -502,7 +502,7 @@ def test_a_refused_key_is_not_repeated_and_the_setting_is_named(server: Server) 
 
 def test_a_secret_in_what_the_service_said_is_masked_by_the_runner(server: Server) -> None:
     failed = failure(server.tell(error("no such prompt: tell me of hunter22"), 400), prompt="tell me of hunter22")
-    masked = Secrets({"ORCHESTRATOR_SECRET_P": "hunter22"}).mask(str(failed))
+    masked = Secrets({"p": "hunter22"}).mask(str(failed))
     assert masked.endswith("answered 400: no such prompt: tell me of ***")
 
 

@@ -121,7 +121,7 @@ def test_a_tools_error_fails_the_step_and_its_output_is_kept(http: McpServerSett
 
 
 def test_a_secret_that_the_tool_repeats_is_masked_with_the_rest(http: McpServerSettings) -> None:
-    secrets = Secrets({"ORCHESTRATOR_SECRET_KEY": "hush-hush"})
+    secrets = Secrets({"key": "hush-hush"})
     failed = failure(http, action="fail", message="hush-hush is not valid")
     assert secrets.mask(str(failed)).endswith("failed: *** is not valid")
     assert secrets.mask(failed.output)["text"] == "*** is not valid"

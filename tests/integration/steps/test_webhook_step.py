@@ -188,7 +188,7 @@ def test_neither_the_secret_nor_the_query_is_in_a_message(receiver: Receiver) ->
 def test_a_secret_that_the_receiver_repeats_is_masked_as_any_other(receiver: Receiver) -> None:
     receiver.answers["/status/401"] = f"wrong secret {SECRET}".encode()
     failed = failure(f"{receiver.url}/status/401", secret=SECRET)
-    secrets = Secrets({"ORCHESTRATOR_SECRET_HOOK": SECRET})
+    secrets = Secrets({"hook": SECRET})
     assert secrets.mask(str(failed)).endswith("wrong secret ***")
     assert secrets.mask(failed.output)["body"] == "wrong secret ***"
 
