@@ -402,6 +402,10 @@ class HealthOut(Schema):
     status = fields.String(validate=validate.OneOf(["healthy", "unhealthy"]))
     checks = fields.Dict(keys=fields.String(), values=fields.String())
     stats = fields.Dict(keys=fields.String(), values=fields.Integer())
+    script_isolation = fields.String(
+        validate=validate.OneOf(["bubblewrap", "limits"]),
+        metadata={"description": "what scripts run in, as found on the machine that answers"},
+    )
 
 
 class SignalIn(_In):

@@ -8,7 +8,7 @@ import pytest
 from deployment import Deployment, deployed
 
 from orchestrator.config import Settings
-from workers.steps.isolation import in_force
+from orchestrator.isolation import in_force
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

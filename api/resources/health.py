@@ -11,6 +11,7 @@ from api.body import Blueprint
 from api.schemas import HealthOut
 from api.service import service
 from orchestrator.engine.reconcile import DUTY
+from orchestrator.isolation import in_force
 from orchestrator.store import executions, workers, workflows
 
 logger = logging.getLogger(__name__)
@@ -22,10 +23,18 @@ blueprint = Blueprint("health", __name__, description="Health")
 @blueprint.alt_response(503, schema=HealthOut)
 @blueprint.doc(security=[])
 def health() -> Response:
-    """`scheduler` is whoever reconciles and fires timers, `executor` the worker processes."""
+    """`scheduler` is whoever reconciles and fires timers, `executor` the worker processes. `script_isolation` is what
+    scripts would run in on the machine that answers: `bubblewrap`, or `limits` alone."""
     checks, stats = _looked_at()
     healthy = all(check == "ok" for check in checks.values())
-    response = jsonify({"status": "healthy" if healthy else "unhealthy", "checks": checks, "stats": stats})
+    response = jsonify(
+        {
+            "status": "healthy" if healthy else "unhealthy",
+            "checks": checks,
+            "stats": stats,
+            "script_isolation": in_force(service().settings).mode,
+        }
+    )
     response.status_code = 200 if healthy else 503
     return response
 

@@ -545,7 +545,7 @@ def test_health_is_as_specified_and_needs_no_key(deployment: Deployment) -> None
     wait_until(lambda: client.get("/health").status_code == 200, what="health")
     answer = client.get("/health")
     assert answer.content_type == "application/json"
-    assert list(answer.json) == ["status", "checks", "stats"]
+    assert list(answer.json) == ["status", "checks", "stats", "script_isolation"]
     assert answer.json["status"] == "healthy"
     assert answer.json["checks"] == {"database": "ok", "scheduler": "ok", "executor": "ok"}
     assert list(answer.json["stats"]) == [

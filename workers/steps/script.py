@@ -17,10 +17,10 @@ import orjson
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
 from orchestrator.errors import StepFailed, StepTimeout
+from orchestrator.isolation import Isolation, enclosure, in_force
 from workers.steps import processes
 from workers.steps.contract import Done, QueueClass, StepContext, StepType
 from workers.steps.fields import Duration, Text
-from workers.steps.isolation import Isolation, enclosure, in_force
 from workers.steps.program_output import LastLine, LogBudget, LogLines, clean
 
 _SUFFIXES = {".py": "python", ".js": "node", ".mjs": "node", ".cjs": "node", ".sh": "bash"}
@@ -36,7 +36,7 @@ class Script(StepType):
     """The program reads the step's input as JSON from stdin. Its result is what it wrote to the file that
     ORCHESTRATOR_RESULT names, else the last line it printed: JSON, or a text if it is not JSON; null if there
     is neither. What it prints becomes log lines, those of stderr as warnings. Where bubblewrap works, it sees no
-    more than `isolation` says, and a network only with `network: true`.
+    more than `orchestrator.isolation` says, and a network only with `network: true`.
 
     Output: `result`, `exit_code`. An exit code other than 0 fails the attempt with kind `script` (`memory`,
     when that ran out). It runs in an empty folder that is removed afterwards, with an environment of its own,

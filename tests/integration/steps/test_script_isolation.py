@@ -12,6 +12,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ import pytest
 from deployment import Deployment, wait_until
 from performing import context_of
 
+from api import create_app
+from orchestrator import isolation
 from orchestrator.config import ExecutorSettings, Settings
 from orchestrator.errors import StepFailed
-from workers.steps import isolation
-from workers.steps.isolation import in_force
+from orchestrator.isolation import in_force
 from workers.steps.processes import MARKER, mark_of
 from workers.steps.script import Script
 
@@ -345,6 +347,13 @@ def test_within_limits_the_environment_of_a_concealed_process_cannot_be_read(ser
         found = service.run(READ, *files, mode="limits")
         process.communicate(b"\n")
     assert found == ["PermissionError"] * len(files)
+
+
+@pytest.mark.parametrize("mode", ["auto", "limits"])
+def test_health_shows_what_scripts_run_in(servers: Deployment, mode: str) -> None:
+    settings = replace(servers.settings, executor=ExecutorSettings(isolation=mode))
+    answer = create_app(settings).test_client().get("/health").json
+    assert answer["script_isolation"] == in_force(settings).mode
 
 
 def test_a_worker_says_how_scripts_are_isolated_and_conceals_itself(deployment: Deployment) -> None:

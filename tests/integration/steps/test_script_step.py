@@ -22,7 +22,7 @@ from performing import context_of
 
 from orchestrator.config import ExecutorSettings, Settings
 from orchestrator.errors import StepFailed, StepTimeout
-from workers.steps.isolation import in_force
+from orchestrator.isolation import in_force
 from workers.steps.processes import MARKER, kill_all, mark_of, new_mark
 from workers.steps.script import Script
 
