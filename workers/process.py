@@ -29,7 +29,7 @@ from workers.app import app
 from workers.dispatch import Doorbell
 from workers.hooks import announcer
 from workers.runner import run_steps
-from workers.secrets import Secrets
+from workers.secrets import SecretSource
 from workers.stopping import Watch
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class WorkerProcess:
         self.node = node
         self.store = Store(settings.database)
         self.programs = Programs(load_catalogue(settings.plugins), settings)
-        self.secrets = Secrets(also=settings.secrets())
+        self.secrets = SecretSource(settings, self.store)
         self.doorbell = Doorbell()
         self.hooks = announcer(settings, self.store, self.secrets)
         self.watch = Watch(self.store, self.doorbell.ring)
