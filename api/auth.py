@@ -1,7 +1,7 @@
-"""Who calls: the admin key of the settings, or an API key, as the bearer of a request.
+"""Who calls: the admin key of the settings, an API key, or a token of an OpenID Connect issuer, as a request's bearer.
 
-What a key was found to be is believed for KEPT seconds by each process, so that a request costs a hash and a look into
-a dict; so a key that is revoked, or whose grants change, is what it was for as long and no longer.
+What a bearer was found to be is believed for KEPT seconds by each process, so that a request costs a hash and a look
+into a dict; a key that is revoked, or whose grants change, is what it was for as long and no longer.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from werkzeug.exceptions import Unauthorized
 
+from api.oidc import Issuers
 from orchestrator.access import Principal, Role
 from orchestrator.config import Settings
 from orchestrator.datafolder import DataFolder
@@ -46,6 +47,7 @@ class Authenticator:
             raise ConfigurationError("there is no API key; set ORCHESTRATOR_ADMIN_KEY, or start with `orchestrator up`")
         self._admin = access.digest(key)
         self._store = store
+        self._issuers = Issuers(settings.oidc, store) if settings.oidc else None
         self._known: dict[bytes, tuple[float, Principal]] = {}
         self._lock = threading.Lock()
 
@@ -65,6 +67,8 @@ class Authenticator:
         return self._remember(digest, self._prove(token, digest))
 
     def _prove(self, token: str, digest: bytes) -> Proof:
+        if self._issuers is not None and token.count(".") == 2:
+            return Proof(*self._issuers.prove(token))
         if not _KEY.fullmatch(token):
             raise Unauthorized("this is no API key; send the header 'Authorization: Bearer KEY' with one")
         with self._store.single() as connection:

@@ -14,7 +14,7 @@ from flask import Response, request
 from flask_smorest import Api
 from flask_smorest.utils import prepare_response
 from marshmallow import Schema, fields
-from werkzeug.exceptions import BadRequest, HTTPException
+from werkzeug.exceptions import BadRequest, HTTPException, ServiceUnavailable
 from werkzeug.http import HTTP_STATUS_CODES
 
 from orchestrator.definition.paths import join
@@ -95,7 +95,7 @@ class ProblemApi(Api):
 
     def handle_http_exception(self, error: HTTPException) -> Response:
         status = error.code or 500
-        if status >= 500:
+        if status >= 500 and not isinstance(error, ServiceUnavailable):
             # Flask has logged what raised it.
             return problem(status, "the service failed on this request; its log says why")
         messages = (getattr(error, "data", None) or {}).get("messages") or {}

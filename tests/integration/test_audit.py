@@ -1,0 +1,220 @@
+"""The audit log: what was done and refused, who reads it, and that nobody changes it."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+from deployment import KEY, Deployment
+from flask.testing import FlaskClient
+
+from api import audit as recording
+from api import create_app
+
+NOOP = {"steps": [{"id": "only", "type": "noop", "config": {"value": 1}}]}
+
+
+def with_key(servers: Deployment, key: str) -> FlaskClient:
+    client = servers.client.application.test_client()
+    client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {key}"
+    client.environ_base["HTTP_IF_MATCH"] = "*"
+    return client
+
+
+def new_key(servers: Deployment, *grants: dict[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = servers.client.post("/api/v1/keys", json={"name": "k", "grants": list(grants)}).json
+    return made
+
+
+def new_project(servers: Deployment) -> str:
+    name: str = servers.client.post("/api/v1/projects", json={"name": f"team-{uuid4()}"}).json["name"]
+    return name
+
+
+def entries(client: FlaskClient, **query: Any) -> list[dict[str, Any]]:
+    answer = client.get("/api/v1/audit", query_string={"sort": "at", "limit": 200, **query})
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, Any]] = answer.json["items"]
+    return found
+
+
+def stranger(servers: Deployment) -> FlaskClient:
+    """From a process of its own, which has not been flooded yet."""
+    return create_app(servers.settings).test_client()
+
+
+def test_a_change_is_kept_with_who_from_where_before_and_after(servers: Deployment) -> None:
+    key = new_key(servers, {"role": "editor"})
+    client = with_key(servers, key["key"])
+    made = client.post("/api/v1/workflows", json={"name": "first", "definition": NOOP}).json
+    asked = {"X-Request-ID": f"r-{uuid4()}", "User-Agent": "tests/1"}
+    client.put(f"/api/v1/workflows/{made['id']}", json={"name": "second"}, headers=asked)
+    client.delete(f"/api/v1/workflows/{made['id']}")
+    created, updated, deleted = entries(servers.client, object_id=made["id"])
+    assert [e["action"] for e in (created, updated, deleted)] == [
+        "workflow.create", "workflow.update", "workflow.delete",
+    ]  # fmt: skip
+    assert (created["before"], created["after"]["name"], created["status"]) == (None, "first", 201)
+    assert (updated["before"]["name"], updated["after"]["name"]) == ("first", "second")
+    assert (deleted["before"]["name"], deleted["after"]) == ("second", None)
+    for entry in (created, updated, deleted):
+        assert (entry["actor_kind"], entry["actor_id"], entry["actor_name"]) == ("key", key["id"], "k")
+        assert entry["object_kind"] == "workflow"
+        assert entry["project_id"] is not None
+        assert entry["address"] == "127.0.0.1"
+    assert (updated["request_id"], updated["user_agent"]) == (asked["X-Request-ID"], "tests/1")
+
+
+def test_an_answer_names_the_request_as_the_log_does(servers: Deployment) -> None:
+    answer = servers.client.post("/api/v1/projects", json={"name": f"p-{uuid4()}"})
+    (entry,) = entries(servers.client, request_id=answer.headers["X-Request-ID"])
+    assert (entry["action"], entry["object_id"]) == ("project.create", answer.json["id"])
+    odd = servers.client.get("/api/v1/me", headers={"X-Request-ID": "x" * 500})
+    assert odd.headers["X-Request-ID"] != "x" * 500
+
+
+def test_what_somebody_starts_is_kept_with_what_came_of_it(servers: Deployment) -> None:
+    workflow = servers.create(NOOP)
+    execution = servers.execute(workflow)
+    servers.client.post(f"/api/v1/executions/{execution}/cancel")
+    (started,) = entries(servers.client, object_id=workflow, action="workflow.execute")
+    assert started["after"] == {"execution_id": execution}
+    (cancelled,) = entries(servers.client, object_id=execution)
+    assert (cancelled["before"]["status"], cancelled["after"]["status"]) == ("queued", "cancelled")
+    assert "input" not in cancelled["before"]
+
+
+def test_reading_and_what_came_to_nothing_is_not_kept(servers: Deployment) -> None:
+    workflow = servers.create(NOOP)
+    servers.client.get(f"/api/v1/workflows/{workflow}")
+    servers.client.put(f"/api/v1/workflows/{workflow}", json={"name": 5})
+    servers.client.post(f"/api/v1/workflows/{workflow}/resume")
+    assert [entry["action"] for entry in entries(servers.client, object_id=workflow)] == ["workflow.create"]
+
+
+@pytest.mark.parametrize(
+    "statement", ["UPDATE audit_log SET action = 'nothing'", "DELETE FROM audit_log", "TRUNCATE audit_log"]
+)
+def test_the_database_refuses_to_change_the_log(servers: Deployment, statement: str) -> None:
+    ((before,),) = servers.sql("SELECT count(*) FROM audit_log")
+    with pytest.raises(sa.exc.DBAPIError, match="append-only"):
+        servers.sql(statement)
+    assert servers.sql("SELECT count(*) FROM audit_log") == [(before,)]
+
+
+def test_attempts_to_get_in_are_kept(servers: Deployment) -> None:
+    mine, theirs = new_project(servers), new_project(servers)
+    foreign = servers.client.post("/api/v1/workflows", json={"name": "w", "definition": NOOP, "project": theirs}).json
+    key = new_key(servers, {"role": "viewer", "project": mine})
+    revoked = new_key(servers, {"role": "admin"})
+    servers.client.delete(f"/api/v1/keys/{revoked['id']}")
+    client = stranger(servers)
+    since = datetime.now(UTC).isoformat()
+    as_key = {"Authorization": f"Bearer {key['key']}"}
+    client.get("/api/v1/workflows")
+    client.get("/api/v1/workflows", headers={"Authorization": "Bearer wrong"})
+    client.get("/api/v1/workflows", headers={"Authorization": f"Bearer {revoked['key']}"})
+    client.delete(f"/api/v1/workflows/{foreign['id']}", headers=as_key)
+    client.post("/api/v1/workflows", json={"name": "w", "definition": NOOP}, headers=as_key)
+    client.get(f"/api/v1/workflows/{uuid4()}", headers=as_key)  # there is no such thing: no attempt
+    kept = entries(servers.client, since=since, denied="true")
+    assert [(e["actor_kind"], e["action"], e["status"]) for e in kept] == [
+        ("anonymous", "GET /api/v1/workflows", 401),
+        ("anonymous", "GET /api/v1/workflows", 401),
+        ("anonymous", "GET /api/v1/workflows", 401),
+        ("key", "workflow.delete", 404),
+        ("key", "workflow.create", 403),
+    ]
+    assert "revoked" in kept[2]["detail"]
+    assert (kept[3]["object_id"], kept[3]["actor_id"]) == (foreign["id"], key["id"])
+    assert "role editor" in kept[4]["detail"]
+
+
+def test_nobody_floods_the_log(servers: Deployment) -> None:
+    client = stranger(servers)
+    ((before,),) = servers.sql("SELECT count(*) FROM audit_log")
+    for _ in range(200):
+        assert client.get("/api/v1/me", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    ((after,),) = servers.sql("SELECT count(*) FROM audit_log")
+    assert 10 <= after - before <= 12
+
+
+def test_refusals_left_out_are_counted_in_the_next_that_is_kept() -> None:
+    flood = recording.Flood(of_address=(2.0, 1000.0), of_all=(3.0, 1000.0))
+    assert [flood.admit("a") for _ in range(4)] == [0, 0, None, None]
+    assert flood.admit("b") == 2
+    assert [flood.admit(name) for name in "cdef"] == [None] * 4
+
+
+def test_secrets_are_not_in_the_log(servers: Deployment) -> None:
+    secret = f"s3cret-{uuid4()}"
+    workflow = servers.create(NOOP)
+    headers = {"Authorization": f"Bearer {secret}", "X-Plain": "seen", "X-Key": "{{ secrets.k }}"}
+    probe = {"http": {"url": f"https://user:{secret}@host.example/x", "headers": headers}, "expression": "true"}
+    made = servers.client.post(f"/api/v1/workflows/{workflow}/triggers", json={"type": "condition", "config": probe})
+    assert made.status_code == 201, made.text
+    hook = {"path": f"/h/{uuid4()}", "secret": secret}
+    hooked = servers.client.post(
+        f"/api/v1/workflows/{workflow}/triggers", json={"type": "webhook", "config": hook, "name": "h"}
+    )
+    assert hooked.status_code == 201, hooked.text
+    servers.client.put(f"/api/v1/triggers/{hooked.json['id']}", json={"config": {"secret": secret + "2"}})
+    servers.client.put(f"/api/v1/workflows/{workflow}", json={"description": f"the key is {KEY}"})
+    key = new_key(servers, {"role": "viewer"})["key"]
+    ((kept,),) = servers.sql("SELECT string_agg(a::text, E'\\n') FROM audit_log a")
+    for text in (secret, KEY, key):
+        assert text not in kept
+    (entry,) = entries(servers.client, object_id=made.json["id"])
+    shown = entry["after"]["config"]["http"]
+    assert shown["headers"] == {"Authorization": "***", "X-Plain": "seen", "X-Key": "{{ secrets.k }}"}
+    assert shown["url"] == "https://user:***@host.example/x"
+
+
+def test_an_administrator_of_a_project_reads_what_was_done_in_it(servers: Deployment) -> None:
+    mine, theirs = new_project(servers), new_project(servers)
+    ids = [
+        servers.client.post("/api/v1/workflows", json={"name": "w", "definition": NOOP, "project": project}).json["id"]
+        for project in (mine, theirs)
+    ]
+    client = with_key(servers, new_key(servers, {"role": "admin", "project": mine})["key"])
+    assert {e["object_id"] for e in entries(client, action="workflow.create")} == {ids[0]}
+    assert entries(client, object_id=ids[1]) == []
+    assert client.get("/api/v1/audit", query_string={"project": theirs}).status_code == 422
+    assert [e["object_id"] for e in entries(servers.client, project=theirs)][-1] == ids[1]
+
+
+def test_filters_and_pages_go_through_all_of_it_once(servers: Deployment) -> None:
+    key = new_key(servers, {"role": "editor"})
+    client = with_key(servers, key["key"])
+    ids = [client.post("/api/v1/workflows", json={"name": f"{n}", "definition": NOOP}).json["id"] for n in range(5)]
+    seen: list[str] = []
+    cursor: dict[str, str] = {}
+    while True:
+        answer = servers.client.get("/api/v1/audit", query_string={"actor_id": key["id"], "limit": 2, **cursor}).json
+        seen += [entry["object_id"] for entry in answer["items"]]
+        if answer["next"] is None:
+            break
+        cursor = {"cursor": answer["next"]}
+    assert seen == ids[::-1]
+    soon = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
+    assert entries(servers.client, actor_id=key["id"], since=soon) == []
+    assert len(entries(servers.client, actor_id=key["id"], until=soon)) == 5
+    assert servers.client.get("/api/v1/audit?actr=x").status_code == 422
+
+
+def test_the_export_has_every_line(servers: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    from api.resources import audit as resource
+
+    monkeypatch.setattr(resource, "_AT_ONCE", 3)
+    key = new_key(servers, {"role": "editor"})
+    client = with_key(servers, key["key"])
+    ids = [client.post("/api/v1/workflows", json={"name": f"{n}", "definition": NOOP}).json["id"] for n in range(7)]
+    answer = servers.client.get("/api/v1/audit/export", query_string={"actor_id": key["id"]})
+    assert answer.content_type.startswith("application/x-ndjson")
+    lines = [json.loads(line) for line in answer.text.splitlines()]
+    assert [line["object_id"] for line in lines] == ids
+    assert lines == entries(servers.client, actor_id=key["id"])
