@@ -23,7 +23,7 @@ from orchestrator.errors import TemplateError
 from orchestrator.lifecycle import ExecutionStatus, StepStatus
 from orchestrator.store import admission, bodies, executions, signals, steps, workflow_ends
 from orchestrator.store.admission import Freed
-from orchestrator.store.bodies import InnerRow
+from orchestrator.store.bodies import InnerRow, Undoable
 from orchestrator.store.executions import Locked
 from orchestrator.store.recovery import Ring
 
@@ -46,6 +46,12 @@ _GOES_ON = After()
 
 def after_part(connection: Connection, program: Program, locked: Locked) -> After:
     """To be called when a last step has ended; others may still be at work."""
+    if locked.outcome is not None and program.undoable:
+        # There may be many: each end of one finds the next without a look at the rest.
+        undoing = bodies.first_unfinished(connection, locked.id, COMPENSATE)
+        if undoing is not None:
+            path, status = undoing
+            return After((path,)) if status is StepStatus.PENDING else _GOES_ON
     if steps.is_unfinished(connection, locked.id):
         return _GOES_ON
     outcome, message = _outcome(connection, program, locked)
@@ -95,7 +101,7 @@ def _next_part(
         return ()
     if outcome is not COMPLETED:
         handled = bool(definition.on_failure) and bodies.scope_exists(connection, execution_id, ON_FAILURE)
-        undone = () if handled else _undo_next(connection, program, execution_id)
+        undone = () if handled else _begin_undoing(connection, program, execution_id)
         if undone:
             return undone
         if definition.on_failure and not handled:
@@ -110,21 +116,23 @@ def _begin(connection: Connection, program: Program, execution_id: str, scope: s
     return graph.roots
 
 
-def _undo_next(connection: Connection, program: Program, execution_id: str) -> tuple[str, ...]:
-    """Undo the step that completed last of those not yet undone; one that cannot be undone keeps no other from
-    it."""
+def _begin_undoing(connection: Connection, program: Program, execution_id: str) -> tuple[str, ...]:
+    """Insert what undoes the steps that completed, in the order in which that is to be done: one after the other, and
+    one that fails keeps no other from it. The first of them."""
     if not program.undoable:
         return ()
-    last = bodies.next_to_undo(connection, execution_id, program.undoable)
-    if last is None:
-        return ()
-    path = f"{COMPENSATE}.{last.path}"
+    rows = [_undoing(program, one) for one in bodies.undoable(connection, execution_id, program.undoable)]
+    for start in range(0, len(rows), engine_bodies.CHUNK):
+        bodies.insert(connection, execution_id, rows[start : start + engine_bodies.CHUNK], container=COMPENSATE)
+    return tuple(row.path for row in rows[:1])
+
+
+def _undoing(program: Program, done: Undoable) -> InnerRow:
+    path = f"{COMPENSATE}.{done.path}"
     undo = program.scopes.step(path)
-    row = InnerRow(
-        path, undo.id, scope_of(path), undo.type, undo.queue, StepStatus.QUEUED, 1, undo.timeout, last.iteration
+    return InnerRow(
+        path, undo.id, scope_of(path), undo.type, undo.queue, StepStatus.PENDING, 1, undo.timeout, done.iteration
     )
-    bodies.insert(connection, execution_id, [row])
-    return (path,)
 
 
 def _end(

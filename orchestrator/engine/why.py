@@ -14,6 +14,7 @@ from uuid import UUID
 
 from sqlalchemy.engine import Connection
 
+from orchestrator.definition.building import COMPENSATE
 from orchestrator.engine.overview import Look, look_if_there
 from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import DUTY
@@ -256,6 +257,9 @@ class _Inquiry:
         graph = self.programs.get(self.store, execution.workflow_id, execution.version).scopes.of(step.path)
         since = _made_at(step.id)
         needed = graph.steps[step.path].depends_on
+        if step.container == COMPENSATE:
+            told = "what completed is undone one after the other; this is done when those before it have ended"
+            return Reason(Why.WAITING_FOR_TURN, told, since, {"container": COMPENSATE, "concurrency": 1})
         if not needed and step.container is not None:
             return self._for_turn(step, step.container, since)
         states = steps.states(self.connection, execution.id, needed)

@@ -250,6 +250,17 @@ def next_scopes(
     return [scope for (scope,) in rows]
 
 
+def first_unfinished(connection: Connection, execution_id: str, container: str) -> tuple[str, StepStatus] | None:
+    """(path, status) of the step in `container` that comes before all others which have not ended."""
+    row = run(
+        connection,
+        "SELECT path, status FROM step_executions WHERE execution_id = %(execution)s::uuid "
+        f"AND container = %(container)s AND {_UNFINISHED} ORDER BY id LIMIT 1",
+        {"execution": execution_id, "container": container},
+    ).first()
+    return None if row is None else (row.path, StepStatus(row.status))
+
+
 def scope_exists(connection: Connection, execution_id: str, scope: str) -> bool:
     exists: bool = run(
         connection,
@@ -358,10 +369,10 @@ class Undoable:
     iteration: Any
 
 
-def next_to_undo(connection: Connection, execution_id: str, step_ids: Collection[str]) -> Undoable | None:
-    """Of the completed steps with one of these ids, the one that completed last and has not been undone. What was kept
-    from another execution is that one's to undo: this one has not done it, as its `attempt` says."""
-    row = run(
+def undoable(connection: Connection, execution_id: str, step_ids: Collection[str]) -> list[Undoable]:
+    """The completed steps with one of these ids that nobody undoes, the last to complete first. What was kept from
+    another execution is that one's to undo: this one has not done it, as its `attempt` says."""
+    rows = run(
         connection,
         f"""
         SELECT s.path, s.iteration FROM step_executions s
@@ -369,8 +380,8 @@ def next_to_undo(connection: Connection, execution_id: str, step_ids: Collection
           AND s.step_id = ANY(%(steps)s) AND s.attempt > 0
           AND NOT EXISTS (SELECT FROM step_executions u WHERE u.execution_id = s.execution_id
                           AND u.path = 'compensate.' || s.path)
-        ORDER BY s.finished_at DESC, s.id DESC LIMIT 1
+        ORDER BY s.finished_at DESC, s.id DESC
         """,
         {"execution": execution_id, "steps": list(step_ids)},
-    ).first()
-    return None if row is None else Undoable(row.path, row.iteration)
+    )
+    return [Undoable(row.path, row.iteration) for row in rows]

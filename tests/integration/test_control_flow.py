@@ -400,6 +400,24 @@ def test_an_undoing_knows_what_its_step_did_and_its_failure_keeps_no_other_from_
     assert execution["error_message"] == "step boom failed: asked to fail"
 
 
+def test_what_is_to_be_undone_is_written_down_before_the_first_of_it_is(deployment: Deployment):
+    """So that each end finds the next without a look at all that completed."""
+    undo = {"type": "approval"}
+    definition = workflow(
+        {**step("a"), "compensate": undo},
+        {**step("b", needs="a"), "compensate": undo},
+        step("boom", "fail", needs="b", retry_policy={"max_attempts": 1}),
+    )
+    execution_id = deployment.execute(deployment.create(definition))
+    first = waiting_step(deployment, execution_id, "compensate.b")
+    statuses = deployment.statuses(execution_id)
+    assert statuses["compensate.a"] == "pending"
+    answer = deployment.client.post(f"/api/v1/step-executions/{first}/decision", json={"approved": True})
+    assert answer.status_code == 202
+    waiting_step(deployment, execution_id, "compensate.a")
+    assert deployment.statuses(execution_id)["compensate.b"] == "completed"
+
+
 def test_an_execution_whose_time_is_up_is_undone_too(deployment: Deployment, tmp_path: Path):
     gate = tmp_path / "gate"
     definition = workflow(
