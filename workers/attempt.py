@@ -25,8 +25,9 @@ from orchestrator.engine.programs import Program
 from orchestrator.engine.start import check_payload
 from orchestrator.errors import InputError, StepFailed, StepTimeout, TemplateError
 from orchestrator.lifecycle import StepStatus
-from orchestrator.store import Store, cached_results, executions, logs, signals, steps
+from orchestrator.store import Store, cached_results, executions, logs, rate_line, signals, steps
 from orchestrator.store.logs import LogLine
+from orchestrator.store.rates import AWAITS_RATE, Rate
 from orchestrator.store.steps import Claim, ExecutionFacts
 from workers.inline import Performed, has_pure_bodies, perform_body
 from workers.rounds import rounds
@@ -259,6 +260,9 @@ class Attempt:
 
     def _performed(self, prepared: Prepared, context: Mapping[str, Any], log: LogBuffer) -> Done | Wait | Spawn:
         step_context = self._step_context(prepared, context, log)
+        rate = prepared.type.rate(step_context.config, self.settings)
+        if rate is not None and self.claim.state is None and not self._may_begin(rate):
+            return Wait(until=None, awaits=AWAITS_RATE)
         outcome = self._perform_type(prepared, step_context)
         if not isinstance(outcome, Spawn) or not self.inlines or not prepared.has_pure_bodies:
             return outcome
@@ -287,6 +291,12 @@ class Attempt:
             take_signal=self._take_signal,
             workflows=self.workflows,
         )
+
+    def _may_begin(self, rate: Rate) -> bool:
+        try:
+            return rate_line.take(self.store, rate, self.claim.id)
+        except Exception as error:
+            raise StoreFailed from error
 
     def _perform_type(self, prepared: Prepared, step_context: StepContext) -> Done | Wait | Spawn:
         with self.watch.over(self.claim.token), interruptible(step_context.deadline):

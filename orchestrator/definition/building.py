@@ -6,7 +6,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator.definition.durations import parse_duration
-from orchestrator.definition.model import Body, Cache, Concurrency, Definition, RetryPolicy, Step, TriggerRule
+from orchestrator.definition.model import (
+    Body,
+    Cache,
+    Concurrency,
+    Definition,
+    RateLimit,
+    RetryPolicy,
+    Step,
+    TriggerRule,
+)
 from orchestrator.plugins import BodyInfo, Catalogue, StepTypeInfo
 
 COMPENSATE = "compensate"
@@ -30,6 +39,7 @@ def build_definition(source: Mapping[str, Any], catalogue: Catalogue) -> Definit
         inputs=source.get("inputs"),
         max_concurrent=source.get("max_concurrent"),
         concurrency=_concurrency(source.get("concurrency")),
+        rate_limit=_rate_limit(source.get("rate_limit")),
         run_limit=source.get("run_limit"),
         max_failures=source.get("max_failures"),
         on_failure=_steps(source.get("on_failure"), catalogue),
@@ -81,6 +91,10 @@ def _step(step: Mapping[str, Any], catalogue: Catalogue, id: str | None = None) 
 
 def _concurrency(written: Mapping[str, Any] | None) -> Concurrency | None:
     return None if written is None else Concurrency(written["key"], written["limit"])
+
+
+def _rate_limit(written: Mapping[str, Any] | None) -> RateLimit | None:
+    return None if written is None else RateLimit(written["limit"], parse_duration(written["per"]), written.get("key"))
 
 
 def _cache(written: Mapping[str, Any] | None) -> Cache | None:

@@ -114,6 +114,16 @@ class Concurrency:
 
 
 @dataclass(frozen=True, slots=True)
+class RateLimit:
+    """Of the executions for which `key` comes to the same (of all, without one), `limit` may begin in any `per`
+    seconds."""
+
+    limit: int
+    per: float
+    key: Any = None
+
+
+@dataclass(frozen=True, slots=True)
 class Definition:
     """A whole workflow. `source` is the document as it was given, which is what is stored and shown."""
 
@@ -131,6 +141,7 @@ class Definition:
     max_concurrent: int | None = None
     """Executions of it that may run at a time."""
     concurrency: Concurrency | None = None
+    rate_limit: RateLimit | None = None
     run_limit: int | None = None
     """Executions after whose end the workflow is completed."""
     max_failures: int | None = None

@@ -23,6 +23,8 @@ RESERVED_IDS = frozenset(("on_failure", "finally", "compensate"))
 MAX_STEPS = 10_000
 MAX_RUNS = 10_000
 """They are counted whenever one ends."""
+MAX_RATE = 100_000
+"""Each is a row until its window is over."""
 MAX_DURATION = 3650 * 86400.0
 """Seconds; a deadline must stay a date that Python and PostgreSQL know."""
 
@@ -243,6 +245,16 @@ class ConcurrencySchema(Schema):
     limit = _number(1, 1_000_000, "executions that run at a time", whole=True, required=True)
 
 
+class RateLimitSchema(Schema):
+    """So many executions for which the key comes to the same begin in any window of that length."""
+
+    limit = _number(1, MAX_RATE, "executions that begin in any window", whole=True, required=True)
+    per = _duration(0.1, "the length of a window", required=True)
+    key = fields.Raw(
+        allow_none=True, metadata={"description": "a template of input and variables; default: one for all"}
+    )
+
+
 class DefinitionSchema(Schema):
     """A workflow definition: steps, and how they depend on each other."""
 
@@ -263,6 +275,11 @@ class DefinitionSchema(Schema):
         ConcurrencySchema,
         allow_none=True,
         metadata={"description": "how many executions with the same key run at a time"},
+    )
+    rate_limit = fields.Nested(
+        RateLimitSchema,
+        allow_none=True,
+        metadata={"description": "how many executions begin in any window of time"},
     )
     run_limit = _number(
         1, MAX_RUNS, "executions after whose end the workflow is completed", whole=True, allow_none=True

@@ -155,7 +155,7 @@ class _Validation:
         for at, step in self.steps.items():
             self._check_step(at, step)
         self._check_outputs()
-        self._check_concurrency()
+        self._check_limit_keys()
         if isinstance(self.catalogue, Types):
             self.found.extend(check_triggers(self.data.get("triggers"), self.catalogue.triggers, self.hints))
         return self.found
@@ -390,10 +390,11 @@ class _Validation:
             for keys, text, _ in _templates(outputs, None):
                 self._check_template(("outputs", *keys), text, False, self._wrong_in_outputs)
 
-    def _check_concurrency(self) -> None:
-        concurrency = self.data.get("concurrency")
-        if isinstance(concurrency, Mapping):
-            self._check_part(("concurrency",), concurrency, "key", lambda chain: self._wrong_name(chain, _BEFORE))
+    def _check_limit_keys(self) -> None:
+        for name in ("concurrency", "rate_limit"):
+            limit = self.data.get(name)
+            if isinstance(limit, Mapping):
+                self._check_part((name,), limit, "key", lambda chain: self._wrong_name(chain, _BEFORE))
 
     def _check_template(self, keys: Keys, text: str, is_expression: bool, wrong: Wrong) -> None:
         try:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from sqlalchemy.engine import Connection
+
 from orchestrator.config import Settings
 from orchestrator.engine.plan import Message, Plan
-from orchestrator.store import Store, admission
+from orchestrator.store import Store, admission, rate_line, rates
 from orchestrator.store.admission import Admitted
+from orchestrator.store.recovery import Ring
 
 _KEYS = 100
 
@@ -18,15 +21,31 @@ def admit(store: Store, settings: Settings, freed: Collection[str] = ()) -> list
 
 
 def admit_all(store: Store, settings: Settings) -> list[Plan]:
-    """For reconcile: let in whoever waits although there is room, since the one that was to say so died."""
+    """For reconcile: let in whoever waits although there is room, since the one that was to say so died, and whom a
+    rate limit does not hold any longer: executions, and steps of those that run."""
     with store.single() as connection:
-        keys = admission.keys_with_room(connection, _KEYS)
-        if not keys and not admission.is_asked_for(connection):
-            return []
-    return plans_of_admitted(admit(store, settings, keys))
+        woken = plans_of_admitted(rate_line.wake(connection))
+        freed = admission.keys_with_room(connection, _KEYS)
+        opened = admission.rates_that_let_in(connection, _KEYS)
+        if not freed and not opened and not admission.is_asked_for(connection):
+            return woken
+    places = settings.scheduler.max_concurrent
+    return [*woken, *plans_of_admitted(admission.admit(store, places, freed, opened))]
 
 
-def plans_of_admitted(admitted: Iterable[Admitted]) -> list[Plan]:
+def seconds_to_next_turn(connection: Connection) -> float | None:
+    """Until a rate limit lets in an execution or a step that waits for it; None if none does."""
+    due = (admission.seconds_to_next_opening(connection), rate_line.seconds_to_next_turn(connection))
+    return min((seconds for seconds in due if seconds is not None), default=None)
+
+
+def purge_rates(connection: Connection, limit: int) -> None:
+    """Remove what rate limits are no longer counted from, and who does not wait any more."""
+    rates.purge(connection, limit)
+    rate_line.purge(connection)
+
+
+def plans_of_admitted(admitted: Iterable[Admitted | Ring]) -> list[Plan]:
     """The messages for the first steps of executions that have been admitted: one for each execution and queue."""
     starts: dict[tuple[str, int], dict[str, list[str]]] = {}
     for one in admitted:

@@ -23,6 +23,7 @@ from orchestrator.lifecycle import StepStatus
 from orchestrator.plugins import Catalogue, cancels
 from orchestrator.store import Store, workflows
 from orchestrator.store.executions import StepRows
+from orchestrator.store.rates import Rate
 from orchestrator.store.steps import Surroundings
 
 # A process serves a handful of workflows at a time; a definition of 10,000 steps takes some 20 MB here.
@@ -103,17 +104,32 @@ class Program:
         definition = self.definition
         limits = [] if definition.max_concurrent is None else [(workflow_id, definition.max_concurrent)]
         if definition.concurrency is not None:
-            try:
-                key = self._concurrency_key.render({"input": given, "variables": self.variables(given)})
-            except TemplateError as error:
-                raise InputError([Problem("input", f"makes no concurrency key: {error}")]) from None
+            key = self._key_of(self._limit_keys[0], given, "concurrency")
             limits.append((f"{workflow_id}:{key}"[:500], definition.concurrency.limit))
         return tuple(limits)
 
+    def rate(self, workflow_id: str, given: Any) -> Rate | None:
+        """The rate limit that an execution with this input runs under. Raises InputError like `own_limits`."""
+        limit = self.definition.rate_limit
+        if limit is None:
+            return None
+        key = f"workflow:{workflow_id}"
+        if limit.key is not None:
+            key = f"{key}:{self._key_of(self._limit_keys[1], given, 'rate limit')}"[:500]
+        return Rate(key, limit.limit, limit.per)
+
+    def _key_of(self, compiled: Compiled, given: Any, limit: str) -> Any:
+        try:
+            return compiled.render({"input": given, "variables": self.variables(given)})
+        except TemplateError as error:
+            raise InputError([Problem("input", f"makes no {limit} key: {error}")]) from None
+
     @cached_property
-    def _concurrency_key(self) -> Compiled:
-        assert self.definition.concurrency is not None
-        return compile_value(self.definition.concurrency.key)
+    def _limit_keys(self) -> tuple[Compiled, Compiled]:
+        """Those of `concurrency` and of `rate_limit`."""
+        limits = (self.definition.concurrency, self.definition.rate_limit)
+        concurrency, rate_limit = (compile_value(None if limit is None else limit.key) for limit in limits)
+        return concurrency, rate_limit
 
     @cached_property
     def _inputs(self) -> Draft202012Validator | None:

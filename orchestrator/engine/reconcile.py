@@ -21,7 +21,7 @@ import psutil
 from orchestrator.config import Settings
 from orchestrator.definition.model import Step
 from orchestrator.engine import triggers
-from orchestrator.engine.admission import admit_all
+from orchestrator.engine.admission import admit_all, purge_rates, seconds_to_next_turn
 from orchestrator.engine.advance import Advance, Failure, end_early, end_failed_attempt, replan
 from orchestrator.engine.plan import Message, Plan, plan
 from orchestrator.engine.programs import Programs
@@ -379,6 +379,7 @@ class Reconciler:
             cancellations.purge(connection, _PURGED)
             step_tests.purge(connection, _PURGED)
             trigger_rows.purge(connection, self.settings.executor.log_retention, _PURGED)
+            purge_rates(connection, _PURGED)
 
     def _ring(self, rings: Iterable[Ring]) -> None:
         """One message a step: what was lost is few, or a whole broker, where speed is not the question."""
@@ -403,7 +404,11 @@ class Reconciler:
 
     def _until_next(self, interval: float) -> float:
         with self.store.single() as connection:
-            due = (recovery.seconds_to_next_timer(connection), trigger_rows.seconds_to_next_slot(connection))
+            due = (
+                recovery.seconds_to_next_timer(connection),
+                trigger_rows.seconds_to_next_slot(connection),
+                seconds_to_next_turn(connection),
+            )
         return max(0.01, min([interval, *(seconds for seconds in due if seconds is not None)]))
 
 

@@ -117,6 +117,7 @@ def _insert(
         priority=original.priority if wanted.priority is None else wanted.priority,
         timeout=program.timeout,
         limits=program.own_limits(original.workflow_id, given),
+        rate=program.rate(original.workflow_id, given),
         idempotency_key=wanted.idempotency_key,
     )
     if new_id is not None and decided.skipped:

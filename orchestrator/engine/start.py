@@ -79,7 +79,11 @@ def start_execution(
 
 def limits_of(programs: Programs, program: Program, workflow_id: str, given: Any) -> Limits:
     """What an execution with this input runs under. Raises InputError like Program.own_limits."""
-    return Limits(programs.settings.scheduler.max_concurrent, program.own_limits(workflow_id, given))
+    return Limits(
+        programs.settings.scheduler.max_concurrent,
+        program.own_limits(workflow_id, given),
+        program.rate(workflow_id, given),
+    )
 
 
 def first_plan(program: Program, execution_id: str, priority: int, admitted: bool) -> Plan | None:

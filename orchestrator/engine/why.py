@@ -19,9 +19,10 @@ from orchestrator.engine.overview import Look, look_if_there
 from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import DUTY
 from orchestrator.lifecycle import EXECUTION_TERMINAL, STEP_TERMINAL, ExecutionStatus, StepStatus
-from orchestrator.store import Store, bodies, executions, overview, steps, why
+from orchestrator.store import Store, admission, bodies, executions, overview, rate_line, steps, why
 from orchestrator.store.executions import AWAITS_BODY, AWAITS_CHILD
 from orchestrator.store.overview import WorkerSeen
+from orchestrator.store.rates import AWAITS_RATE, Turn
 from orchestrator.store.signals import AWAITS_DECISION, AWAITS_SIGNAL
 from orchestrator.store.why import ExecutionSeen, StepSeen
 
@@ -42,6 +43,8 @@ class Why(StrEnum):
     """As many executions run as the service may have."""
     HELD_BY_LIMIT = "held_by_limit"
     """As many run as its workflow, or its key, may have."""
+    RATE_LIMITED = "rate_limited"
+    """As many have begun as its workflow's, its key's or its connection's rate limit lets begin in that time."""
     NO_WORKER = "no_worker"
     """No live worker process serves the queue."""
     BUSY = "busy"
@@ -130,6 +133,8 @@ class _Inquiry:
     # --- places ----------------------------------------------------------------------------------------------
 
     def _without_place(self, execution: ExecutionSeen) -> Reason:
+        if execution.paced:
+            return self._paced(execution)
         if execution.held:
             return self._held(execution)
         running = overview.places(self.connection).running
@@ -154,6 +159,13 @@ class _Inquiry:
         taken = f"{len(limit.executions)} of the {limit.limit} places of {name} are taken"
         detail = f"{taken}; held before it: {limit.ahead}"
         return Reason(Why.HELD_BY_LIMIT, detail, execution.created_at, facts)
+
+    def _paced(self, execution: ExecutionSeen) -> Reason:
+        turn = admission.turn_of(self.connection, execution.id)
+        key = turn.rate.key.removeprefix(f"workflow:{execution.workflow_id}").removeprefix(":")
+        name = f"the key '{key}'" if key else "its workflow"
+        facts = {"limit_of": "key" if key else "workflow", "key": key or execution.workflow_id}
+        return _rate_limited(name, turn, execution.created_at, facts)
 
     # --- queued ----------------------------------------------------------------------------------------------
 
@@ -194,6 +206,7 @@ class _Inquiry:
             AWAITS_BODY: self._for_body,
             AWAITS_CHILD: self._for_child,
             AWAITS_DECISION: self._for_decision,
+            AWAITS_RATE: self._for_rate,
         }
         if step.awaits in tellers:
             return tellers[step.awaits](step)
@@ -230,6 +243,13 @@ class _Inquiry:
     def _for_decision(self, step: StepSeen) -> Reason:
         told = f"somebody is to decide: POST /api/v1/step-executions/{step.id}/decision"
         return self._timed(Why.WAITING_FOR_APPROVAL, told, step, {})
+
+    def _for_rate(self, step: StepSeen) -> Reason:
+        turn = rate_line.turn_of(self.connection, step.id)
+        if turn is None:
+            return _advancing(step.started_at)
+        facts = {"limit_of": "connection", "key": turn.rate.key}
+        return _rate_limited(f"the connection '{turn.rate.key}'", turn, step.started_at, facts)
 
     def _for_signal(self, step: StepSeen, name: str) -> Reason:
         told = f"it waits for the signal '{name}': POST /api/v1/executions/{step.execution_id}/signals"
@@ -323,6 +343,17 @@ def _at_work(running: Sequence[StepSeen]) -> Reason:
 def _advancing(since: datetime | None, facts: dict[str, Any] | None = None) -> Reason:
     detail = "what it waited for has ended, and whoever ended that is about to go on; else reconcile does within 5 s"
     return Reason(Why.ADVANCING, detail, since, facts or {})
+
+
+def _rate_limited(name: str, turn: Turn, since: datetime | None, facts: dict[str, Any]) -> Reason:
+    rate, at = turn.rate, turn.at.astimezone(UTC).isoformat(timespec="seconds")
+    detail = f"{rate.limit} in {rate.per:g} s is the rate limit of {name}; before it: {turn.ahead}; let in at {at}"
+    return Reason(
+        Why.RATE_LIMITED,
+        detail,
+        since,
+        {**facts, "limit": rate.limit, "per": rate.per, "ahead": turn.ahead, "let_in_at": turn.at},
+    )
 
 
 def _no_worker(queue: str, live: Sequence[WorkerSeen], since: datetime | None) -> Reason:

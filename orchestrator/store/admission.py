@@ -2,7 +2,9 @@
 
 An execution is admitted once, before its first step is claimed. Until then it waits in the backlog; or it is held, if
 one of its own limits (of its workflow, of a key) is reached. What runs is counted from the rows, by whoever admits,
-under one lock: so a limit is never exceeded, and there is no counter that could leak.
+under one lock: so a limit is never exceeded, and there is no counter that could leak. One that its rate limit holds
+(it is `paced`) is let into the backlog by reconcile, in the order of the backlog, when there is a use for it; that is
+made when it is admitted.
 
 Turns make it fair (start-time fair queueing, Goyal, Vin and Cheng 1996): an execution that has to wait gets the turn
 after the last of its workflow's that wait, or that of the one which is next if that is later. So of two workflows that
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from sqlalchemy.engine import Connection
 
 from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus, StepStatus, sql_words
+from orchestrator.store.rates import Rate, Turn, is_open, opens_at, turn, use
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Store, run
 
@@ -28,7 +31,9 @@ _LIVE = f"e.admitted_at IS NOT NULL AND e.status NOT IN ({sql_words(EXECUTION_TE
 WAITS = f"e.status = '{ExecutionStatus.QUEUED}' AND e.admitted_at IS NULL"
 BACKLOG = f"{WAITS} AND NOT e.held"
 """The predicate of the index ix_executions_backlog."""
-_HELD = f"{WAITS} AND e.held"
+_HELD = f"{WAITS} AND e.held AND NOT e.paced"
+_PACED = f"{WAITS} AND e.paced"
+"""The predicate of the index ix_executions_paced."""
 
 TAKEN = f"SELECT count(*) FROM executions e WHERE {_LIVE} AND e.parent_step_id IS NULL"
 """The places that are taken. An execution that a step waits for runs in the place of that step's own: else all places
@@ -59,6 +64,14 @@ def reached(keys: str, limits: str) -> str:
     )
 
 
+def has_to_wait(moment: str, key: str, limit: str, per: str) -> str:
+    """SQL: whether an execution that comes at `moment` is held by its rate limit, or by those that are already."""
+    return (
+        f"(EXISTS (SELECT FROM executions e WHERE {_PACED} AND e.rate_key = {key}) "
+        f"OR NOT {is_open(moment, key, limit, per)})"
+    )
+
+
 def next_turn(workflow: str) -> str:
     """SQL: the turn of an execution of `workflow` that begins to wait now."""
     return (
@@ -70,6 +83,17 @@ def next_turn(workflow: str) -> str:
 _MOST = 100
 """Executions looked at in one call, so that nobody holds the lock for long."""
 
+_RATE = ("next_one.rate_key", "next_one.rate_limit", "next_one.rate_per")
+_ADMIT_NEXT = f"""
+    UPDATE executions SET admitted_at = moment, held = false, paced = false WHERE id = next_one.id;
+    IF next_one.rate_key IS NOT NULL THEN
+        {use("moment", "next_one.rate_key", "next_one.rate_per")};
+    END IF;
+    admitted := admitted || next_one.id;
+"""
+_NEXT_ONE = "e.id, e.parent_step_id, e.limit_keys, e.limits, e.rate_key, e.rate_limit, e.rate_per"
+_FIRST = "ORDER BY e.priority DESC, e.turn, e.id LIMIT 1 FOR NO KEY UPDATE OF e SKIP LOCKED"
+
 _ADMIT_ROUTINE = Routine(
     "admit",
     f"""
@@ -77,10 +101,14 @@ _ADMIT_ROUTINE = Routine(
         free int;
         next_one record;
         freed_key text;
+        open_key text;
+        ahead int;
         in_use jsonb;
+        moment timestamptz;
         admitted uuid[] := '{{}}';
     BEGIN
         PERFORM {LOCK};
+        moment := clock_timestamp();
         -- Rows that somebody holds are passed over: who waited for them would have everybody wait, and those that are
         -- being cancelled would be admitted after that.
         SELECT %(places)s - taken.count INTO free FROM ({TAKEN}) AS taken;
@@ -89,27 +117,43 @@ _ADMIT_ROUTINE = Routine(
         -- has.
         FOREACH freed_key IN ARRAY %(freed)s LOOP
             in_use := ({_IN_USE});
-            SELECT e.id, e.parent_step_id INTO next_one FROM executions e
-            WHERE {_HELD} AND e.limit_keys @> ARRAY[freed_key] AND NOT {_is_reached("in_use")}
-            ORDER BY e.priority DESC, e.turn, e.id LIMIT 1 FOR NO KEY UPDATE OF e SKIP LOCKED;
+            SELECT {_NEXT_ONE} INTO next_one FROM executions e
+            WHERE {_HELD} AND e.limit_keys @> ARRAY[freed_key] AND NOT {_is_reached("in_use")} {_FIRST};
             CONTINUE WHEN NOT FOUND;
-            UPDATE executions SET held = false,
-                admitted_at = CASE WHEN next_one.parent_step_id IS NOT NULL THEN clock_timestamp() END
-            WHERE id = next_one.id;
-            IF next_one.parent_step_id IS NOT NULL THEN
-                admitted := admitted || next_one.id;
+            IF next_one.rate_key IS NOT NULL AND {has_to_wait("moment", *_RATE)} THEN
+                UPDATE executions SET paced = true WHERE id = next_one.id;
+            ELSIF next_one.parent_step_id IS NOT NULL THEN
+                {_ADMIT_NEXT}
+            ELSE
+                UPDATE executions SET held = false WHERE id = next_one.id;
             END IF;
+        END LOOP;
+        -- A rate limit lets as many into the backlog as there are uses, those that are there already counted.
+        FOREACH open_key IN ARRAY %(opened)s LOOP
+            SELECT count(*) INTO ahead FROM executions e WHERE {BACKLOG} AND e.rate_key = open_key;
+            FOR looked IN 1..{_MOST} LOOP
+                SELECT {_NEXT_ONE} INTO next_one FROM executions e WHERE {_PACED} AND e.rate_key = open_key {_FIRST};
+                EXIT WHEN NOT FOUND OR NOT {is_open("moment", *_RATE, "ahead")};
+                IF next_one.limit_keys IS NOT NULL AND {reached("next_one.limit_keys", "next_one.limits")} THEN
+                    UPDATE executions SET paced = false WHERE id = next_one.id;
+                ELSIF next_one.parent_step_id IS NOT NULL THEN
+                    {_ADMIT_NEXT}
+                ELSE
+                    UPDATE executions SET held = false, paced = false WHERE id = next_one.id;
+                    ahead := ahead + 1;
+                END IF;
+            END LOOP;
         END LOOP;
         FOR looked IN 1..{_MOST} LOOP
             EXIT WHEN free <= 0;
-            SELECT e.id, e.limit_keys, e.limits INTO next_one FROM executions e
-            WHERE {BACKLOG} ORDER BY e.priority DESC, e.turn, e.id LIMIT 1 FOR NO KEY UPDATE OF e SKIP LOCKED;
+            SELECT {_NEXT_ONE} INTO next_one FROM executions e WHERE {BACKLOG} {_FIRST};
             EXIT WHEN NOT FOUND;
             IF next_one.limit_keys IS NOT NULL AND {reached("next_one.limit_keys", "next_one.limits")} THEN
                 UPDATE executions SET held = true WHERE id = next_one.id;
+            ELSIF next_one.rate_key IS NOT NULL AND NOT {is_open("moment", *_RATE)} THEN
+                UPDATE executions SET held = true, paced = true WHERE id = next_one.id;
             ELSE
-                UPDATE executions SET admitted_at = clock_timestamp() WHERE id = next_one.id;
-                admitted := admitted || next_one.id;
+                {_ADMIT_NEXT}
                 free := free - 1;
             END IF;
         END LOOP;
@@ -119,7 +163,7 @@ _ADMIT_ROUTINE = Routine(
             RETURNING s.execution_id::text, s.path, s.queue, e.priority;
     END
     """,
-    {"places": "int", "freed": "text[]"},
+    {"places": "int", "freed": "text[]", "opened": "text[]"},
     {"execution_id": "text", "path": "text", "queue": "text", "priority": "smallint"},
 )
 
@@ -134,10 +178,11 @@ class Admitted:
     priority: int
 
 
-def admit(store: Store, places: int, freed: Collection[str] = ()) -> list[Admitted]:
+def admit(store: Store, places: int, freed: Collection[str] = (), opened: Collection[str] = ()) -> list[Admitted]:
     """Admit what may run now, if `places` executions may at a time. `freed` are the keys of the limits under which an
-    execution has just ended."""
-    return [Admitted(*row) for row in store.call(_ADMIT_ROUTINE, {"places": places, "freed": list(freed)})]
+    execution has just ended, `opened` those of the rate limits that let in again."""
+    params = {"places": places, "freed": list(freed), "opened": list(opened)}
+    return [Admitted(*row) for row in store.call(_ADMIT_ROUTINE, params)]
 
 
 ASKED = f"EXISTS (SELECT FROM executions e WHERE {BACKLOG})"
@@ -178,3 +223,62 @@ def keys_with_room(connection: Connection, limit: int) -> list[str]:
         {"limit": limit},
     )
     return list(dict.fromkeys(key for (key,) in rows))
+
+
+# --- rate limits ---------------------------------------------------------------------------------------------
+
+# The first that each rate limit holds, and when that lets it in: one look a key, however many it holds.
+_PACES = f"""
+    keys AS (
+        (SELECT e.rate_key AS key FROM executions e WHERE {_PACED} ORDER BY e.rate_key LIMIT 1)
+        UNION ALL
+        SELECT (SELECT e.rate_key FROM executions e WHERE {_PACED} AND e.rate_key > k.key ORDER BY e.rate_key LIMIT 1)
+        FROM keys k WHERE k.key IS NOT NULL
+    ), paces AS (
+        SELECT first.key, coalesce({opens_at("first.key", "first.rate_limit", "first.rate_per", "first.ahead")},
+                                   clock_timestamp()) AS opens_at
+        FROM keys k CROSS JOIN LATERAL (
+            SELECT k.key, e.rate_limit, e.rate_per,
+                   (SELECT count(*) FROM executions e WHERE {BACKLOG} AND e.rate_key = k.key) AS ahead
+            FROM executions e WHERE {_PACED} AND e.rate_key = k.key
+            ORDER BY e.priority DESC, e.turn, e.id LIMIT 1
+        ) AS first
+        WHERE first.ahead < first.rate_limit
+    )
+"""
+
+
+def rates_that_let_in(connection: Connection, limit: int) -> list[str]:
+    """The keys of rate limits that hold executions which they need not hold any longer."""
+    rows = run(
+        connection,
+        f"WITH RECURSIVE {_PACES} SELECT key FROM paces WHERE opens_at <= clock_timestamp() "
+        "ORDER BY opens_at LIMIT %(limit)s",
+        {"limit": limit},
+    )
+    return [key for (key,) in rows]
+
+
+def seconds_to_next_opening(connection: Connection) -> float | None:
+    """Until a rate limit lets in one of those that it holds; None if none holds any."""
+    seconds: float | None = run(
+        connection,
+        f"WITH RECURSIVE {_PACES} "
+        "SELECT extract(epoch FROM min(opens_at) - clock_timestamp())::float8 AS seconds FROM paces",
+    ).scalar()
+    return seconds
+
+
+def turn_of(connection: Connection, execution_id: str) -> Turn:
+    """Of an execution that its rate limit holds."""
+    row = run(
+        connection,
+        f"""
+        SELECT x.rate_key, x.rate_limit, x.rate_per,
+               (SELECT count(*) FROM executions e WHERE e.rate_key = x.rate_key AND {WAITS} AND (NOT e.held OR (
+                    e.paced AND (-e.priority, e.turn, e.id) < (-x.priority, x.turn, x.id)))) AS ahead
+        FROM executions x WHERE x.id = %(id)s::uuid
+        """,
+        {"id": execution_id},
+    ).one()
+    return turn(connection, Rate(row.rate_key, row.rate_limit, row.rate_per), row.ahead)

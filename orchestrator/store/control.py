@@ -55,8 +55,10 @@ def revive(connection: Connection, execution_id: str) -> tuple[bool, tuple[str, 
         connection,
         f"UPDATE executions SET {RETRY_EXECUTION.assignment}, finished_at = NULL, outcome = NULL, output = NULL, "
         "error_message = NULL, started_at = NULL, deadline = NULL, paused_at = NULL, "
-        "admitted_at = CASE WHEN parent_step_id IS NOT NULL AND limit_keys IS NULL THEN clock_timestamp() END, "
-        "held = parent_step_id IS NOT NULL AND limit_keys IS NOT NULL, "
+        "admitted_at = CASE WHEN parent_step_id IS NOT NULL AND limit_keys IS NULL AND rate_key IS NULL "
+        "THEN clock_timestamp() END, "
+        "held = parent_step_id IS NOT NULL AND (limit_keys IS NOT NULL OR rate_key IS NOT NULL), "
+        "paced = parent_step_id IS NOT NULL AND limit_keys IS NULL AND rate_key IS NOT NULL, "
         f"turn = {admission.next_turn('executions.workflow_id')} "
         f"WHERE id = %(id)s::uuid AND {RETRY_EXECUTION.guard} RETURNING admitted_at, limit_keys",
         {"id": execution_id},

@@ -27,6 +27,7 @@ from orchestrator.lifecycle import (
 from orchestrator.store import admission
 from orchestrator.store import models as tables
 from orchestrator.store.keyset import Window, both_ways
+from orchestrator.store.rates import Rate, use
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Store, as_dicts, id_at, new_id, run, to_json
 
@@ -59,10 +60,11 @@ class Parent:
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What an execution runs under: `places` for all of the service, and of its own, as many as `most` at a time of
-    those that share a key."""
+    those that share a key, and begins as its `rate` allows."""
 
     places: int
     own: tuple[tuple[str, int], ...] = ()
+    rate: Rate | None = None
 
 
 _INSERT_ROUTINE = Routine(
@@ -70,7 +72,9 @@ _INSERT_ROUTINE = Routine(
     f"""
     DECLARE
         is_held bool := false;
+        is_paced bool := false;
         is_admitted bool;
+        moment timestamptz;
         next_turn bigint := 0;
     BEGIN
         SELECT w.version, w.status, w.is_template INTO current_version, workflow_status, is_template
@@ -84,8 +88,13 @@ _INSERT_ROUTINE = Routine(
             RETURN;
         END IF;
         PERFORM {admission.LOCK};
+        moment := clock_timestamp();
         IF %(limit_keys)s IS NOT NULL THEN
             is_held := {admission.reached("%(limit_keys)s", "%(limits)s")};
+        END IF;
+        IF %(rate_key)s IS NOT NULL AND NOT is_held THEN
+            is_paced := {admission.has_to_wait("moment", "%(rate_key)s", "%(rate_limit)s", "%(rate_per)s")};
+            is_held := is_paced;
         END IF;
         is_admitted := NOT is_held AND (%(parent)s IS NOT NULL OR (
             NOT EXISTS (SELECT FROM executions e WHERE {admission.BACKLOG})
@@ -94,15 +103,18 @@ _INSERT_ROUTINE = Routine(
             next_turn := {admission.next_turn("%(workflow)s")};
         END IF;
         INSERT INTO executions (id, workflow_id, version, status, input, priority, trigger_id, trigger_data,
-                                idempotency_key, timeout, parent_step_id, depth, admitted_at, held, turn, limit_keys,
-                                limits)
+                                idempotency_key, timeout, parent_step_id, depth, admitted_at, held, paced, turn,
+                                limit_keys, limits, rate_key, rate_limit, rate_per)
         VALUES (%(id)s, %(workflow)s, %(version)s, '{ExecutionStatus.QUEUED}', %(input)s, %(priority)s, %(trigger)s,
                 %(trigger_data)s, %(key)s, %(timeout)s, %(parent)s, %(depth)s,
-                CASE WHEN is_admitted THEN clock_timestamp() END, is_held,
-                next_turn, %(limit_keys)s, %(limits)s)
+                CASE WHEN is_admitted THEN moment END, is_held, is_paced, next_turn,
+                %(limit_keys)s, %(limits)s, %(rate_key)s, %(rate_limit)s, %(rate_per)s)
         ON CONFLICT (workflow_id, idempotency_key) DO NOTHING;
         created := FOUND;
         admitted := created AND is_admitted;
+        IF admitted AND %(rate_key)s IS NOT NULL THEN
+            {use("moment", "%(rate_key)s", "%(rate_per)s")};
+        END IF;
         IF created THEN
             INSERT INTO step_executions (id, execution_id, path, step_id, type, queue, status, height, timeout, rung_at)
             SELECT u.id, %(id)s, u.path, u.path, u.type, u.queue, u.status, u.height, u.timeout,
@@ -128,6 +140,9 @@ _INSERT_ROUTINE = Routine(
         "places": "int",
         "limit_keys": "text[]",
         "limits": "int[]",
+        "rate_key": "text",
+        "rate_limit": "int",
+        "rate_per": "float8",
         "ids": "uuid[]",
         "paths": "text[]",
         "types": "text[]",
@@ -194,6 +209,7 @@ def insert(
             "places": limits.places,
             "limit_keys": [key for key, _ in limits.own] or None,
             "limits": [most for _, most in limits.own] or None,
+            **rate_columns(limits.rate),
             "ids": [new_id() for _ in steps.paths],
             "paths": list(steps.paths),
             "types": list(steps.types),
@@ -211,6 +227,15 @@ def insert(
     )
 
 
+def rate_columns(rate: Rate | None) -> dict[str, Any]:
+    """A rate limit as the columns of an execution that runs under it."""
+    return {
+        "rate_key": rate and rate.key,
+        "rate_limit": rate and rate.limit,
+        "rate_per": rate and rate.per,
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class New:
     """What is an execution's own among those that are inserted together."""
@@ -221,7 +246,9 @@ class New:
     idempotency_key: str | None = None
 
 
-_INSERT_MANY = _INSERT_ROUTINE.call_for_each("id", "input", "priority", "key", "places", "limit_keys", "limits", "ids")
+_INSERT_MANY = _INSERT_ROUTINE.call_for_each(
+    "id", "input", "priority", "key", "places", "limit_keys", "limits", "rate_key", "rate_limit", "rate_per", "ids"
+)
 
 
 def insert_many(
@@ -243,6 +270,7 @@ def insert_many(
             "places": new.limits.places,
             "limit_keys": [key for key, _ in new.limits.own] or None,
             "limits": [most for _, most in new.limits.own] or None,
+            **rate_columns(new.limits.rate),
             "ids": [new_id() for _ in steps.paths],
         }
         for new in wanted

@@ -9,7 +9,14 @@ from alembic.config import Config
 from sqlalchemy.engine import Connection
 
 from orchestrator.config import DatabaseSettings
-from orchestrator.store import bodies, executions, routines, signals, steps  # noqa: F401  (they register their routines)
+from orchestrator.store import (  # they register their routines
+    bodies,  # noqa: F401
+    executions,  # noqa: F401
+    rate_line,  # noqa: F401
+    routines,
+    signals,  # noqa: F401
+    steps,  # noqa: F401
+)
 from orchestrator.store.session import create_engine
 
 # Any constant will do, as long as every release uses the same.

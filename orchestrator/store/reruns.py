@@ -12,7 +12,8 @@ from orchestrator.definition.building import COMPENSATE
 from orchestrator.errors import NotFound
 from orchestrator.lifecycle import STEP_TERMINAL, ExecutionStatus, StepStatus, WorkflowStatus, sql_words
 from orchestrator.store import admission
-from orchestrator.store.executions import StepRows
+from orchestrator.store.executions import StepRows, rate_columns
+from orchestrator.store.rates import Rate
 from orchestrator.store.session import new_id, run, to_json
 from orchestrator.store.steps import UPSTREAM
 
@@ -83,10 +84,10 @@ def undone(connection: Connection, execution_id: str) -> set[str]:
 
 _INSERT = f"""
 INSERT INTO executions (id, workflow_id, version, status, input, priority, trigger_id, trigger_data, idempotency_key,
-                        timeout, turn, limit_keys, limits, rerun_of)
+                        timeout, turn, limit_keys, limits, rate_key, rate_limit, rate_per, rerun_of)
 SELECT %(id)s::uuid, o.workflow_id, %(version)s, '{ExecutionStatus.QUEUED}', %(input)s::jsonb, %(priority)s,
        o.trigger_id, o.trigger_data, %(key)s, %(timeout)s, {admission.next_turn("o.workflow_id")},
-       %(limit_keys)s::text[], %(limits)s::int[], o.id
+       %(limit_keys)s::text[], %(limits)s::int[], %(rate_key)s, %(rate_limit)s, %(rate_per)s, o.id
 FROM executions o WHERE o.id = %(original)s::uuid
 ON CONFLICT (workflow_id, idempotency_key) DO NOTHING
 """
@@ -115,6 +116,7 @@ def insert(
     priority: int,
     timeout: float | None,
     limits: Collection[tuple[str, int]],
+    rate: Rate | None,
     idempotency_key: str | None,
 ) -> str | None:
     """Insert an execution, which waits for a place; its id, or None if one with this key is there. Of the steps `kept`,
@@ -133,6 +135,7 @@ def insert(
             "timeout": timeout,
             "limit_keys": [key for key, _ in limits] or None,
             "limits": [most for _, most in limits] or None,
+            **rate_columns(rate),
         },
     )
     if not inserted.rowcount:

@@ -29,6 +29,7 @@ from orchestrator.lifecycle import (
 from orchestrator.store.admission import ASKED, Freed
 from orchestrator.store.cancellations import CANCEL_ELSEWHERE
 from orchestrator.store.executions import Locked, locked_row
+from orchestrator.store.rates import AWAITS_RATE
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Store, new_id, run, to_json
 
@@ -509,10 +510,11 @@ def rest(
 ) -> bool:
     """Let the step wait `delay` seconds: before its next attempt, or (`resumes`) before going on with this one,
     which finds `state`. It goes on earlier when what it `awaits` comes; a `delay` of None has no end by itself. The
-    time of an attempt that is to go on runs on meanwhile."""
+    time of an attempt that is to go on runs on meanwhile, unless its rate limit keeps it from beginning."""
     sql = (
         f"UPDATE step_executions SET {REST.assignment}, {_LEAVE}, resumes = %(resumes)s, state = %(state)s::jsonb, "
-        "deadline = CASE WHEN %(resumes)s THEN deadline END, awaits = %(awaits)s, "
+        f"deadline = CASE WHEN %(resumes)s AND %(awaits)s IS DISTINCT FROM '{AWAITS_RATE}' THEN deadline END, "
+        "awaits = %(awaits)s, "
         "next_attempt_at = clock_timestamp() + %(delay)s * interval '1 second' "
         f"WHERE {HELD} AND {REST.guard}"
     )

@@ -28,6 +28,7 @@ class ExecutionSeen:
     priority: int
     error_message: str | None
     held: bool
+    paced: bool
     created_at: datetime
     admitted_at: datetime | None
     started_at: datetime | None
@@ -40,7 +41,7 @@ def execution(connection: Connection, execution_id: str) -> ExecutionSeen:
     row = run(
         connection,
         "SELECT id::text AS id, workflow_id::text AS workflow_id, version, status, priority, error_message, held, "
-        "created_at, admitted_at, started_at, finished_at, paused_at FROM executions WHERE id = %(id)s::uuid",
+        "paced, created_at, admitted_at, started_at, finished_at, paused_at FROM executions WHERE id = %(id)s::uuid",
         {"id": execution_id},
     ).first()
     if row is None:

@@ -9,10 +9,11 @@ from urllib.parse import urlsplit
 
 from marshmallow import Schema, validate
 
+from orchestrator.config import Settings
 from orchestrator.errors import StepFailed, StepTimeout
 from workers.steps.agent_call import AgentCalls, Finished, RemoteAgent, Running, mistake
 from workers.steps.agent_http import HttpAgent
-from workers.steps.contract import Done, QueueClass, StepContext, StepType, Wait
+from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType, Wait
 from workers.steps.fields import Duration, Text
 
 MAX_MISSES = 5
@@ -51,6 +52,11 @@ class Agent(StepType):
         task = Text(required=True, validate=validate.Length(min=1))
         timeout = Duration(load_default=600.0, validate=_POSITIVE)
         request_timeout = Duration(load_default=30.0, validate=_POSITIVE)
+
+    def rate(self, config: Mapping[str, Any], settings: Settings) -> Rate | None:
+        name = config["agent_id"]
+        known = settings.agents.get(name)
+        return None if known is None else Rate.of(f"agents.{name}", known.rate_limit)
 
     def cancel(self, context: StepContext) -> None:
         try:

@@ -16,12 +16,14 @@ from orchestrator.engine.bodies import Scope, Spawn
 from orchestrator.errors import StepTimeout
 from orchestrator.plugins import BodyInfo
 from orchestrator.store.executions import Outcome
+from orchestrator.store.rates import Rate
 
 __all__ = [
     "BodyInfo",
     "Done",
     "Outcome",
     "QueueClass",
+    "Rate",
     "Round",
     "Scope",
     "Spawn",
@@ -172,6 +174,11 @@ class StepType(ABC):
     def perform(self, context: StepContext) -> Done | Wait | Spawn:
         """Do it. Raises StepFailed (or StepTimeout) when the attempt failed; anything else that is raised is
         taken for a failed attempt of kind `error`."""
+
+    def rate(self, config: Mapping[str, Any], settings: Settings) -> Rate | None:  # noqa: ARG002
+        """The rate limit of the connection that `perform` will use; None if it has none. An attempt begins when that
+        allows it."""
+        return None
 
     def cancel(self, context: StepContext) -> None:  # noqa: B027
         """Cancel what an attempt has begun elsewhere, which nobody wants any more: it was ended, by a user, by its

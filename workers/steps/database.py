@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
-from orchestrator.config import ConnectionSettings
-from workers.steps.contract import Done, QueueClass, StepContext, StepType
+from orchestrator.config import ConnectionSettings, Settings
+from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType
 from workers.steps.database_call import transact
 from workers.steps.database_errors import config_mistake
 from workers.steps.database_operations import operation
@@ -120,6 +120,11 @@ class Database(StepType):
                 problems |= _unbounded(data, original, name)
             if problems:
                 raise ValidationError({field: [text] for field, text in problems.items()})
+
+    def rate(self, config: Mapping[str, Any], settings: Settings) -> Rate | None:
+        name = config["connection"]
+        known = settings.connections.get(name)
+        return None if known is None else Rate.of(f"connections.{name}", known.rate_limit)
 
     def perform(self, context: StepContext) -> Done:
         config = context.config

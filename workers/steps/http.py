@@ -13,8 +13,9 @@ import requests
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 from requests.auth import HTTPBasicAuth
 
+from orchestrator.config import Settings
 from orchestrator.errors import StepFailed
-from workers.steps.contract import Done, QueueClass, StepContext, StepType
+from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType
 from workers.steps.fields import Duration, Text
 from workers.steps.http_call import Response, send, shown
 
@@ -111,9 +112,19 @@ class Http(StepType):
             if "json" in data and "body" in data:
                 raise ValidationError("write either `json` or `body`, not both", "body")
 
+    def rate(self, config: Mapping[str, Any], settings: Settings) -> Rate | None:
+        return rate_of_host(config["url"], settings)
+
     def perform(self, context: StepContext) -> Done:
         config = context.config
         return Done(exchange(context, _request(config, context.idempotency_key), redirects=config["allow_redirects"]))
+
+
+def rate_of_host(url: str, settings: Settings) -> Rate | None:
+    """The rate limit of the host that `url` names; a redirect to another takes no use of that."""
+    name = (urlsplit(url).hostname or "") if settings.hosts else ""
+    host = settings.hosts.get(name)
+    return None if host is None else Rate.of(f"hosts.{name}", host.rate_limit)
 
 
 def exchange(context: StepContext, request: requests.Request, *, redirects: bool) -> dict[str, Any]:

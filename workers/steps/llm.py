@@ -32,9 +32,10 @@ from prometheus_client import Counter
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
+from orchestrator.config import Settings
 from orchestrator.egress import Egress
 from orchestrator.errors import StepFailed, StepTimeout
-from workers.steps.contract import Done, QueueClass, StepContext, StepType, Wait
+from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType, Wait
 from workers.steps.fields import Duration, Text
 from workers.steps.http_call import shown
 from workers.stopping import ended_by
@@ -154,6 +155,9 @@ class Llm(StepType):
                 raise ValidationError("write either `prompt` or `messages`, not both", "messages")
             if "prompt" not in data and "messages" not in data:
                 raise ValidationError("is missing; write the question here, or a conversation as `messages`", "prompt")
+
+    def rate(self, config: Mapping[str, Any], settings: Settings) -> Rate | None:  # noqa: ARG002
+        return Rate.of("llm", settings.llm.rate_limit)
 
     def perform(self, context: StepContext) -> Done | Wait:
         import openai

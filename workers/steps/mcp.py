@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import orjson
 from marshmallow import INCLUDE, Schema, ValidationError, fields, post_load, validate, validates_schema
 
-from orchestrator.config import McpServerSettings
+from orchestrator.config import McpServerSettings, McpSettings, Settings
 from orchestrator.errors import StepFailed
-from workers.steps.contract import Done, QueueClass, StepContext, StepType
+from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType
 from workers.steps.fields import Duration, Text
 
 if TYPE_CHECKING:
@@ -62,6 +62,13 @@ class Mcp(StepType):
             more = {name: value for name, value in data.items() if name not in self.fields}
             return known | {"arguments": {**data["arguments"], **more}}
 
+    def rate(self, config: Mapping[str, Any], settings: Settings) -> Rate | None:
+        try:
+            name, server = _chosen(config, settings.mcp)
+        except StepFailed:
+            return None  # that is for `perform` to say
+        return Rate.of(f"mcp.servers.{name}", server.rate_limit)
+
     def perform(self, context: StepContext) -> Done:
         # The SDK takes most of a second to import, and is an extra.
         from workers.steps.mcp_call import call_tool
@@ -84,7 +91,7 @@ def _server(context: StepContext) -> Server:
     from workers.steps.mcp_stdio import StdioServer
     from workers.steps.mcp_transports import HttpServer
 
-    name, settings = _chosen(context)
+    name, settings = _chosen(context.config, context.settings.mcp)
     if settings.url and not settings.command:
         headers = context.reveal(dict(settings.headers or {}))
         return HttpServer(name, context.reveal(settings.url), headers, context.settings.egress.rules)
@@ -94,12 +101,11 @@ def _server(context: StepContext) -> Server:
     raise _mistake(f"the MCP server {name!r} needs either a url or a command (mcp.servers.{name})")
 
 
-def _chosen(context: StepContext) -> tuple[str, McpServerSettings]:
-    settings = context.settings.mcp
+def _chosen(config: Mapping[str, Any], settings: McpSettings) -> tuple[str, McpServerSettings]:
     known = ", ".join(sorted(settings.servers))
     if not known:
         raise _mistake("no MCP server is configured; add one to mcp.servers")
-    name = context.config.get("server") or settings.default_server
+    name = config.get("server") or settings.default_server
     if not name:
         if len(settings.servers) > 1:
             raise _mistake(f"which MCP server? Name it as `server`, or set mcp.default_server; there are {known}")

@@ -15,10 +15,11 @@ import requests
 import standardwebhooks
 from marshmallow import Schema, ValidationError, fields, validate
 
+from orchestrator.config import Settings
 from orchestrator.engine.signatures import signing_key
-from workers.steps.contract import Done, Json, QueueClass, StepContext, StepType
+from workers.steps.contract import Done, Json, QueueClass, Rate, StepContext, StepType
 from workers.steps.fields import Duration, Text
-from workers.steps.http import StatusCodes, encoded, exchange, http_url
+from workers.steps.http import StatusCodes, encoded, exchange, http_url, rate_of_host
 
 _OURS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 
@@ -65,6 +66,9 @@ class Webhook(StepType):
         timeout = Duration(load_default=30.0)
         verify = fields.Boolean(load_default=True)
         expected_status = StatusCodes(load_default=(range(200, 300),))
+
+    def rate(self, config: Mapping[str, Any], settings: Settings) -> Rate | None:
+        return rate_of_host(config["url"], settings)
 
     def perform(self, context: StepContext) -> Done:
         webhook_id = f"msg_{uuid.uuid5(uuid.NAMESPACE_URL, context.idempotency_key).hex}"
