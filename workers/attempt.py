@@ -30,7 +30,7 @@ from orchestrator.store.logs import LogLine
 from orchestrator.store.rates import AWAITS_RATE, Rate
 from orchestrator.store.steps import Claim, ExecutionFacts
 from workers.inline import Performed, has_pure_bodies, perform_body
-from workers.rounds import rounds
+from workers.rounds import named, rounds
 from workers.secrets import Secrets
 from workers.steps.condition import is_true
 from workers.steps.contract import Done, LogLevel, Round, Spawn, StepContext, StepType, Wait, Workflows
@@ -309,7 +309,7 @@ class Attempt:
         def perform_again(inside: Attempt, state: Any, made: Sequence[Round]) -> Done | Wait | Spawn:
             evaluate = partial(inside._evaluate, prepared, context)
             return self._perform_type(
-                prepared, replace(step_context, state=state, body=lambda: made, evaluate=evaluate)
+                prepared, replace(step_context, state=state, body=partial(named, made), evaluate=evaluate)
             )
 
         performed = perform_body(self, spawn, perform_again)

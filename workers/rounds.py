@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -9,21 +10,42 @@ from orchestrator.definition.model import Body, Step
 from orchestrator.lifecycle import StepStatus
 from orchestrator.store import Store, bodies
 from orchestrator.store.bodies import Inner
-from workers.steps.contract import Round
+from workers.steps.contract import Round, Scope
 
 
-def rounds(store: Store, execution_id: str, container: str, step: Step) -> list[Round]:
-    """The scopes in the bodies of `step`, which stands at the path `container`, in their order."""
+def rounds(store: Store, execution_id: str, container: str, step: Step, *names: int | str) -> list[Round]:
+    """The scopes in the bodies of `step`, which stands at the path `container`, in their order; those of `names`, if
+    there are any."""
     lasts = {name: _lasts(body) for name, body in step.bodies.items()}
     shown = {step_id for ids in lasts.values() for step_id in ids}
     with store.single() as connection:
-        rows = list(bodies.ended(connection, execution_id, container, shown))
+        paths = list(_paths(container, step, names)) if names else None
+        rows = list(bodies.ended(connection, execution_id, container, shown, paths))
     made = []
     for scope, members in groupby(rows, key=lambda row: row.scope):
         name = _name(scope, container)
         body = "" if isinstance(name, int) else name
         made.append(_round(name, list(members), step.bodies[body], lasts[body]))
     return made
+
+
+def _paths(container: str, step: Step, names: Iterable[int | str]) -> Iterator[str]:
+    for scope in map(Scope, names):
+        for inner in step.bodies[scope.body].steps:
+            yield f"{scope.of(container)}.{inner.id}"
+
+
+def named(made: Sequence[Round], *names: int | str) -> Sequence[Round]:
+    """The same of rounds that are at hand."""
+    if not names:
+        return made
+    found: list[Round] = []
+    for one in reversed(made):  # most often it is the last that is asked for
+        if len(found) == len(names):
+            break
+        if one.name in names:
+            found.append(one)
+    return found[::-1]
 
 
 def round_of(name: int | str, rows: list[Inner], body: Body) -> Round:

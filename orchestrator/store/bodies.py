@@ -349,15 +349,27 @@ class Inner:
     error_message: str | None
 
 
-def ended(connection: Connection, execution_id: str, container: str, shown: Collection[str]) -> Iterator[Inner]:
-    """Every step in the bodies of `container`, in the order of its scopes; `shown` are the ids of those whose
-    output is wanted."""
+def ended(
+    connection: Connection,
+    execution_id: str,
+    container: str,
+    shown: Collection[str],
+    paths: Collection[str] | None = None,
+) -> Iterator[Inner]:
+    """Every step in the bodies of `container` (or those at `paths`), in the order of its scopes; `shown` are the ids of
+    those whose output is wanted."""
     rows = run(
         connection,
         "SELECT scope, step_id, status, error_kind, error_message, "
         "CASE WHEN step_id = ANY(%(shown)s) THEN output END AS output FROM step_executions "
-        "WHERE execution_id = %(execution)s::uuid AND container = %(container)s ORDER BY id",
-        {"execution": execution_id, "container": container, "shown": list(shown)},
+        "WHERE execution_id = %(execution)s::uuid AND container = %(container)s "
+        "AND (%(paths)s::text[] IS NULL OR path = ANY(%(paths)s::text[])) ORDER BY id",
+        {
+            "execution": execution_id,
+            "container": container,
+            "shown": list(shown),
+            "paths": None if paths is None else list(paths),
+        },
     )
     for row in rows:
         yield Inner(row.scope, row.step_id, StepStatus(row.status), row.output, row.error_kind, row.error_message)

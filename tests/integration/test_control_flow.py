@@ -169,6 +169,32 @@ def test_a_while_loop_sees_the_steps_of_its_last_round(deployment: Deployment):
     assert completed(deployment.run(definition))["pages"]["count"] == 4
 
 
+@pytest.mark.parametrize("type", ["noop", "set"])
+def test_a_while_loop_has_the_results_of_all_its_rounds(deployment: Deployment, type: str):
+    config = {"value": "{{ loop.index }}"} if type == "noop" else {"values": {"result": "{{ loop.index }}"}}
+    rounds = loop("each", {"id": "one", "type": type, "config": config}, **{"while": "loop.index < 30"})
+    output = completed(deployment.run(workflow(rounds)))["each"]
+    assert [one["result"] for one in output["results"]] == list(range(30))
+
+
+def test_a_while_loop_that_is_retried_goes_on_after_the_rounds_that_completed(deployment: Deployment, tmp_path: Path):
+    marks = tmp_path / "marks"
+    rounds = loop(
+        "each",
+        step("first", "mark", file=str(marks)),
+        step("second", "fail", needs="first", retry_policy={"max_attempts": 1})
+        | {"when": "loop.index == 3 and variables.fails"},
+        **{"while": "loop.index < 5"},
+    )
+    execution_id = deployment.execute(deployment.create(workflow(rounds, variables={"fails": True})))
+    assert deployment.ended(execution_id)["status"] == "failed"
+    deployment.sql("UPDATE executions SET input = '{\"fails\": false}' WHERE id = %(id)s::uuid", id=execution_id)
+    assert deployment.client.post(f"/api/v1/executions/{execution_id}/retry").status_code == 200
+    assert completed(deployment.ended(execution_id))["each"]["count"] == 5
+    marked = [line.split()[1] for line in marks.read_text().splitlines()]
+    assert marked == [f"each[{index}].first" for index in range(5)]
+
+
 def test_a_while_loop_without_an_end_fails_at_its_limit(deployment: Deployment):
     definition = workflow(loop("for_ever", step("one"), max_iterations=3, **{"while": "true"}))
     execution = deployment.run(definition)

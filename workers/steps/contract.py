@@ -97,8 +97,8 @@ class StepContext:
     evaluate: Callable[..., Json] = _nothing_to_evaluate
     """`evaluate(field, **names)`: the value of one of the config's `deferred_fields`, with more names to start
     from (or others in the place of `loop`)."""
-    body: Callable[[], Sequence[Round]] = tuple
-    """What became of the scopes of this step's body, in their order."""
+    body: Callable[..., Sequence[Round]] = tuple
+    """What became of the scopes of this step's body, in their order: `body()` of all, `body(*names)` of some."""
     take_signal: Callable[[str], Json] = _no_signal
     """The oldest signal of a name that nobody has taken: its `payload` and `sent_at`. None if there is none."""
     workflows: Workflows | None = None

@@ -75,18 +75,27 @@ class Loop(StepType):
         )
 
     def _next_round(self, context: StepContext) -> Done | Spawn:
-        rounds = context.body() if context.state is not None else ()
-        last = rounds[-1] if rounds else None
+        count, last = _so_far(context)
         if last is not None and last.status != "completed" and context.config["on_item_error"] == "fail":
-            return _done(context, rounds)
-        seen = {"index": len(rounds), "last": last.output if last else None}
+            return _done(context, context.body())
+        seen = {"index": count, "last": last.output if last else None}
         if not is_true(context.evaluate("while", loop=seen)):
-            return _done(context, rounds)
-        if len(rounds) >= context.config["max_iterations"]:
+            return _done(context, context.body() if count else ())
+        if count >= context.config["max_iterations"]:
             raise StepFailed(
-                f"`while` was still true after {len(rounds)} rounds (max_iterations)", kind="loop", retryable=False
+                f"`while` was still true after {count} rounds (max_iterations)", kind="loop", retryable=False
             )
-        return Spawn([Scope(len(rounds), seen)], state={})
+        return Spawn([Scope(count, seen)], state={} if context.state is None else {"rounds": count + 1})
+
+
+def _so_far(context: StepContext) -> tuple[int, Round | None]:
+    """(the rounds of a `while` that have ended, the last of them). An attempt may find those of one before it: so it
+    reads them all once, and then the last one only."""
+    if context.state is None:
+        return 0, None
+    count = context.state.get("rounds")
+    ended = context.body() if count is None else context.body(count - 1)
+    return len(ended) if count is None else count, ended[-1]
 
 
 def _list(value: Any) -> Sequence[Any]:
