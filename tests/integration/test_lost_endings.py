@@ -21,6 +21,7 @@ FAILED = Result(error_kind="asked", error_message="asked to fail")
 def bench(servers: Deployment) -> Iterator[Bench]:
     end_everything(servers)
     servers.sql("DELETE FROM duties")
+    _ = servers.client  # points the app at these servers
     yield Bench(servers)
     end_everything(servers)
 
@@ -43,11 +44,12 @@ def ended(hand: Hand, execution_id: str, path: str, status: StepStatus = StepSta
     return advance(hand.store, hand.program(execution_id), execution_id, end)
 
 
-def rung_again(servers: Deployment, bench: Bench) -> list[tuple[str, ...]]:
+def rung_again(servers: Deployment, bench: Bench, execution_id: str) -> list[tuple[str, ...]]:
     servers.sql("UPDATE step_executions SET rung_at = rung_at - interval '1 minute' WHERE status = 'queued'")
     bench.sent.clear()
-    bench.reconciler.ring_lost_messages()
-    return [starts for _, _, starts in bench.rung]
+    for _ in range(2):  # it is lost that is missing twice
+        bench.reconciler.ring_lost_messages()
+    return [starts for id, _, starts in bench.rung if id == execution_id]
 
 
 def test_each_part_of_an_end_whose_message_was_lost_is_rung_for_again(servers: Deployment, hand: Hand, bench: Bench):
@@ -56,7 +58,7 @@ def test_each_part_of_an_end_whose_message_was_lost_is_rung_for_again(servers: D
     failed = ended(hand, execution_id, "b", StepStatus.FAILED)
     for path in ("compensate.a", "on_failure.alarm", "finally.tidy"):
         assert (failed.ended, servers.execution(execution_id)["status"]) == (False, "running")
-        assert rung_again(servers, bench) == [(path,)]
+        assert rung_again(servers, bench, execution_id) == [(path,)]
         failed = ended(hand, execution_id, path)
     assert failed.ended
     execution = servers.execution(execution_id)
