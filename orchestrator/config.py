@@ -245,8 +245,12 @@ def _rate_limit(value: object) -> RateLimit | None:
     return RateLimit(limit, per)
 
 
-def _rated() -> Any:
-    return _setting(None, _rate_limit, "how many steps may use it in any window of time, as in {limit: 10, per: 1m}")
+_RATED = {
+    "parse": _rate_limit,
+    "help": "how many steps may use it in any window of time, as in {limit: 10, per: 1m}",
+    "minimum": None,
+    "secret": False,
+}
 
 
 # Texts of the following may hold {{ secrets.name }}; a worker fills them in when a step needs them.
@@ -258,7 +262,7 @@ class ConnectionSettings:
 
     url: str = _setting("", _text, "SQLAlchemy URL of the database", secret=True)
     pool_size: int = _setting(5, _whole, "connections kept per worker process", minimum=1)
-    rate_limit: RateLimit | None = _rated()
+    rate_limit: RateLimit | None = field(default=None, metadata=_RATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +288,7 @@ class AgentSettings:
     protocol: str = _setting("a2a", _choice("a2a", "http"), "what it speaks")
     headers: Mapping[str, str] | None = _setting(None, _table, "sent with every request", secret=True)
     poll_interval: float = _setting(2.0, _duration, "seconds between looks at a long task", minimum=0.05)
-    rate_limit: RateLimit | None = _rated()
+    rate_limit: RateLimit | None = field(default=None, metadata=_RATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +298,7 @@ class LlmSettings:
     base_url: str = _setting("", _text, "its address, such as https://api.openai.com/v1")
     api_key: str = _setting("", _text, "its key", secret=True)
     model: str = _setting("", _text, "the model of steps that name none")
-    rate_limit: RateLimit | None = _rated()
+    rate_limit: RateLimit | None = field(default=None, metadata=_RATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,14 +309,14 @@ class McpServerSettings:
     headers: Mapping[str, str] | None = _setting(None, _table, "sent with every request", secret=True)
     command: tuple[str, ...] = _setting((), _texts, "the program that is the server, with its arguments")
     env: Mapping[str, str] | None = _setting(None, _table, "added to the program's environment", secret=True)
-    rate_limit: RateLimit | None = _rated()
+    rate_limit: RateLimit | None = field(default=None, metadata=_RATED)
 
 
 @dataclass(frozen=True, slots=True)
 class HostSettings:
     """What holds for the `http` and `webhook` steps that call a host."""
 
-    rate_limit: RateLimit | None = _rated()
+    rate_limit: RateLimit | None = field(default=None, metadata=_RATED)
 
 
 @dataclass(frozen=True, slots=True)

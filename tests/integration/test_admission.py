@@ -65,8 +65,9 @@ def test_a_step_of_one_that_waits_is_not_claimed_nor_rung_for(two_places: Deploy
     *_, waiting = (two_places.execute(workflow_id) for _ in range(3))
     assert steps.claim(two_places.store, waiting, "a", new_id()) is None
     with two_places.store.single() as connection:
-        rung = recovery.ring_again(connection, older_than=0, queues=None, limit=100)
-    assert waiting not in {ring.execution_id for ring in rung}
+        unclaimed = recovery.unclaimed(connection, older_than=0, limit=100)
+    assert unclaimed
+    assert waiting not in {step.execution_id for step in unclaimed}
 
 
 def test_the_most_urgent_comes_first_and_then_the_oldest(two_places: Deployment):
