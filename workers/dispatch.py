@@ -14,7 +14,6 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from orchestrator.engine.plan import Plan
-from orchestrator.store.cancellations import Due
 from workers import canvas
 from workers.app import app
 from workers.canvas import dispatch
@@ -65,14 +64,6 @@ def send_look(trigger_id: str) -> None:
         canvas.look(trigger_id).apply_async()
     except (OperationalError, OSError):
         logger.warning("the broker is away; nobody looks at trigger %s", trigger_id)
-
-
-def send_cancellation(due: Due) -> None:
-    """Have a worker cancel what a step has begun elsewhere; what the broker does not take is sent again."""
-    try:
-        canvas.cancellation(due.id, due.queue).apply_async()
-    except (OperationalError, OSError):
-        logger.warning("the broker is away; nobody sees to cancellation %s", due.id)
 
 
 class Doorbell:

@@ -167,7 +167,7 @@ class PerformedSchema(Schema):
         allow_none=True,
         metadata={"description": "what happens when an attempt fails; default: scheduler.retry of the settings"},
     )
-    timeout = _duration(0.001, "the time that one attempt has", allow_none=True)
+    timeout = _duration(0.001, "the time that one attempt has, what it rests included", allow_none=True)
     priority = _number(0, 9, "of its messages, 9 the highest; default: the execution's", whole=True, allow_none=True)
     queue = fields.String(
         allow_none=True,
