@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
+from base64 import b64decode
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -42,6 +44,9 @@ WORKERS = {
     "io-2": Kind("io", "threads", 10),
 }
 BEATS = ("beat-1", "beat-2")
+_SEPARATOR = app.conf.broker_transport_options["sep"]
+_LISTS = [f"{queue}{_SEPARATOR}{step}" if step else queue for queue in QUEUES for step in PRIORITY_STEPS]
+"""The keys of the broker's lists, one for each queue and priority."""
 
 
 class Stack:
@@ -140,10 +145,8 @@ class Stack:
 
     def messages(self) -> int:
         """Those that wait at the broker; not those that somebody took and has not acknowledged."""
-        separator = app.conf.broker_transport_options["sep"]
-        keys = [f"{queue}{separator}{step}" if step else queue for queue in QUEUES for step in PRIORITY_STEPS]
         with self._valkey_client() as client:
-            return sum(client.llen(key) for key in keys)
+            return sum(client.llen(key) for key in _LISTS)
 
     # --- what is done to it ----------------------------------------------------------------------------------
 
@@ -175,6 +178,12 @@ class Stack:
         """The broker loses its data."""
         with self._valkey_client() as client:
             client.flushall()
+
+    def lose_oldest(self, count: int) -> list[str]:
+        """Messages go as with a worker that took them and was killed; the executions they were for."""
+        with self._valkey_client() as client:
+            taken = [message for key in _LISTS for message in client.rpop(key, count) or ()]
+        return [json.loads(b64decode(json.loads(message)["body"]))[0][0] for message in taken]
 
     def kill_valkey(self) -> None:
         self._valkey.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -85,7 +86,67 @@ def test_the_step_of_a_worker_that_is_gone_runs_again(
     assert gated.open() == ("completed", 2, 1)
 
 
-@pytest.mark.parametrize("forget", [Stack.forget, Stack.kill_valkey])
+def kill_valkey_for_long(stack: Stack) -> None:
+    """For so long that kombu by itself would let twelve seconds pass until its next attempt."""
+    stack.kill_valkey()
+    time.sleep(8)
+
+
+def killed_with_valkey(stack: Stack, name: str) -> None:
+    stack.kill_valkey()
+    stack.kill(name)
+    time.sleep(3)  # in which what is queued again cannot be sent
+    stack.start_valkey()
+
+
+def killed_with_postgres(stack: Stack, name: str) -> None:
+    stack.kill_postgres()
+    stack.kill(name)
+    stack.start_postgres()
+
+
+def killed_while_the_reconciler_is_frozen(stack: Stack, name: str) -> None:
+    stack.freeze("io-1")
+    stack.kill(name)
+
+
+@pytest.mark.parametrize("break_it", [killed_with_valkey, killed_with_postgres, killed_while_the_reconciler_is_frozen])
+def test_the_step_of_a_killed_worker_runs_again_soon_whatever_else_is_broken(
+    stack: Stack, tmp_path: Path, break_it: Callable[[Stack, str], None]
+):
+    stack.start("io-1")
+    wait_until(lambda: stack.sql("SELECT FROM duties WHERE name = 'reconcile'"), what="the first to reconcile")
+    gated = Gated(stack, tmp_path, "cpu")
+    broken_at = time.monotonic()
+    break_it(stack, gated.first)
+    gated.wait_for(gated.second, LOST_WITHIN - (time.monotonic() - broken_at))
+    assert gated.open() == ("completed", 2, 1)
+
+
+def test_messages_that_are_lost_under_a_steady_load_are_missed_soon(stack: Stack, tmp_path: Path):
+    stack.start("cpu-1")
+    marks = tmp_path / "marks"
+    workflow_id = stack.deployment.create({"steps": [step("a", "mark", file=str(marks), seconds=0.2)]})
+
+    def keep_busy() -> None:
+        while stack.messages() < 10:
+            stack.deployment.execute(workflow_id)
+
+    keep_busy()
+    lost = stack.lose_oldest(3)
+
+    def are_done() -> bool:
+        keep_busy()
+        done = "SELECT count(*)::int FROM executions WHERE id = ANY(%(ids)s::uuid[]) AND status = 'completed'"
+        return stack.sql(done, ids=lost) == [(len(lost),)]
+
+    assert not are_done()
+    wait_until(are_done, RUNG_AGAIN_WITHIN, "the executions whose messages were lost")
+    performed = [line.split()[0] for line in marks.read_text().splitlines()]
+    assert len(performed) == len(set(performed))
+
+
+@pytest.mark.parametrize("forget", [Stack.forget, Stack.kill_valkey, kill_valkey_for_long])
 def test_what_was_queued_at_a_broker_that_lost_it_is_rung_for_again(
     stack: Stack, tmp_path: Path, forget: Callable[[Stack], None]
 ):
@@ -95,7 +156,7 @@ def test_what_was_queued_at_a_broker_that_lost_it_is_rung_for_again(
     ids = [stack.deployment.execute(workflow_id) for _ in range(30)]
     wait_until(lambda: stack.messages() >= 20, what="a backlog")
     forget(stack)
-    if forget is Stack.kill_valkey:
+    if forget is not Stack.forget:
         stack.start_valkey()
     gate.touch()
     done = "SELECT count(*) FROM executions WHERE status = 'completed' HAVING count(*) = %(all)s"

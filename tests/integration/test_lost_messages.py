@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 from deployment import Deployment, deployed
+from kombu.exceptions import OperationalError
 
 from orchestrator.engine import reconcile
 from orchestrator.engine.plan import Message, Plan
@@ -19,6 +20,7 @@ from orchestrator.plugins import load_catalogue
 from orchestrator.store import new_id, steps
 from workers.broker import Broker
 from workers.canvas import dispatch, look, trial
+from workers.transport import Connection
 
 LONG_AGO = 600.0
 
@@ -241,3 +243,11 @@ def test_a_look_that_finds_the_broker_away_is_repeated_with_the_next_tick(
     queues.reconciler.tick(0.1)
     queues.reconciler.tick(1.7)
     assert sorted(execution_id for execution_id, _ in queues.rung) == sorted(ids)
+
+
+def test_a_worker_looks_for_its_broker_steadily():
+    pauses: list[float] = []
+    connection = Connection("redis://127.0.0.1:1/0")
+    with pytest.raises(OperationalError):
+        connection.ensure_connection(lambda _, pause: pauses.append(pause), max_retries=3)
+    assert pauses == [1.0, 1.0, 1.0]
