@@ -99,7 +99,8 @@ RULES: Mapping[str, Rule] = {
     f"POST {_WORKFLOW}/execute": at(OPERATOR, does="workflow.execute"),
     f"POST {_WORKFLOW}/execute/bulk": at(OPERATOR, does="workflow.execute_many"),
     f"POST {_WORKFLOW}/instantiate": somewhere(EDITOR, creates="workflow.instantiate"),
-    f"POST {_WORKFLOW}/clone": somewhere(EDITOR, creates="workflow.clone"),
+    # With the secrets of its triggers, which who may only look is not to carry elsewhere.
+    f"POST {_WORKFLOW}/clone": at(EDITOR, creates="workflow.clone"),
     f"GET {_WORKFLOW}/export": at(VIEWER),
     "POST /api/v1/workflows/import": somewhere(EDITOR, creates="workflow.import"),
     f"GET {_WORKFLOW}/versions": at(VIEWER),
@@ -142,6 +143,8 @@ RULES: Mapping[str, Rule] = {
     f"POST {_TRIGGER}/fire": at(OPERATOR, does="trigger.fire"),
     f"POST {_TRIGGER}/backfill": at(OPERATOR, does="trigger.backfill"),
     "POST /api/v1/events": somewhere(OPERATOR, does="event.send"),
+    f"GET {_WORKFLOW}/stats": at(VIEWER),
+    "GET /api/v1/stats": somewhere(VIEWER),
     # The service as a whole shows what all projects do.
     "GET /api/v1/scheduler/status": everywhere(VIEWER),
     # Access

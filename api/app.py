@@ -13,7 +13,7 @@ from flask import Flask, Response, send_from_directory
 from flask.json.provider import JSONProvider
 from flask_smorest import Api
 
-from api import guard
+from api import guard, headers
 from api.errors import ProblemApi
 from api.resources import (
     audit,
@@ -26,6 +26,7 @@ from api.resources import (
     scheduler,
     schema,
     secrets,
+    stats,
     step_templates,
     transfer,
     triggers,
@@ -38,6 +39,7 @@ from api.resources import (
 from api.service import Service
 from orchestrator import __version__
 from orchestrator.config import Settings, load_settings
+from orchestrator.exposure import check_exposure
 
 _MOST_OVERHEAD = 64 * 1024
 """Bytes of a body around the definition or input whose size is limited."""
@@ -72,9 +74,10 @@ def _in_utc(value: object) -> object:
 def create_app(settings: Settings | None = None) -> Flask:
     """The API over the database and the broker that `settings` name (default: this process's settings).
 
-    Raises ConfigurationError if there is no admin key or no database.
+    Raises ConfigurationError if there is no admin key or no database, or if keys would travel as plain text.
     """
     settings = settings or load_settings()
+    check_exposure(settings)
     app = Flask("api", static_folder=None)
     app.json_provider_class = _Json
     app.json = _Json(app)
@@ -95,6 +98,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     app.extensions["orchestrator"] = Service(settings)
     guard.install(app, app.extensions["orchestrator"])
+    headers.install(app, settings)
     api: Api = ProblemApi(app)
     for resource in (
         workflows,
@@ -113,6 +117,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         projects,
         keys,
         secrets,
+        stats,
         audit,
         health,
     ):

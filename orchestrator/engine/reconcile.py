@@ -32,6 +32,7 @@ from orchestrator.store import (
     cancellations,
     executions,
     recovery,
+    stats,
     step_tests,
     workers,
     workflow_ends,
@@ -378,6 +379,7 @@ class Reconciler:
             cached_results.purge(connection, _PURGED)
             cancellations.purge(connection, _PURGED)
             step_tests.purge(connection, _PURGED)
+            stats.merge(connection)
             trigger_rows.purge(connection, self.settings.executor.log_retention, _PURGED)
             purge_rates(connection, _PURGED)
 

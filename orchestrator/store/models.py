@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR, UUID
@@ -173,6 +174,7 @@ executions = sa.Table(
     sa.Column("started_at", _Time),
     sa.Column("finished_at", _Time),
     sa.Column("paused_at", _Time),
+    sa.Column("counted_until", _Time, comment="steps that ended by then are in step_stats"),
     sa.Column("admitted_at", _Time, comment="since when it may run; NULL while it waits for a place"),
     sa.Column("turn", sa.BigInteger, nullable=False, server_default="0", comment="its place among those that wait"),
     sa.Column("held", sa.Boolean, nullable=False, server_default=sa.false(), comment="by a limit of its own"),
@@ -262,6 +264,42 @@ executions = sa.Table(
         postgresql_where=sa.text(f"status IN ({sql_words(EXECUTION_TERMINAL)})"),
     ),
     sa.Index("ix_executions_rerun_of", "rerun_of", postgresql_where=sa.text("rerun_of IS NOT NULL")),
+)
+
+def _stats(name: str, comment: str, *columns: sa.Column[Any]) -> sa.Table:
+    """Counts of what ended in a slot: five minutes, later merged to hours and days. A trigger on executions (migration
+    0014) keeps them in the transaction of the end itself, each server process in rows of its own (`shard`)."""
+    return sa.Table(
+        name,
+        metadata,
+        sa.Column("workflow_id", _Id, sa.ForeignKey("workflows.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("slot", _Time, primary_key=True),
+        sa.Column("shard", sa.Integer, primary_key=True, autoincrement=False),
+        *columns,
+        comment=comment,
+    )
+
+
+execution_stats = _stats(
+    "execution_stats",
+    "What became of the executions that ended in a slot; the sum of the shards counts.",
+    sa.Column("status", sa.Text, primary_key=True),
+    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("seconds", sa.Double, nullable=False),
+    sa.Column("durations", ARRAY(sa.Integer), nullable=False),
+    sa.Column("waits", ARRAY(sa.Integer), nullable=False),
+)
+
+step_stats = _stats(
+    "step_stats",
+    "The same of their steps.",
+    sa.Column("step_id", sa.Text, primary_key=True),
+    sa.Column("error_kind", sa.Text, primary_key=True, comment="empty: none"),
+    *(
+        sa.Column(name, sa.BigInteger, nullable=False)
+        for name in ("completed", "failed", "skipped", "cancelled", "retried", "retried_completed")
+    ),
+    sa.Column("seconds", sa.Double, nullable=False),
 )
 
 step_executions = sa.Table(

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.errors import NotFound
 from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus, StepStatus, sql_words
-from orchestrator.store import admission, executions
+from orchestrator.store import admission, executions, stats
 from orchestrator.store.keyset import Window
 from orchestrator.store.session import run
 
@@ -189,12 +189,10 @@ def workflow(connection: Connection, workflow_id: str) -> dict[str, Any]:
         connection,
         f"""
         SELECT w.id::text AS id, w.name, w.status, w.version,
-               count(e.id) AS execution_count,
                count(e.id) FILTER (WHERE e.status = '{ExecutionStatus.RUNNING}') AS running,
-               count(e.id) FILTER (WHERE e.status = '{ExecutionStatus.QUEUED}') AS queued,
-               avg((e.status = '{ExecutionStatus.COMPLETED}')::int)
-                   FILTER (WHERE e.status IN ({sql_words(EXECUTION_TERMINAL)}))::float8 AS success_rate
+               count(e.id) FILTER (WHERE e.status = '{ExecutionStatus.QUEUED}') AS queued
         FROM workflows w LEFT JOIN executions e ON e.workflow_id = w.id
+             AND e.status NOT IN ({sql_words(EXECUTION_TERMINAL)})
         WHERE w.id = %(id)s::uuid GROUP BY w.id
         """,
         {"id": workflow_id},
@@ -202,4 +200,5 @@ def workflow(connection: Connection, workflow_id: str) -> dict[str, Any]:
     if row is None:
         raise NotFound("workflow", workflow_id)
     newest = executions.listing(connection, Window(executions.ORDERS["-created_at"], 1), workflow_id=workflow_id)
-    return {**row._mapping, "last_execution": newest[0] if newest else None}
+    added_up = stats.of_workflow(connection, workflow_id)
+    return {**row._mapping, **added_up, "last_execution": newest[0] if newest else None}

@@ -12,8 +12,9 @@ from sqlalchemy.engine import Connection
 from orchestrator.access import DEFAULT_PROJECT
 from orchestrator.definition.durations import parse_moment
 from orchestrator.errors import Conflict, NotFound, Outdated
-from orchestrator.lifecycle import ACTIVATE, EXECUTION_TERMINAL, ExecutionStatus, Transition, WorkflowStatus, sql_words
+from orchestrator.lifecycle import ACTIVATE, EXECUTION_TERMINAL, Transition, WorkflowStatus, sql_words
 from orchestrator.store import models as tables
+from orchestrator.store import stats
 from orchestrator.store.keyset import Window, both_ways
 from orchestrator.store.search import question, terms
 from orchestrator.store.session import as_dicts, new_id, run
@@ -295,17 +296,9 @@ def get(connection: Connection, workflow_id: str) -> dict[str, Any]:
     row = connection.execute(sa.select(*_SHOWN).where(_w.c.id == workflow_id)).first()
     if row is None:
         raise NotFound("workflow", workflow_id)
-    counted = run(
-        connection,
-        "SELECT count(*) AS execution_count, max(created_at) AS last_executed, "
-        f"avg((status = '{ExecutionStatus.COMPLETED}')::int) FILTER "
-        f"(WHERE status IN ({sql_words(EXECUTION_TERMINAL)}))::float8 AS success_rate "
-        "FROM executions WHERE workflow_id = %(id)s::uuid",
-        {"id": workflow_id},
-    ).one()
     return {
         **row._mapping,
-        **counted._mapping,
+        **stats.of_workflow(connection, workflow_id),
         "definition": definition(connection, workflow_id, row.version),
     }
 

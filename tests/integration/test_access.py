@@ -15,6 +15,8 @@ from flask.testing import FlaskClient
 from api import create_app
 from api.access import RULES
 from api.auth import KEPT, Authenticator
+from orchestrator.config import ApiSettings, BrokerSettings
+from orchestrator.errors import ConfigurationError
 from orchestrator.store import access
 
 NOOP = {"steps": [{"id": "only", "type": "noop", "config": {"value": 1}}]}
@@ -35,6 +37,9 @@ POST   /api/v1/workflows/{workflow_id}/cancel                         editor    
 POST   /api/v1/workflows/{workflow_id}/execute                        operator  own
 POST   /api/v1/workflows/{workflow_id}/execute/bulk                   operator  own
 POST   /api/v1/workflows/{workflow_id}/instantiate                    editor    own
+POST   /api/v1/workflows/{workflow_id}/clone                          editor    own
+GET    /api/v1/workflows/{workflow_id}/export                         viewer    own
+POST   /api/v1/workflows/import                                       editor    some
 GET    /api/v1/workflows/{workflow_id}/versions                       viewer    own
 GET    /api/v1/workflows/{workflow_id}/versions/{version}             viewer    own
 GET    /api/v1/workflows/{workflow_id}/versions/{old}/diff/{new}      viewer    own
@@ -87,6 +92,8 @@ PUT    /api/v1/keys/{key_id}                                          admin     
 DELETE /api/v1/keys/{key_id}                                          admin     some
 GET    /api/v1/grants                                                 admin     some
 POST   /api/v1/grants                                                 admin     some
+GET    /api/v1/workflows/{workflow_id}/stats                          viewer    own
+GET    /api/v1/stats                                                  viewer    some
 GET    /api/v1/secrets                                                editor    some
 POST   /api/v1/secrets                                                editor    some
 GET    /api/v1/secrets/{secret_id}                                    editor    some
@@ -204,6 +211,7 @@ def body_for(method: str, path: str, team: Team) -> dict[str, Any] | None:
         return None
     bodies: dict[str, dict[str, Any]] = {
         "/api/v1/workflows": {"name": "new", "definition": NOOP, "project": team.name},
+        "/api/v1/workflows/import": {"name": "new", "definition": NOOP, "project": team.name},
         "/api/v1/workflows/{workflow_id}/instantiate": {"name": "new", "project": team.name},
         "/api/v1/keys": {"name": "new", "grants": [{"role": "admin", "project": team.name}]},
         "/api/v1/keys/{key_id}": {"grants": [{"role": "operator", "project": team.name}]},
@@ -494,7 +502,110 @@ def test_what_is_almost_a_key_opens_nothing(servers: Deployment) -> None:
 
 
 def test_there_is_no_service_without_a_key(servers: Deployment, tmp_path: Any) -> None:
-    from orchestrator.errors import ConfigurationError
-
     with pytest.raises(ConfigurationError, match="ORCHESTRATOR_ADMIN_KEY"):
         create_app(replace(servers.settings, admin_key="", data_dir=str(tmp_path)))
+
+
+# --- limits, headers, other sites --------------------------------------------------------------------------
+
+
+def test_a_caller_who_asks_too_often_is_told_when_to_ask_again_by_every_process(servers: Deployment) -> None:
+    key = new_key(servers, {"role": "viewer"}, rate_limit=3)["key"]
+    headers = {"Authorization": f"Bearer {key}"}
+    apps = [servers.client.application, create_app(servers.settings)]
+    answers = [apps[n % 2].test_client().get("/api/v1/me", headers=headers) for n in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert "3 requests" in refused(answers[-1], 429)["detail"]
+    assert 1 <= int(answers[-1].headers["Retry-After"]) <= 120
+    other = new_key(servers, {"role": "viewer"})["key"]
+    assert with_key(servers, other).get("/api/v1/me").status_code == 200
+
+
+def test_the_settings_limit_every_caller_but_the_admin_key(servers: Deployment) -> None:
+    strict = create_app(replace(servers.settings, api=ApiSettings(rate_limit=2))).test_client()
+    unlimited = {"Authorization": f"Bearer {new_key(servers, {'role': 'viewer'}, rate_limit=0)['key']}"}
+    limited = {"Authorization": f"Bearer {new_key(servers, {'role': 'viewer'})['key']}"}
+    for headers, last in (({"Authorization": f"Bearer {KEY}"}, 200), (unlimited, 200), (limited, 429)):
+        assert [strict.get("/api/v1/me", headers=headers).status_code for _ in range(3)] == [200, 200, last]
+
+
+def test_a_redis_that_is_away_limits_nobody(servers: Deployment) -> None:
+    nowhere = replace(
+        servers.settings, broker=BrokerSettings(url="redis://127.0.0.1:1/0"), api=ApiSettings(rate_limit=1)
+    )
+    client = create_app(nowhere).test_client()
+    headers = {"Authorization": f"Bearer {new_key(servers, {'role': 'viewer'})['key']}"}
+    assert [client.get("/api/v1/me", headers=headers).status_code for _ in range(3)] == [200] * 3
+
+
+def test_a_body_is_as_large_as_its_key_allows(servers: Deployment) -> None:
+    client = with_key(servers, new_key(servers, {"role": "editor"}, max_body=1000)["key"])
+    small = {"name": "w", "definition": NOOP}
+    assert client.post("/api/v1/workflows", json=small).status_code == 201
+    answer = client.post("/api/v1/workflows", json={**small, "description": "x" * 1000})
+    assert "1,000 bytes" in refused(answer, 413)["detail"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/docs", "/openapi.json", "/api/v1/me", "/nowhere"])
+def test_every_answer_tells_browsers_to_keep_and_frame_nothing(servers: Deployment, path: str) -> None:
+    headers = servers.client.get(path).headers
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["X-Frame-Options"] == "DENY"
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+    assert "no-store" in headers["Cache-Control"]
+    assert "Strict-Transport-Security" not in headers
+
+
+def test_behind_tls_the_proxy_says_who_calls(servers: Deployment) -> None:
+    client = create_app(replace(servers.settings, api=ApiSettings(behind_tls=True))).test_client()
+    forwarded = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https", "Authorization": f"Bearer {KEY}"}
+    answer = client.post("/api/v1/projects", json={"name": f"p-{uuid4()}"}, headers=forwarded)
+    assert "Strict-Transport-Security" in answer.headers
+    where = servers.sql("SELECT address FROM audit_log WHERE object_id = %(id)s", id=answer.json["id"])
+    assert where == [("203.0.113.7",)]
+    direct = servers.client.post("/api/v1/projects", json={"name": f"p-{uuid4()}"}, headers=forwarded)
+    where = servers.sql("SELECT address FROM audit_log WHERE object_id = %(id)s", id=direct.json["id"])
+    assert where == [("127.0.0.1",)]
+
+
+def test_other_sites_may_call_only_if_the_settings_name_them(servers: Deployment) -> None:
+    ask = {"Origin": "https://ops.example", "Access-Control-Request-Method": "POST"}
+    closed = servers.client.application.test_client().options("/api/v1/workflows", headers=ask)
+    assert closed.status_code == 401
+    assert "Access-Control-Allow-Origin" not in closed.headers
+    settings = replace(servers.settings, api=ApiSettings(cors_origins=("https://ops.example",)))
+    client = create_app(settings).test_client()
+    asked = client.options("/api/v1/workflows", headers={**ask, "Access-Control-Request-Headers": "authorization"})
+    assert asked.status_code == 200
+    assert asked.headers["Access-Control-Allow-Origin"] == "https://ops.example"
+    assert "authorization" in asked.headers["Access-Control-Allow-Headers"].lower()
+    answer = client.get("/api/v1/me", headers={"Origin": "https://ops.example", "Authorization": f"Bearer {KEY}"})
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://ops.example"
+    refused(client.get("/api/v1/workflows", headers={"Origin": "https://ops.example"}), 401)
+    elsewhere = client.get("/api/v1/me", headers={"Origin": "https://evil.example", "Authorization": f"Bearer {KEY}"})
+    assert "Access-Control-Allow-Origin" not in elsewhere.headers
+
+
+@pytest.mark.parametrize(
+    ("host", "api", "is_fine"),
+    [
+        ("0.0.0.0", ApiSettings(), False),
+        ("::", ApiSettings(), False),
+        ("10.0.0.1", ApiSettings(), False),
+        ("127.0.0.1.example.com", ApiSettings(), False),
+        ("0.0.0.0", ApiSettings(behind_tls=True), True),
+        ("0.0.0.0", ApiSettings(insecure=True), True),
+        ("[::1]", ApiSettings(), True),
+        ("localhost", ApiSettings(), True),
+        ("127.0.0.2", ApiSettings(), True),
+    ],
+)
+def test_no_process_listens_beyond_loopback_without_tls(
+    servers: Deployment, host: str, api: ApiSettings, is_fine: bool
+) -> None:
+    settings = replace(servers.settings, host=host, api=api)
+    if is_fine:
+        create_app(settings)
+    else:
+        with pytest.raises(ConfigurationError, match="behind-tls"):
+            create_app(settings)
