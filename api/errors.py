@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import psycopg2
 import sqlalchemy.exc
-from flask import Response, request
+from flask import Response, g, request
 from flask_smorest import Api
 from flask_smorest.utils import prepare_response
 from marshmallow import Schema, fields
@@ -108,6 +108,7 @@ class ProblemApi(Api):
             detail = (
                 f"the body is larger than {request.max_content_length:,} bytes, "
                 "a limit that follows from the setting executor.max_payload"
+                + (" or is the key's own" if "principal" in g and g.principal.max_body is not None else "")
             )
         elif messages:
             detail = "a field is not valid" if len(found) == 1 else f"{len(found)} fields are not valid"

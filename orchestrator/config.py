@@ -354,6 +354,7 @@ class Settings:
         "", _text, "bearer key of the API; generated into the data folder when empty", secret=True
     )
     plugins: str = _setting("", _text, "comma-separated modules that register step types")
+    api: ApiSettings = field(default_factory=ApiSettings)
     oidc: Mapping[str, OidcSettings] = _named(OidcSettings, "issuers of bearer tokens by name")
     database: DatabaseSettings = field(default_factory=DatabaseSettings)
     broker: BrokerSettings = field(default_factory=BrokerSettings)

@@ -24,6 +24,7 @@ from orchestrator.config import Settings, environment_of
 from orchestrator.datafolder import DataFolder, Running
 from orchestrator.embedded import Embedded, free_port
 from orchestrator.errors import ConfigurationError
+from orchestrator.exposure import check_exposure
 from orchestrator.processes import Child, adopt_orphans, end_orphans, rotate, stop_all
 
 _TICK = 1.0
@@ -78,6 +79,7 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit code, once everything has ended. ConfigurationError if it cannot start like this."""
+        check_exposure(self._settings)
         with self._signals():
             self._folder.acquire()
             adopt_orphans()
@@ -177,11 +179,6 @@ class Supervisor:
 
     def _choose_port(self) -> int:
         host, port = self._settings.host, self._settings.port
-        if not is_loopback(host):
-            _say(
-                f"warning: listening on {host} without TLS: whoever can read the traffic can read the key. "
-                "Put a reverse proxy with TLS in front of it."
-            )
         if port == 0:
             return free_port()
         reason = _why_not(host, port)
@@ -355,10 +352,6 @@ def service_url(host: str, port: int) -> str:
     """Where a program on this machine reaches a service that listens on `host`."""
     host = _reachable(host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _reachable(host: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -12,6 +13,8 @@ import click
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port; 0 takes a free one.  [default: 8084]")
 @click.option("--data-dir", type=click.Path(file_okay=False), help="Data folder.  [default: ~/.orchestrator]")
+@click.option("--behind-tls", is_flag=True, help="A reverse proxy with TLS is in front: listen beyond loopback.")
+@click.option("--insecure", is_flag=True, help="Listen beyond loopback without TLS: keys can be read on the way.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the logs of all processes.")
 @click.option(
     "--demo",
@@ -24,6 +27,8 @@ def up(
     host: str | None,
     port: int | None,
     data_dir: str | None,
+    behind_tls: bool,
+    insecure: bool,
     verbose: bool,
     demo: Path | None,
     until_eof: bool,
@@ -39,6 +44,9 @@ def up(
     from orchestrator.supervisor import Options, Supervisor
 
     settings = load(host=host, port=port, data_dir=data_dir)
+    api = settings.api
+    api = replace(api, behind_tls=api.behind_tls or behind_tls, insecure=api.insecure or insecure)
+    settings = replace(settings, api=api)
     fixed = port is not None or "ORCHESTRATOR_PORT" in os.environ or settings.port != 8084
     options = Options(port_is_fixed=fixed, verbose=verbose, until_eof=until_eof, demo=demo)
     context = click.get_current_context()

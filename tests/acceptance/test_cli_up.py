@@ -248,10 +248,14 @@ def test_a_busy_default_port_is_replaced(start: Starter) -> None:
     assert "port 8084 is in use" in up.said
 
 
-def test_listening_beyond_loopback_warns_that_there_is_no_tls(start: Starter) -> None:
-    up = start("--port", "0", "--host", "0.0.0.0")
+def test_it_does_not_listen_beyond_loopback_without_tls_unless_told_to(start: Starter) -> None:
+    refused = start("--port", "0", "--host", "0.0.0.0")
+    assert refused.process.wait(30) == 2
+    assert "refusing to listen on 0.0.0.0" in refused.said
+    assert "--behind-tls" in refused.said
+    assert "Traceback" not in refused.said
+    up = start("--port", "0", "--host", "0.0.0.0", "--insecure")
     assert up.wait_ready().startswith("http://127.0.0.1:")
-    assert "without TLS" in up.said
 
 
 def test_it_ends_when_stdin_does(procfile: Path, tmp_path: Path) -> None:
