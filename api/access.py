@@ -145,6 +145,7 @@ RULES: Mapping[str, Rule] = {
     "POST /api/v1/events": somewhere(OPERATOR, does="event.send"),
     f"GET {_WORKFLOW}/stats": at(VIEWER),
     "GET /api/v1/stats": somewhere(VIEWER),
+    "GET /metrics": everywhere(VIEWER),
     # The service as a whole shows what all projects do.
     "GET /api/v1/scheduler/status": everywhere(VIEWER),
     # Access

@@ -22,6 +22,7 @@ from api.resources import (
     executions,
     health,
     keys,
+    metrics,
     projects,
     scheduler,
     schema,
@@ -118,6 +119,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         keys,
         secrets,
         stats,
+        metrics,
         audit,
         health,
     ):

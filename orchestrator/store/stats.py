@@ -174,6 +174,22 @@ def of_workflow(connection: Connection, workflow_id: str) -> Mapping[str, Any]:
     return dict(row._mapping)
 
 
+def all_ended(connection: Connection) -> Sequence[Any]:
+    """Of all executions that ever ended, by status: their number, and the seconds that they took."""
+    return run(
+        connection,
+        "SELECT status, sum(number)::bigint AS number, sum(seconds)::float8 AS seconds FROM execution_stats "
+        "GROUP BY status ORDER BY status",
+    ).all()
+
+
+def all_steps(connection: Connection) -> dict[str, int]:
+    """What became of all their steps, and how many took more than one attempt."""
+    names = ("completed", "failed", "skipped", "cancelled", "retried")
+    sums = ", ".join(f"coalesce(sum({name}), 0)::bigint AS {name}" for name in names)
+    return dict(run(connection, f"SELECT {sums} FROM step_stats").one()._mapping)
+
+
 _MERGED = 2000
 """Rows merged at a time."""
 _ADD = "(SELECT array_agg(a + b ORDER BY i) FROM unnest(s.{0}, excluded.{0}) WITH ORDINALITY AS u(a, b, i))"

@@ -94,6 +94,7 @@ GET    /api/v1/grants                                                 admin     
 POST   /api/v1/grants                                                 admin     some
 GET    /api/v1/workflows/{workflow_id}/stats                          viewer    own
 GET    /api/v1/stats                                                  viewer    some
+GET    /metrics                                                       viewer    all
 GET    /api/v1/secrets                                                editor    some
 POST   /api/v1/secrets                                                editor    some
 GET    /api/v1/secrets/{secret_id}                                    editor    some

@@ -1,0 +1,116 @@
+"""What the service measures of itself, in the text format of Prometheus.
+
+Everything is read from the database and the broker when it is asked for: every process of the API answers the same, and
+nothing is lost when one of them ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from flask import Response
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from api.body import Blueprint
+from api.service import service
+from orchestrator.engine.overview import scheduler_status
+from orchestrator.store import stats, workflows
+
+blueprint = Blueprint("metrics", __name__, description="Metrics")
+
+
+@blueprint.route("/metrics")
+@blueprint.response(
+    200, content_type="text/plain", description="See https://prometheus.io/docs/instrumenting/exposition_formats/"
+)
+def metrics() -> Response:
+    """What runs, waits and has ended, for Prometheus. It asks for a key like any other call (`authorization` in a
+    scrape configuration)."""
+    from workers.broker import look
+
+    here = service()
+    with here.store.single() as connection:
+        ended = stats.all_ended(connection)
+        steps = stats.all_steps(connection)
+        total, active = workflows.counts(connection)
+    status = scheduler_status(here.store, here.settings, look)
+    registry = CollectorRegistry()
+    registry.register(
+        _Read(
+            [
+                *_ended(ended, steps),
+                *_now(status),
+                _gauge("workflows", "Workflows.", {"active": active, "all": total}, "which"),
+            ]
+        )
+    )
+    return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+
+
+class _Read(Collector):
+    """Metrics that have been read already."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = list(metrics)
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._metrics
+
+
+def _ended(ended: Iterable[Any], steps: Mapping[str, int]) -> Iterator[Metric]:
+    executions = CounterMetricFamily("orchestrator_executions", "Executions that ended.", labels=["status"])
+    seconds = CounterMetricFamily("orchestrator_execution_seconds", "What they took together.", labels=["status"])
+    for row in ended:
+        executions.add_metric([row.status], row.number)
+        seconds.add_metric([row.status], row.seconds)
+    yield executions
+    yield seconds
+    done = CounterMetricFamily("orchestrator_steps", "Steps of executions that ended.", labels=["status"])
+    for name, number in steps.items():
+        done.add_metric([name], number)
+    yield done
+
+
+def _now(status: Mapping[str, Any]) -> Iterator[Metric]:
+    executions = {name: status["executions"][name] for name in ("running", "queued", "held")}
+    yield _gauge(
+        "live_executions", "Executions that have a place, wait for one, or are held by a limit.", executions, "state"
+    )
+    yield _gauge("places", "Executions that may run at a time.", {"": status["executions"]["max_concurrent"]})
+    yield _gauge("broker_up", "Whether the broker answers.", {"": int(status["broker"] == "ok")})
+    queues = {queue["name"]: queue for queue in status["queues"]}
+    for name, help in (
+        ("depth", "Messages in a queue."),
+        ("waiting", "Steps that wait in a queue."),
+        ("oldest_seconds", "How long the first of them has waited."),
+        ("workers", "Worker processes that serve a queue."),
+    ):
+        known = {queue: row[name] for queue, row in queues.items() if row[name] is not None}
+        yield _gauge(f"queue_{name}", help, known, "queue")
+    slots: dict[str, int] = {}
+    busy: dict[str, int] = {}
+    for worker in status["workers"]:
+        slots[worker["node"]] = slots.get(worker["node"], 0) + (worker["slots"] or 1)
+        busy[worker["node"]] = busy.get(worker["node"], 0) + len(worker["steps"])
+    yield _gauge("worker_slots", "Steps that a worker performs at a time.", slots, "worker")
+    yield _gauge("worker_busy", "Steps that a worker performs now.", busy, "worker")
+    yield _gauge(
+        "timers_overdue_seconds",
+        "How late the timer is that is due longest.",
+        {"": status["timers"]["overdue_seconds"]},
+    )
+    yield _gauge(
+        "schedules_lag_seconds",
+        "How late the schedule is that is due longest.",
+        {"": status["schedules"]["lag_seconds"]},
+    )
+
+
+def _gauge(name: str, help: str, values: Mapping[str, float], label: str = "") -> GaugeMetricFamily:
+    gauge = GaugeMetricFamily(f"orchestrator_{name}", help, labels=[label] if label else [])
+    for key, value in values.items():
+        gauge.add_metric([key] if label else [], value)
+    return gauge
