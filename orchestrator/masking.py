@@ -16,6 +16,15 @@ _SHORTEST = 4
 """A shorter secret would turn every text that happens to hold it into stars."""
 
 
+_TEMPLATE = re.compile(r"\{\{.*?\}\}", re.DOTALL)
+_SCHEMES = frozenset(("", "basic", "bearer", "token"))
+
+
+def _says_something(text: str) -> bool:
+    """Whether there is more to it than templates."""
+    return _TEMPLATE.sub("", text).strip().lower() not in _SCHEMES
+
+
 class Masker:
     """Takes out of a JSON value: texts under a name that secrets have, or one of `names`; passwords in URLs; and each
     of `secrets` wherever it stands. A template that names a secret stays, since it does not say what it is."""
@@ -27,7 +36,7 @@ class Masker:
 
     def __call__(self, value: Any, *, hidden: bool = False) -> Any:
         if isinstance(value, str):
-            return MASK if hidden and value and "{{" not in value else self._without_secrets(value)
+            return MASK if hidden and _says_something(value) else self._without_secrets(value)
         if isinstance(value, Mapping):
             return {key: self(item, hidden=hidden or self._hides(str(key))) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
