@@ -248,24 +248,29 @@ _PACES = f"""
 """
 
 
+_OPEN_ROUTINE = Routine(
+    "rates_that_let_in",
+    f"WITH RECURSIVE {_PACES} SELECT key FROM paces WHERE opens_at <= clock_timestamp() "
+    "ORDER BY opens_at LIMIT %(most)s",
+    {"most": "int"},
+    {"key": "text"},
+)
+_OPENING_ROUTINE = Routine(
+    "next_opening",
+    f"WITH RECURSIVE {_PACES} SELECT extract(epoch FROM min(opens_at) - clock_timestamp())::float8 FROM paces",
+    {},
+    {"seconds": "float8"},
+)
+
+
 def rates_that_let_in(connection: Connection, limit: int) -> list[str]:
     """The keys of rate limits that hold executions which they need not hold any longer."""
-    rows = run(
-        connection,
-        f"WITH RECURSIVE {_PACES} SELECT key FROM paces WHERE opens_at <= clock_timestamp() "
-        "ORDER BY opens_at LIMIT %(limit)s",
-        {"limit": limit},
-    )
-    return [key for (key,) in rows]
+    return [key for (key,) in run(connection, _OPEN_ROUTINE.call, {"most": limit})]
 
 
 def seconds_to_next_opening(connection: Connection) -> float | None:
     """Until a rate limit lets in one of those that it holds; None if none holds any."""
-    seconds: float | None = run(
-        connection,
-        f"WITH RECURSIVE {_PACES} "
-        "SELECT extract(epoch FROM min(opens_at) - clock_timestamp())::float8 AS seconds FROM paces",
-    ).scalar()
+    seconds: float | None = run(connection, _OPENING_ROUTINE.call).scalar()
     return seconds
 
 

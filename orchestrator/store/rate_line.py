@@ -86,41 +86,50 @@ _LINES = f"""
 """
 
 
+_WAKE_ROUTINE = Routine(
+    "wake_lines",
+    f"""
+    WITH RECURSIVE {_LINES}, due AS (
+        SELECT next.id FROM lines CROSS JOIN LATERAL (
+            SELECT s.id FROM {_IN_LINE} WHERE l.key = lines.key AND {_WAITS} ORDER BY l.place
+            LIMIT greatest(0, lines.rate_limit - lines.coming - (
+                SELECT count(*) FROM rate_uses u WHERE u.key = lines.key
+                AND u.used_at > clock_timestamp() - lines.rate_per * interval '1 second'))
+            FOR UPDATE OF s SKIP LOCKED
+        ) AS next
+    )
+    UPDATE step_executions s SET {WAKE.assignment}, next_attempt_at = NULL, awaits = NULL,
+        rung_at = clock_timestamp()
+    FROM executions e, due
+    WHERE s.id = due.id AND e.id = s.execution_id AND s.{WAKE.guard}
+    RETURNING s.execution_id::text, s.path, s.queue, e.priority
+    """,
+    {},
+    {"execution_id": "text", "path": "text", "queue": "text", "priority": "smallint"},
+)
+_TURN_ROUTINE = Routine(
+    "next_turn_in_line",
+    f"""
+    WITH RECURSIVE {_LINES}
+    SELECT extract(epoch FROM min(coalesce(
+        {opens_at("lines.key", "lines.rate_limit", "lines.rate_per", "lines.coming")}, clock_timestamp()
+    )) - clock_timestamp())::float8
+    FROM lines WHERE lines.coming < lines.rate_limit
+    """,
+    {},
+    {"seconds": "float8"},
+)
+
+
 def wake(connection: Connection) -> list[Ring]:
     """Queue those in the lines whose turn has come, and say which they are."""
-    rows = run(
-        connection,
-        f"""
-        WITH RECURSIVE {_LINES}, due AS (
-            SELECT next.id FROM lines CROSS JOIN LATERAL (
-                SELECT s.id FROM {_IN_LINE} WHERE l.key = lines.key AND {_WAITS} ORDER BY l.place
-                LIMIT greatest(0, lines.rate_limit - lines.coming - (
-                    SELECT count(*) FROM rate_uses u WHERE u.key = lines.key
-                    AND u.used_at > clock_timestamp() - lines.rate_per * interval '1 second'))
-                FOR UPDATE OF s SKIP LOCKED
-            ) AS next
-        )
-        UPDATE step_executions s SET {WAKE.assignment}, next_attempt_at = NULL, awaits = NULL,
-            rung_at = clock_timestamp()
-        FROM executions e, due
-        WHERE s.id = due.id AND e.id = s.execution_id AND s.{WAKE.guard}
-        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, e.priority
-        """,
-    )
+    rows = run(connection, _WAKE_ROUTINE.call)
     return [Ring(row.execution_id, row.path, row.queue, row.priority) for row in rows]
 
 
 def seconds_to_next_turn(connection: Connection) -> float | None:
     """Until the first step in any line may be woken; None if none waits."""
-    opening = opens_at("lines.key", "lines.rate_limit", "lines.rate_per", "lines.coming")
-    seconds: float | None = run(
-        connection,
-        f"""
-        WITH RECURSIVE {_LINES}
-        SELECT extract(epoch FROM min(coalesce({opening}, clock_timestamp())) - clock_timestamp())::float8
-        FROM lines WHERE lines.coming < lines.rate_limit
-        """,
-    ).scalar()
+    seconds: float | None = run(connection, _TURN_ROUTINE.call).scalar()
     return seconds
 
 

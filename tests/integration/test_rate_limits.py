@@ -198,6 +198,42 @@ def test_both_kinds_of_limits_hold_together(idle: Deployment):
     assert end(idle, third) == [fourth]
 
 
+def test_those_that_are_started_by_one_call_are_counted_one_by_one(idle: Deployment):
+    workflow_id = idle.create(limited(3))
+    body = {"items": [{"input": {}} for _ in range(10)]}
+    assert idle.client.post(f"/api/v1/workflows/{workflow_id}/execute/bulk", json=body).status_code == 200
+    assert len(idle.sql("SELECT FROM executions")) == 10
+    assert len(admitted(idle)) == 3
+
+
+def test_one_that_is_done_again_is_a_beginning_like_any_other(idle: Deployment):
+    workflow_id = idle.create(limited(1))
+    first = idle.execute(workflow_id)
+    assert end(idle, first) == []
+    again = idle.client.post(f"/api/v1/executions/{first}/rerun", json={}).json["id"]
+    assert again not in admitted(idle)
+    assert why(idle, again)["reason"] == "rate_limited"
+    age_uses(idle, 3600)
+    assert let_in(idle) == [again]
+
+
+def test_those_that_wait_for_a_place_leave_uses_to_nobody_before_their_turn(tmp_path: Path):
+    with deployed(tmp_path, max_concurrent=1) as single:
+        free, workflow_id = single.create(SINGLE, "free"), single.create(limited(1))
+        running = single.execute(free)
+        first, second = (single.execute(workflow_id) for _ in range(2))
+        assert end(single, running) == [first]
+        assert why(single, second)["reason"] == "limit_reached"
+        assert end(single, first) == []  # it has the next place, and no use
+        assert why(single, second)["reason"] == "rate_limited"
+        other = single.execute(free)
+        assert other in admitted(single)
+        age_uses(single, 3600)
+        assert let_in(single) == []  # it waits for a place again
+        assert why(single, second)["reason"] == "limit_reached"
+        assert end(single, other) == [second]
+
+
 def test_when_the_next_is_let_in_is_known_without_looking_again_and_again(idle: Deployment):
     def seconds() -> float | None:
         with idle.store.single() as connection:
@@ -451,6 +487,18 @@ def test_no_window_has_more_beginnings_than_the_limit_while_workers_work(working
     moments = [moment for (moment,) in rows]
     assert most_in_any_window(moments, 0.5) == 5
     assert sorted(moments) == sorted(seen(working, f"workflow:{workflow_id}"))
+
+
+def test_executions_that_steps_wait_for_are_limited_like_any_others(working: Deployment):
+    child = working.create(limited(2, "500ms"), "child")
+    parent = {"id": "child", "type": "workflow", "config": {"workflow": child}}
+    workflow_id = working.create(workflow(parent), "parent")
+    ids = [working.execute(workflow_id) for _ in range(5)]
+    for execution_id in ids:
+        assert working.ended(execution_id)["status"] == "completed"
+    moments = seen(working, f"workflow:{child}")
+    assert len(moments) == 5
+    assert most_in_any_window(moments, 0.5) == 2
 
 
 def test_a_connection_is_used_as_often_as_its_limit_says_by_all_workers_together(
