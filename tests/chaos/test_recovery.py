@@ -49,7 +49,10 @@ class Gated:
         """(status, attempt, losses) of the step at its end."""
         self.gate.touch()
         self.stack.deployment.ended(self.execution_id)
-        ((status, attempt, losses),) = self.stack.deployment.sql("SELECT status, attempt, losses FROM step_executions")
+        ((status, attempt, losses),) = self.stack.deployment.sql(
+            "SELECT status, attempt, losses FROM step_executions WHERE execution_id = %(id)s::uuid",
+            id=self.execution_id,
+        )
         return status, attempt, losses
 
 
@@ -93,9 +96,15 @@ def kill_valkey_for_long(stack: Stack) -> None:
 
 
 def killed_with_valkey(stack: Stack, name: str) -> None:
+    """While a crowd of timers comes due, none of which can be rung for."""
+    resting = stack.deployment.create({"steps": [{**step("a", "wait"), "config": {"duration": "8s"}}]}, "resting")
+    for _ in range(30):
+        stack.deployment.execute(resting)
+    wait_until(lambda: stack.sql("SELECT FROM step_executions WHERE status = 'waiting' HAVING count(*) >= 30"))
     stack.kill_valkey()
+    time.sleep(8)
     stack.kill(name)
-    time.sleep(3)  # in which what is queued again cannot be sent
+    time.sleep(2)
     stack.start_valkey()
 
 
@@ -117,16 +126,16 @@ def test_the_step_of_a_killed_worker_runs_again_soon_whatever_else_is_broken(
     stack.start("io-1")
     wait_until(lambda: stack.sql("SELECT FROM duties WHERE name = 'reconcile'"), what="the first to reconcile")
     gated = Gated(stack, tmp_path, "cpu")
-    broken_at = time.monotonic()
     break_it(stack, gated.first)
-    gated.wait_for(gated.second, LOST_WITHIN - (time.monotonic() - broken_at))
+    gated.wait_for(gated.second, LOST_WITHIN)
     assert gated.open() == ("completed", 2, 1)
 
 
 def test_messages_that_are_lost_under_a_steady_load_are_missed_soon(stack: Stack, tmp_path: Path):
     stack.start("cpu-1")
     marks = tmp_path / "marks"
-    workflow_id = stack.deployment.create({"steps": [step("a", "mark", file=str(marks), seconds=0.2)]})
+    steps = [step("a"), step("b", "mark", "a", file=str(marks), seconds=0.2)]  # what runs was mostly not rung for
+    workflow_id = stack.deployment.create({"steps": steps})
 
     def keep_busy() -> None:
         while stack.messages() < 10:
