@@ -10,6 +10,7 @@ from deployment import Deployment, wait_until
 from test_control import call
 from test_control_flow import approval, child_of, completed, loop, parallel, send, signal, waiting_step
 from test_execution import rows_of, states_of, step, workflow
+from test_store import at_rest as at_rest
 
 from orchestrator.store import new_id, recovery, steps
 from orchestrator.store.steps import GRACE, Claim, Result
@@ -175,50 +176,50 @@ def test_the_time_of_a_pause_does_not_count(deployment: Deployment):
 # --- in the rows ---------------------------------------------------------------------------------------------
 
 
-def a_step(servers: Deployment, timeout: str | None = "1h") -> str:
-    return servers.execute(servers.create(workflow({**wait("x"), "timeout": timeout})))
+def a_step(at_rest: Deployment, timeout: str | None = "1h") -> str:
+    return at_rest.execute(at_rest.create(workflow({**wait("x"), "timeout": timeout})))
 
 
-def claimed(servers: Deployment, execution_id: str) -> Claim:
-    found = steps.claim(servers.store, execution_id, "x", new_id())
+def claimed(at_rest: Deployment, execution_id: str) -> Claim:
+    found = steps.claim(at_rest.store, execution_id, "x", new_id())
     assert found is not None
     return found[0]
 
 
-def rested(servers: Deployment, claim: Claim, state: dict[str, int] | None = None, delay: float | None = None) -> None:
-    with servers.store.single() as connection:
+def rested(at_rest: Deployment, claim: Claim, state: dict[str, int] | None = None, delay: float | None = None) -> None:
+    with at_rest.store.single() as connection:
         assert steps.rest(connection, claim, Result(), delay=delay, resumes=True, state=state)
 
 
-def woken(servers: Deployment, execution_id: str) -> None:
-    servers.sql(
+def woken(at_rest: Deployment, execution_id: str) -> None:
+    at_rest.sql(
         "UPDATE step_executions SET status = 'queued' WHERE execution_id = %(id)s::uuid AND status = 'waiting'",
         id=execution_id,
     )
 
 
-def test_what_goes_on_has_what_is_left_of_its_time(servers: Deployment):
-    execution_id = a_step(servers)
-    rested(servers, claimed(servers, execution_id), {})
-    servers.sql(
+def test_what_goes_on_has_what_is_left_of_its_time(at_rest: Deployment):
+    execution_id = a_step(at_rest)
+    rested(at_rest, claimed(at_rest, execution_id), {})
+    at_rest.sql(
         "UPDATE step_executions SET deadline = deadline - interval '30 min' WHERE execution_id = %(id)s::uuid",
         id=execution_id,
     )
-    woken(servers, execution_id)
-    left = claimed(servers, execution_id).time_left
+    woken(at_rest, execution_id)
+    left = claimed(at_rest, execution_id).time_left
     assert left is not None
     assert 1700 < left <= 1800
 
 
-def test_what_came_in_time_to_a_worker_that_did_not_has_a_moment_left(servers: Deployment):
-    execution_id = a_step(servers)
-    rested(servers, claimed(servers, execution_id), {"signal": 1})
-    woken(servers, execution_id)
-    pass_the_time_of(servers, execution_id, "x")
-    left = claimed(servers, execution_id).time_left
+def test_what_came_in_time_to_a_worker_that_did_not_has_a_moment_left(at_rest: Deployment):
+    execution_id = a_step(at_rest)
+    rested(at_rest, claimed(at_rest, execution_id), {"signal": 1})
+    woken(at_rest, execution_id)
+    pass_the_time_of(at_rest, execution_id, "x")
+    left = claimed(at_rest, execution_id).time_left
     assert left is not None
     assert -0.5 < left <= 0
-    ((seconds,),) = servers.sql(
+    ((seconds,),) = at_rest.sql(
         "SELECT extract(epoch FROM deadline - started_at)::float8 FROM step_executions "
         "WHERE execution_id = %(id)s::uuid",
         id=execution_id,
@@ -226,46 +227,46 @@ def test_what_came_in_time_to_a_worker_that_did_not_has_a_moment_left(servers: D
     assert seconds >= GRACE - 0.1  # reconcile does not end it meanwhile
 
 
-def test_a_step_without_a_timeout_has_no_end_however_often_it_rests(servers: Deployment):
-    execution_id = a_step(servers, None)
-    rested(servers, claimed(servers, execution_id), {})
-    woken(servers, execution_id)
-    assert claimed(servers, execution_id).time_left is None
+def test_a_step_without_a_timeout_has_no_end_however_often_it_rests(at_rest: Deployment):
+    execution_id = a_step(at_rest, None)
+    rested(at_rest, claimed(at_rest, execution_id), {})
+    woken(at_rest, execution_id)
+    assert claimed(at_rest, execution_id).time_left is None
 
 
 @pytest.mark.parametrize(("state", "keeps"), [({}, True), (None, False)], ids=["that had rested", "that begins anew"])
 def test_a_step_that_lost_its_worker_keeps_its_time_if_it_goes_on(
-    servers: Deployment, state: dict[str, int] | None, keeps: bool
+    at_rest: Deployment, state: dict[str, int] | None, keeps: bool
 ):
-    execution_id = a_step(servers)
-    rested(servers, claimed(servers, execution_id), state)
-    woken(servers, execution_id)
-    claim = claimed(servers, execution_id)
-    with servers.store.single() as connection:
+    execution_id = a_step(at_rest)
+    rested(at_rest, claimed(at_rest, execution_id), state)
+    woken(at_rest, execution_id)
+    claim = claimed(at_rest, execution_id)
+    with at_rest.store.single() as connection:
         assert recovery.lose(connection, claim)
-    ((deadline,),) = servers.sql(
+    ((deadline,),) = at_rest.sql(
         "SELECT deadline FROM step_executions WHERE execution_id = %(id)s::uuid", id=execution_id
     )
     assert (deadline is not None) is keeps
 
 
-def test_a_reconciler_that_dies_over_an_expired_step_leaves_a_timeout_to_the_next(servers: Deployment):
-    execution_id = a_step(servers)
-    rested(servers, claimed(servers, execution_id), {"n": 1})
-    pass_the_time_of(servers, execution_id, "x")
-    with servers.store.single() as connection:
+def test_a_reconciler_that_dies_over_an_expired_step_leaves_a_timeout_to_the_next(at_rest: Deployment):
+    execution_id = a_step(at_rest)
+    rested(at_rest, claimed(at_rest, execution_id), {"n": 1})
+    pass_the_time_of(at_rest, execution_id, "x")
+    with at_rest.store.single() as connection:
         assert [one.claim.path for one in recovery.expire(connection, 10) if one.execution_id == execution_id] == ["x"]
         (orphan,) = (one for one in recovery.orphans(connection, 1000) if one.execution_id == execution_id)
     assert not orphan.lost
     assert orphan.claim.state == {"n": 1}
 
 
-def test_a_retry_that_waits_for_its_turn_has_no_time_to_lose(servers: Deployment):
-    execution_id = a_step(servers)
-    claim = claimed(servers, execution_id)
-    with servers.store.single() as connection:
+def test_a_retry_that_waits_for_its_turn_has_no_time_to_lose(at_rest: Deployment):
+    execution_id = a_step(at_rest)
+    claim = claimed(at_rest, execution_id)
+    with at_rest.store.single() as connection:
         assert steps.rest(connection, claim, Result(), delay=3600, resumes=False)
         assert not [one for one in recovery.expire(connection, 1000) if one.execution_id == execution_id]
-    assert servers.sql(
+    assert at_rest.sql(
         "SELECT 1 FROM step_executions WHERE execution_id = %(id)s::uuid AND deadline IS NULL", id=execution_id
     )
