@@ -287,7 +287,7 @@ class Attempt:
             deadline=self._deadline(),
             state=self._state(),
             evaluate=partial(self._evaluate, prepared, context),
-            body=partial(rounds, self.store, self.execution.id, self.claim.path, self.step),
+            body=self._rounds,
             take_signal=self._take_signal,
             workflows=self.workflows,
         )
@@ -369,6 +369,13 @@ class Attempt:
             raise StoreFailed from error
         self.seen |= {path: one for path, one in read.items() if one["status"] == StepStatus.COMPLETED}
         return known | read
+
+    def _rounds(self, *names: int | str) -> Sequence[Round]:
+        """What became of the scopes of the step's own body."""
+        try:
+            return rounds(self.store, self.execution.id, self.claim.path, self.step, *names)
+        except Exception as error:
+            raise StoreFailed from error
 
     def _trigger(self) -> Mapping[str, Any]:
         if self.execution.trigger_id is None:
