@@ -8,7 +8,7 @@ from typing import Any
 
 from marshmallow import Schema, ValidationError, fields, validate
 
-from api.schemas import PageQuery, Sort, _In, _is_stored_as_text
+from api.schemas import Moment, PageQuery, Sort, _In, _is_stored_as_text
 from orchestrator.access import ROLES
 from orchestrator.store import access, audit
 
@@ -68,7 +68,7 @@ class _Distinct(validate.Validator):
 class KeyChange(_In):
     name = fields.String(validate=[validate.Length(1, 200), _STORED])
     grants = fields.List(fields.Nested(GrantOnKey), validate=[validate.Length(1, 100), _Distinct()])
-    expires_at = fields.AwareDateTime(allow_none=True, validate=_in_future)
+    expires_at = Moment(allow_none=True, validate=_in_future)
     rate_limit = fields.Integer(
         allow_none=True,
         strict=True,
@@ -160,8 +160,8 @@ class AuditExportQuery(_In):
     denied = fields.Boolean(
         truthy={"true", "1"}, falsy={"false", "0"}, metadata={"description": "true: refusals; false: what was done"}
     )
-    since = fields.AwareDateTime()
-    until = fields.AwareDateTime()
+    since = Moment()
+    until = Moment()
 
 
 class AuditQuery(AuditExportQuery):

@@ -15,6 +15,7 @@ from flask_smorest import Api
 
 from api import guard, headers
 from api.errors import ProblemApi
+from api.openapi import EveryOperation
 from api.resources import (
     audit,
     events,
@@ -41,6 +42,12 @@ from api.service import Service
 from orchestrator import __version__
 from orchestrator.config import Settings, load_settings
 from orchestrator.exposure import check_exposure
+
+BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "an API key, the admin key, or a token of an OpenID Connect issuer that the settings name",
+}
 
 _MOST_OVERHEAD = 64 * 1024
 """Bytes of a body around the definition or input whose size is limited."""
@@ -91,7 +98,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         OPENAPI_SWAGGER_UI_PATH="/docs",
         OPENAPI_SWAGGER_UI_URL="/docs/assets/",
         API_SPEC_OPTIONS={
-            "components": {"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
+            "components": {"securitySchemes": {"bearer": BEARER}},
             "security": [{"bearer": []}],
             "info": {"description": "Workflows, their executions, and what became of every step."},
         },
@@ -100,7 +107,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["orchestrator"] = Service(settings)
     guard.install(app, app.extensions["orchestrator"])
     headers.install(app, settings)
-    api: Api = ProblemApi(app)
+    api: Api = ProblemApi(app, spec_kwargs={"extra_plugins": [EveryOperation()]})
     for resource in (
         workflows,
         executing_many,

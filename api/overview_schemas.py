@@ -88,5 +88,6 @@ class WorkflowStatusOut(Schema):
     running = fields.Integer(metadata={"description": "executions"})
     queued = fields.Integer(metadata={"description": "executions"})
     last_execution = fields.Nested(ExecutionOut, allow_none=True)
+    last_executed = fields.DateTime(allow_none=True)
     success_rate = fields.Float(allow_none=True, metadata={"description": "completed share of those ended, 0..1"})
     execution_count = fields.Integer()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields, validate, validates_schema
@@ -28,6 +29,21 @@ _PROJECT = (
 def _is_stored_as_text(value: str) -> None:
     if "\0" in value:
         raise ValidationError("holds a NUL character, which nothing stored has")
+
+
+class Moment(fields.AwareDateTime):
+    """A moment with its zone, as RFC 3339 has it; in UTC, since PostgreSQL knows no offset of 16 hours and more."""
+
+    default_error_messages = {  # noqa: RUF012  (as marshmallow declares it)
+        "invalid_awareness": "must say its zone, like 2030-01-01T08:00:00Z"
+    }
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> datetime:
+        moment = super()._deserialize(value, attr, data, **kwargs)
+        try:
+            return moment.astimezone(UTC)
+        except OverflowError:
+            raise ValidationError("is beyond the years 1 to 9999 in UTC") from None
 
 
 class _In(Schema):
@@ -169,8 +185,8 @@ class ExecutionQuery(PageQuery):
     workflow_id = fields.UUID()
     status = fields.String(validate=_EXECUTION_STATUS)
     rerun_of = fields.UUID(metadata={"description": "executions that do this one again"})
-    created_after = fields.AwareDateTime(metadata={"description": "at that moment or later, like 2030-01-01T08:00:00Z"})
-    created_before = fields.AwareDateTime()
+    created_after = Moment(metadata={"description": "at that moment or later, like 2030-01-01T08:00:00Z"})
+    created_before = Moment()
 
 
 class LogQuery(PageQuery):
@@ -255,8 +271,8 @@ class ExecutionFilter(_In):
     status = fields.String(
         validate=_EXECUTION_STATUS, metadata={"description": "default: without ids, those that the action is for"}
     )
-    created_after = fields.AwareDateTime()
-    created_before = fields.AwareDateTime()
+    created_after = Moment()
+    created_before = Moment()
 
     @validates_schema
     def _something(self, data: Mapping[str, Any], **_: object) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from marshmallow import RAISE, Schema, ValidationError, fields, validate
+from marshmallow import RAISE, Schema, fields, validate
 
-from api.schemas import Page, PageQuery, Sort
+from api.schemas import Moment, Page, PageQuery, Sort
 from orchestrator.lifecycle import FireOutcome
 from orchestrator.store import triggers
 
@@ -82,14 +82,9 @@ class FirePage(Page):
     items = fields.List(fields.Nested(FireOut))
 
 
-def _has_zone(value: object) -> None:
-    if getattr(value, "tzinfo", None) is None:
-        raise ValidationError("must say its zone, like 2030-01-01T08:00:00Z")
-
-
 class PreviewQuery(_In):
     count = fields.Integer(load_default=10, validate=validate.Range(1, 100))
-    start = fields.DateTime(format="iso", data_key="from", validate=_has_zone, metadata={"description": "default: now"})
+    start = Moment(data_key="from", metadata={"description": "default: now"})
 
 
 class SlotOut(Schema):
@@ -103,8 +98,8 @@ class PreviewOut(Schema):
 
 
 class BackfillIn(_In):
-    first = fields.DateTime(required=True, format="iso", data_key="from", validate=_has_zone)
-    last = fields.DateTime(required=True, format="iso", data_key="to", validate=_has_zone)
+    first = Moment(required=True, data_key="from")
+    last = Moment(required=True, data_key="to")
 
 
 class BackfillOut(Schema):

@@ -24,7 +24,10 @@ blueprint = Blueprint("metrics", __name__, description="Metrics")
 
 @blueprint.route("/metrics")
 @blueprint.response(
-    200, content_type="text/plain", description="See https://prometheus.io/docs/instrumenting/exposition_formats/"
+    200,
+    {"type": "string"},
+    content_type="text/plain",
+    description="See https://prometheus.io/docs/instrumenting/exposition_formats/",
 )
 def metrics() -> Response:
     """What runs, waits and has ended, for Prometheus. It asks for a key like any other call (`authorization` in a

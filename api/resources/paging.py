@@ -40,7 +40,7 @@ def _place(cursor: str, sort: str, order: Order) -> Place:
     try:
         was, *values = orjson.loads(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         place = order.read_place(values) if was == sort else None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise InputError([Problem("cursor", "is not the `next` of a page; leave it out for the first page")]) from None
     if place is None:
         raise InputError([Problem("cursor", f"is of a page sorted by {was}; ask for the same sort, or begin anew")])

@@ -43,7 +43,7 @@ class Window(fields.Field[float]):
 
 
 class StatsQuery(_In):
-    window = Window(load_default=86400.0, metadata={"type": "string", "description": "1h to 90d; 24h if left out"})
+    window = Window(load_default=86400.0, metadata={"type": "string", "default": "24h", "description": "1h to 90d"})
 
 
 class CountsOut(Schema):

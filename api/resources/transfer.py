@@ -70,7 +70,7 @@ def clone(given: dict[str, Any], workflow_id: UUID) -> Response:
 
 
 @blueprint.route("/<uuid:workflow_id>/export")
-@blueprint.response(200, {"type": "string"}, content_type=_YAML, description="A YAML document for POST .../import")
+@blueprint.response(200, {"type": "object"}, content_type=_YAML, description="A YAML document for POST .../import")
 def export(workflow_id: UUID) -> Response:
     """The workflow with its newest definition and its triggers as a YAML document. Secrets of triggers are shown as
     ***."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -70,7 +70,7 @@ def _read(value: object, column: sa.Column[Any]) -> object:
         if isinstance(column.type, sa.UUID):
             return str(UUID(value))
         if isinstance(column.type, sa.DateTime):
-            return datetime.fromisoformat(value)
+            return datetime.fromisoformat(value).astimezone(UTC)
         if "\0" not in value:
             return value
     raise ValueError(f"no value of {column.name}")

@@ -160,6 +160,23 @@ def test_executions_are_listed_by_when_they_were_made(servers: Deployment) -> No
     assert listed(created_before=datetime.min.replace(tzinfo=UTC) + timedelta(days=1)) == []
 
 
+@pytest.mark.parametrize(
+    ("moment", "status"),
+    [
+        ("2000-01-01T00:00:00+16:00", 200),  # which PostgreSQL would not read
+        ("2000-01-01T00:00:00-23:59", 200),
+        ("0001-01-01T00:00:00+01:00", 422),
+        ("9999-12-31T23:59:59-01:00", 422),
+        ("2000-01-01T00:00:00", 422),
+    ],
+)
+def test_a_moment_is_one_in_any_zone(servers: Deployment, moment: str, status: int) -> None:
+    listed = servers.client.get("/api/v1/executions", query_string={"created_after": moment})
+    body = {"action": "cancel", "filter": {"created_before": moment, "ids": [str(uuid4())]}}
+    many = servers.client.post("/api/v1/executions/bulk", json=body)
+    assert (listed.status_code, many.status_code) == (status, status), (listed.text, many.text)
+
+
 # --- cost -----------------------------------------------------------------------------------------------------
 
 

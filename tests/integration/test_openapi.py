@@ -1,0 +1,224 @@
+"""What /openapi.json says of the service: it is valid, complete, and true."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from deployment import KEY, Deployment
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.failures import FailureGroup
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from orchestrator.store.models import metadata
+
+PROBLEM = "application/problem+json"
+
+
+@pytest.fixture(scope="module")
+def document(servers: Deployment) -> Any:
+    return servers.client.get("/openapi.json").json
+
+
+def operations(document: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            if method != "parameters":
+                yield f"{method.upper()} {path}", operation
+
+
+def test_it_is_a_valid_document(document: Any) -> None:
+    problems = list(OpenAPIV31SpecValidator(document).iter_errors())
+    assert not problems, problems[:5]
+
+
+def test_every_path_of_the_specification_is_there(document: Any) -> None:
+    text = (Path(__file__).parents[1] / "acceptance" / "spec" / "api.md").read_text(encoding="utf-8")
+    asked = {re.sub(r"{\w+}", "{}", found) for found in re.findall(r"^(?:GET|POST|PUT|DELETE) [\w/{}-]+", text, re.M)}
+    asked |= {"GET /health", "GET /metrics", "GET /api/v1/scheduler/status", "GET /api/v1/workflows/{}/status"}
+    assert len(asked) > 25
+    assert asked <= {re.sub(r"{\w+}", "{}", name) for name, _ in operations(document)}
+
+
+def test_every_operation_says_what_it_does_and_what_it_answers(document: Any) -> None:
+    names = [operation["operationId"] for _, operation in operations(document)]
+    assert len(set(names)) == len(names)
+    for name, operation in operations(document):
+        assert operation["summary"], name
+        assert operation["tags"], name
+        assert {"default"} < operation["responses"].keys(), name
+        if operation.get("security") != []:
+            assert {"401", "403", "429"} <= operation["responses"].keys(), name
+        for status, response in operation["responses"].items():
+            if status[0] == "2" and status != "204":
+                assert all(media["schema"] for media in response["content"].values()), (name, status)
+
+
+def test_every_error_is_the_one_shape(document: Any) -> None:
+    assert document["components"]["securitySchemes"]["bearer"]["description"]
+    for response in document["components"]["responses"].values():
+        assert response["content"] == {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
+
+# --- what a stranger's program makes of it ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def known(servers: Deployment) -> dict[str, str]:
+    """Ids of what is there, so that not all that is asked for is missing."""
+    template = servers.client.post("/api/v1/step-templates", json={"name": "known", "step": {"type": "noop"}}).json
+    workflow_id = servers.create({"steps": [{"id": "a", "type": "noop"}], "triggers": [{"type": "manual"}]})
+    execution = servers.client.get(f"/api/v1/executions/{servers.execute(workflow_id)}").json
+    trigger = servers.client.get(f"/api/v1/workflows/{workflow_id}/triggers").json["items"][0]
+    return {
+        "workflow_id": workflow_id,
+        "execution_id": execution["id"],
+        "step_execution_id": execution["step_executions"][0]["id"],
+        "trigger_id": trigger["id"],
+        "step_template_id": template["id"],
+    }
+
+
+_EACH = 4
+"""Requests of an operation in either mode: as the document says, and not so. All of them take half a minute."""
+_CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_headers_conformance,
+           response_schema_conformance]  # fmt: skip
+_LEFT_OUT = {
+    "POST /api/v1/steps/test",  # takes a worker; test_trying.py has some
+    "GET /health",  # says 503 without one, as it should
+}
+
+
+def test_whatever_is_sent_is_answered_as_the_document_says(servers: Deployment, known: dict[str, str]) -> None:
+    schema = schemathesis.openapi.from_wsgi("/openapi.json", servers.client.application)
+    wrong = []
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        if operation.label in _LEFT_OUT:
+            continue
+        for mode in GenerationMode.POSITIVE, GenerationMode.NEGATIVE:
+            try:
+                sent(operation.as_strategy(generation_mode=mode), known)
+            except Unsatisfiable:
+                pass  # there is nothing that could be wrong with it
+            except (Exception, FailureGroup) as failure:  # noqa: BLE001  (what a view does not catch is raised here)
+                wrong.append(f"{operation.label}: {failure}")
+    assert not wrong, "\n\n".join(wrong)
+
+
+def sent(cases: Any, known: dict[str, str]) -> None:
+    @given(case=cases)
+    @settings(
+        max_examples=_EACH, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    def send(case: Any) -> None:
+        parameters = case.path_parameters or {}
+        case.path_parameters = {**parameters, **{name: known[name] for name in parameters if name in known}}
+        case.call_and_validate(headers={"Authorization": f"Bearer {KEY}"}, checks=_CHECKS)
+
+    send()
+
+
+# --- bodies that are wrong ------------------------------------------------------------------------------------
+
+JSON = "application/json"
+_WRONG_TYPE = {"string": 5, "integer": "five", "number": "five", "boolean": "yes", "array": {}, "object": []}
+_UNREADABLE = {
+    "not UTF-8": b'{"name": "\xff\xfe"}',
+    "no JSON": b"{",
+    "a key twice": b'{"name": "a", "name": "b"}',
+    "too deep": b'{"name": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+    "half a surrogate pair": b'{"name": "\\ud800"}',
+    "a NUL": b'{"name": "\\u0000"}',
+    "no number": b'{"name": NaN}',
+    "a list": b"[]",
+    "a text": b'"name"',
+}
+
+
+def bodies(document: Any) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(method, path, schema) of what takes a JSON body of ours: an event has its own rules."""
+    for name, operation in operations(document):
+        content = operation.get("requestBody", {}).get("content", {})
+        reference = content.get(JSON, {}).get("schema", {}).get("$ref")
+        if reference:
+            method, path = name.split()
+            yield method, path, document["components"]["schemas"][reference.rpartition("/")[2]]
+
+
+def wrong_fields(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(field, body) for each field of a body: of the wrong type, too long, missing, unknown."""
+    for field, shape in schema["properties"].items():
+        kinds = shape.get("type", [])
+        for kind in [kinds] if isinstance(kinds, str) else kinds[:1]:
+            yield field, {field: _WRONG_TYPE[kind]}
+        if "maxLength" in shape:
+            yield field, {field: "x" * (shape["maxLength"] + 1)}
+        if "maxItems" in shape:
+            yield field, {field: [{}] * (shape["maxItems"] + 1)}
+    for field in schema.get("required", ()):
+        yield field, {}
+    yield "no_such_field", {"no_such_field": 1}
+
+
+def rows(servers: Deployment) -> list[Any]:
+    """What is stored, as counts of all that a call could add or take away, and what workflows and triggers say."""
+    tables = [table for table in metadata.tables if table not in ("audit_log", "worker_processes", "duties")]
+    counted = " UNION ALL ".join(f"SELECT '{table}', count(*)::text FROM {table}" for table in sorted(tables))
+    return servers.sql(
+        f"{counted} UNION ALL SELECT id::text, row(w.*)::text FROM workflows w "
+        "UNION ALL SELECT id::text, row(t.*)::text FROM triggers t "
+        "UNION ALL SELECT id::text, row(s.*)::text FROM step_templates s ORDER BY 1, 2"
+    )
+
+
+def test_every_field_that_is_wrong_is_named_and_changes_nothing(
+    servers: Deployment, document: Any, known: dict[str, str]
+) -> None:
+    before, asked = rows(servers), 0
+    for method, path, schema in bodies(document):
+        for field, body in wrong_fields(schema):
+            answer = servers.client.open(path.format_map(Known(known)), method=method, json=body)
+            if answer.status_code == 404:  # there is none of those, and no body says anything of it
+                continue
+            asked += 1
+            assert (answer.status_code, answer.mimetype) == (422, PROBLEM), (method, path, body, answer.text[:500])
+            paths = [error["path"] for error in answer.json["errors"]]
+            assert any(found.startswith(field) for found in paths), (method, path, body, answer.json)
+    assert asked > 80
+    assert rows(servers) == before
+
+
+def test_every_body_that_cannot_be_read_is_refused_and_changes_nothing(
+    servers: Deployment, document: Any, known: dict[str, str]
+) -> None:
+    before = rows(servers)
+    for method, path, _ in bodies(document):
+        for why, body in _UNREADABLE.items():
+            address = path.format_map(Known(known))
+            answer = servers.client.open(address, method=method, data=body, content_type=JSON)
+            assert answer.status_code in (400, 404, 422), (why, method, path, answer.text[:500])
+            assert answer.mimetype == PROBLEM, (why, method, path)
+        answer = servers.client.open(address, method=method, data=b"<a/>", content_type="text/xml")
+        assert answer.status_code in (404, 415), (method, path, answer.text[:500])
+    assert rows(servers) == before
+
+
+class Known(dict[str, str]):
+    """The ids that are known, and one of nothing for the others."""
+
+    def __missing__(self, key: str) -> str:
+        return "0192f3c4-0000-7000-8000-000000000000"
