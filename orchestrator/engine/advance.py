@@ -6,7 +6,7 @@ and for which nobody was told, nor an execution that has ended in all its steps 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from orchestrator.definition.scopes import phase_of, scope_of
 from orchestrator.engine import bodies as engine_bodies
 from orchestrator.engine import endings
 from orchestrator.engine.bodies import Spawn
-from orchestrator.engine.plan import Message, Plan, frontier, plan, whole_frontier
+from orchestrator.engine.plan import Message, Plan, frontier, plan
 from orchestrator.engine.programs import Program, Programs
 from orchestrator.lifecycle import EXECUTION_TERMINAL, STEP_TERMINAL, ExecutionStatus, StepStatus
 from orchestrator.store import Store, admission, bodies, cancellations, control, executions, steps, workflow_ends
@@ -27,6 +27,8 @@ from orchestrator.store.admission import Freed
 from orchestrator.store.executions import AWAITS_BODY, Locked
 from orchestrator.store.recovery import Ring
 from orchestrator.store.steps import EMPTY, Claim, ExecutionFacts, Result, Surroundings
+
+_AT_WORK = frozenset({StepStatus.QUEUED, StepStatus.RUNNING, StepStatus.WAITING})
 
 KEPT = 8
 """Branches of a fork that one worker keeps for a moment, at most."""
@@ -271,12 +273,9 @@ def _all_ready(connection: Connection, program: Program, execution_id: str, insi
         if phase_of(scope) == COMPENSATE or StepStatus.PENDING not in states.values():
             continue
         graph = program.scopes.at(scope)
-        if graph.limited and set(states.values()) == {StepStatus.PENDING}:
-            continue  # it has not begun; the scopes before it let it, below
-        decided = whole_frontier(graph, states, _blocked(connection, execution_id, states))
-        if decided.skipped:
-            steps.skip(connection, execution_id, decided.skipped, decided.blocked)
-        ready += decided.ready
+        if graph.limited and not _AT_WORK.intersection(states.values()):
+            continue  # whether it may begin or go on is for its container to say, below or when that begins anew
+        ready += engine_bodies.left_in(connection, graph, execution_id, states)
     for container in bodies.waiting_containers(connection, execution_id):
         if container != inside and not container.startswith(around):
             continue
@@ -358,19 +357,13 @@ def _follow_up(
         if unknown:
             states |= steps.states(connection, execution_id, unknown)
         outlook = {step_id: states[step_id] for step_id in graph.outlook(ended)}
-        decided = frontier(graph, states, ended, _blocked(connection, execution_id, outlook))
+        decided = frontier(graph, states, ended, engine_bodies.blocked(connection, execution_id, outlook))
         if decided.skipped:
             steps.skip(connection, execution_id, decided.skipped, decided.blocked)
             states |= dict.fromkeys(decided.skipped, StepStatus.SKIPPED)
         ready += [step_id for step_id in decided.ready if step_id not in ready]
         ended = set(decided.skipped)
     return ready
-
-
-def _blocked(connection: Connection, execution_id: str, states: Mapping[str, StepStatus]) -> frozenset[str]:
-    """Which of the skipped ones have a failure upstream, rather than a branch not taken."""
-    skipped = [step_id for step_id, status in states.items() if status is StepStatus.SKIPPED]
-    return steps.blocked(connection, execution_id, skipped) if skipped else frozenset()
 
 
 @dataclass(frozen=True, slots=True)

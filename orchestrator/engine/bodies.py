@@ -6,7 +6,7 @@ them to end wakes it, and it makes its result of theirs. Between the two it hold
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -14,9 +14,10 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from orchestrator.definition.graph import Graph
+from orchestrator.engine.plan import whole_frontier
 from orchestrator.engine.programs import Program
 from orchestrator.lifecycle import StepStatus
-from orchestrator.store import bodies
+from orchestrator.store import bodies, steps
 from orchestrator.store.bodies import InnerRow
 
 CHUNK = 2000
@@ -116,11 +117,34 @@ def after_scope(connection: Connection, program: Program, execution_id: str, con
 
 
 def _next_scopes(connection: Connection, program: Program, execution_id: str, container: str) -> list[str]:
-    """The first steps of the scopes that may begin now. Scopes begin in their order, so that those which have begun
-    stand before those which have not."""
+    """The steps of the scopes that may begin or go on now. Scopes begin in their order, so that those at work stand
+    before the others."""
     limit = bodies.container(connection, execution_id, container).concurrency
     if limit is None:
         return []
     sizes = {name: len(body.steps) for name, body in program.scopes.step(container).bodies.items()}
     scopes = bodies.next_scopes(connection, execution_id, container, limit, sizes)
-    return [root for scope in scopes for root in program.scopes.at(scope).roots]
+    ready: list[str] = []
+    for one in scopes:
+        graph = program.scopes.at(one.scope)
+        if one.is_untouched:
+            ready += graph.roots
+        else:
+            ready += left_in(connection, graph, execution_id, steps.states(connection, execution_id, graph.steps))
+    return ready
+
+
+def left_in(
+    connection: Connection, graph: Graph, execution_id: str, states: Mapping[str, StepStatus]
+) -> tuple[str, ...]:
+    """The steps of a scope that are ready, by the states of all of them; those that are not to run are skipped."""
+    decided = whole_frontier(graph, states, blocked(connection, execution_id, states))
+    if decided.skipped:
+        steps.skip(connection, execution_id, decided.skipped, decided.blocked)
+    return decided.ready
+
+
+def blocked(connection: Connection, execution_id: str, states: Mapping[str, StepStatus]) -> frozenset[str]:
+    """Which of the skipped ones have a failure upstream, rather than a branch not taken."""
+    skipped = [path for path, status in states.items() if status is StepStatus.SKIPPED]
+    return steps.blocked(connection, execution_id, skipped) if skipped else frozenset()

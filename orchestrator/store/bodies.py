@@ -215,27 +215,31 @@ _NEXT_SCOPES_ROUTINE = Routine(
         WHERE execution_id = %(execution)s AND container = %(container)s AND {_UNFINISHED}
         ORDER BY id LIMIT %(window)s
     ), scopes AS (
-        SELECT scope, min(place) AS first,
-               bool_or(status <> '{StepStatus.PENDING}') OR (
-                   -- Some have ended; unless it is the window that ends here.
-                   count(*) < (%(sizes)s ->> CASE WHEN scope LIKE '%]' THEN ''
-                                             ELSE substr(scope, length(%(container)s) + 2) END)::int
-                   AND max(place) < %(window)s) AS begun
+        SELECT scope, min(place) AS first, count(*) AS left, bool_or(status <> '{StepStatus.PENDING}') AS at_work
         FROM few GROUP BY scope
     )
-    SELECT scope FROM scopes WHERE NOT begun ORDER BY first
-    LIMIT greatest(0, %(most)s - (SELECT count(*) FROM scopes WHERE begun))
+    SELECT scope, scopes.left = (%(sizes)s ->> CASE WHEN scope LIKE '%]' THEN ''
+                                                ELSE substr(scope, length(%(container)s) + 2) END)::int AS untouched
+    FROM scopes WHERE NOT at_work ORDER BY first
+    LIMIT greatest(0, %(most)s - (SELECT count(*) FROM scopes WHERE at_work))
     """,
     {"execution": "uuid", "container": "text", "window": "int", "sizes": "jsonb", "most": "int"},
-    {"scope": "text"},
+    {"scope": "text", "untouched": "bool"},
 )
+
+
+@dataclass(frozen=True, slots=True)
+class NextScope:
+    scope: str
+    is_untouched: bool
 
 
 def next_scopes(
     connection: Connection, execution_id: str, container: str, most: int, sizes: Mapping[str, int]
-) -> list[str]:
-    """The scopes in the bodies of `container` that may begin if `most` run at a time. `sizes` are the numbers of steps
-    in each of its bodies, by name. They begin in their order: those that have begun stand first."""
+) -> list[NextScope]:
+    """The scopes in the bodies of `container` that may begin, or go on, if `most` run at a time. `sizes` are the
+    numbers of steps in each of its bodies, by name. They begin in their order: those at work stand first. A scope of
+    which some steps have ended and nothing is at work was interrupted, by a pause or an end before a retry."""
     rows = run(
         connection,
         _NEXT_SCOPES_ROUTINE.call,
@@ -247,7 +251,7 @@ def next_scopes(
             "most": most,
         },
     )
-    return [scope for (scope,) in rows]
+    return [NextScope(row.scope, row.untouched) for row in rows]
 
 
 def first_unfinished(connection: Connection, execution_id: str, container: str) -> tuple[str, StepStatus] | None:

@@ -171,6 +171,33 @@ def test_a_retried_loop_of_single_steps_goes_on_at_once(deployment: Deployment, 
     call(deployment, execution_id, "cancel")
 
 
+def test_a_limit_holds_for_the_rounds_that_are_done_again(deployment: Deployment, tmp_path: Path):
+    """All of them are partly done, so that each could go on at once."""
+    ok, marks, held = tmp_path / "ok", tmp_path / "marks", tmp_path / "held"
+    source = f"""
+import json, os, sys, time
+if not os.path.exists({str(ok)!r}):
+    if json.load(sys.stdin)["n"] == 6:
+        open({str(held)!r}, "w").close()
+        time.sleep(300)
+    sys.exit(1)
+for sign in "+-":
+    print(sign, file=open({str(marks)!r}, "a"))
+    time.sleep(0.1)
+"""
+    two = {**step("two", "script", needs="one", source=source), "input_mapping": {"n": "{{ loop.item }}"}}
+    body = [step("one"), two, step("three", needs="two")]
+    each = loop("each", *body, items=list(range(8)), concurrency=1, on_item_error="continue")
+    execution_id = deployment.execute(deployment.create(workflow(each)))
+    wait_until(held.exists, what="six failures, and the one that is to be cancelled")
+    call(deployment, execution_id, "cancel")
+    ok.touch()
+    call(deployment, execution_id, "retry")
+    execution = deployment.ended(execution_id)
+    assert (execution["status"], rows_of(execution)["each"]["output"]["succeeded"]) == ("completed", 8)
+    assert marks.read_text().split() == ["+", "-"] * 8
+
+
 # --- templates -----------------------------------------------------------------------------------------------
 
 
