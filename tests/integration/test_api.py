@@ -45,6 +45,14 @@ STEP_EXECUTION = {
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
 ROUTES = {
+    ("/api/v1/secrets", "get"),
+    ("/api/v1/secrets", "post"),
+    ("/api/v1/secrets/{secret_id}", "get"),
+    ("/api/v1/secrets/{secret_id}", "put"),
+    ("/api/v1/secrets/{secret_id}", "delete"),
+    ("/api/v1/stats", "get"),
+    ("/api/v1/workflows/{workflow_id}/stats", "get"),
+    ("/metrics", "get"),
     ("/api/v1/projects", "get"),
     ("/api/v1/projects", "post"),
     ("/api/v1/projects/{project_id}", "get"),
