@@ -151,7 +151,7 @@ class ApiSettings:
         False, _flag, "a reverse proxy with TLS is in front; what it says of the caller's address is believed"
     )
     insecure: bool = _setting(False, _flag, "listen beyond loopback without TLS all the same")
-    cors_origins: tuple[str, ...] = _setting((), _texts, "sites whose pages may call, as in https://ops.example; *: all")
+    cors_origins: tuple[str, ...] = _setting((), _texts, "sites whose pages may call, as https://ops.example; *: all")
     rate_limit: int = _setting(0, _whole, "requests a minute of one caller; 0: as many as come", minimum=0)
 
 
