@@ -201,4 +201,9 @@ def workflow(connection: Connection, workflow_id: str) -> dict[str, Any]:
         raise NotFound("workflow", workflow_id)
     newest = executions.listing(connection, Window(executions.ORDERS["-created_at"], 1), workflow_id=workflow_id)
     added_up = stats.of_workflow(connection, workflow_id)
-    return {**row._mapping, **added_up, "last_execution": newest[0] if newest else None}
+    return {
+        **row._mapping,
+        "execution_count": added_up["execution_count"],
+        "success_rate": added_up["success_rate"],
+        "last_execution": newest[0] if newest else None,
+    }
