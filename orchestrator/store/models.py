@@ -266,6 +266,7 @@ executions = sa.Table(
     sa.Index("ix_executions_rerun_of", "rerun_of", postgresql_where=sa.text("rerun_of IS NOT NULL")),
 )
 
+
 def _stats(name: str, comment: str, *columns: sa.Column[Any]) -> sa.Table:
     """Counts of what ended in a slot: five minutes, later merged to hours and days. A trigger on executions (migration
     0014) keeps them in the transaction of the end itself, each server process in rows of its own (`shard`)."""

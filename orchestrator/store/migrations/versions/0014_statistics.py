@@ -107,9 +107,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["workflow_id"], ["workflows.id"], name=op.f("fk_step_stats_workflow_id"), ondelete="CASCADE"
         ),
-        sa.PrimaryKeyConstraint(
-            "workflow_id", "slot", "shard", "step_id", "error_kind", name=op.f("pk_step_stats")
-        ),
+        sa.PrimaryKeyConstraint("workflow_id", "slot", "shard", "step_id", "error_kind", name=op.f("pk_step_stats")),
         comment="The same of their steps.",
     )
     for table in ("execution_stats", "step_stats"):
