@@ -11,8 +11,7 @@ from test_execution import step, workflow
 from test_inline_bodies import OneWorker, a_set
 
 from workers import runner
-from workers.app import app
-from workers.broker import count_messages
+from workers.broker import Broker
 
 
 @pytest.fixture
@@ -22,11 +21,15 @@ def worker(servers: Deployment) -> Iterator[OneWorker]:
     one.process.close()
 
 
-def messages(servers: Deployment) -> int:
-    """Those that wait at the broker."""
+def messages(servers: Deployment, *queues: str) -> int:
+    """Those that wait at the broker, in the queues that every deployment has or in others."""
     assert servers.client  # points the app at these servers
-    counts = count_messages(app.backend.client, ["control", "cpu", "io"])
-    return sum(sum(by_priority) for by_priority in counts.values())
+    broker = Broker()
+    try:
+        state = broker.state(queues or ("control", "cpu", "io"))
+    finally:
+        broker.close()
+    return sum(sum(by_priority) for by_priority in state.messages.values())
 
 
 def test_a_worker_runs_a_child_and_comes_back_without_a_message(worker: OneWorker, monkeypatch: pytest.MonkeyPatch):
@@ -64,5 +67,5 @@ def test_a_child_for_another_queue_is_rung_for(worker: OneWorker, monkeypatch: p
     child = servers.create(workflow({**step("x"), "queue": "gpu"}))
     execution_id = servers.execute(servers.create(workflow(child_of(child))))
     worker.process.run_steps(execution_id, ["child"], ())
-    wait_until(lambda: any(count_messages(app.backend.client, ["gpu"])["gpu"]), what="the child's message")
+    wait_until(lambda: messages(servers, "gpu") > 0, what="the child's message")
     assert servers.statuses(execution_id) == {"child": "waiting"}
