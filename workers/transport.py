@@ -1,8 +1,9 @@
-"""The broker's transport, which knows of one more way to lose a connection, and keeps its client; and the connection,
-which is soon there again."""
+"""The broker's transport, which gives back what it can and keeps its client; and the connection, which is soon there
+again."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,18 +11,19 @@ from typing import Any
 import kombu
 from kombu.transport import redis
 
+logger = logging.getLogger(__name__)
+
 _TRY_EVERY = 1.0
 """Seconds between attempts to reach a broker that is away."""
 
 
 class Channel(redis.Channel):
-    """A channel that says so when its connection is gone, and that sends with one client.
+    """A channel that gives back to the broker what it can of the messages that are not done, and that sends with one
+    client.
 
-    A task that outlives the connection its message came by is acknowledged on the old channel, and a channel
-    that could not be closed along with its connection restores its messages later. Kombu then reads the address
-    of the broker from a connection that is None: an AttributeError, which nobody takes for a lost connection, in
-    the worker's event loop. It would end the consumer. Nothing is lost by giving up here: the message has gone
-    with the broker, or is delivered again and finds its claims taken.
+    A channel whose connection is lost has messages that it cannot give back: kombu would read the address of the broker
+    from a connection that is None, and write what it could not restore to a file for somebody to look into. Reconcile
+    looks: what is given up here is rung for again.
     """
 
     _sender: Any = None
@@ -46,10 +48,13 @@ class Channel(redis.Channel):
         finally:
             self._sender = client
 
-    def _get_pool(self, asynchronous: bool = False) -> Any:
+    def _restore(self, message: Any, leftmost: bool = False) -> None:
         if self.connection is None or self.connection.client is None:
-            raise ConnectionError("the connection of this channel was closed")
-        return super()._get_pool(asynchronous)  # type: ignore[misc]  # kombu's stubs leave it out
+            return
+        try:
+            super()._restore(message, leftmost)  # type: ignore[misc, call-arg]
+        except self.connection.connection_errors:
+            logger.info("a message could not be given back to the broker; reconcile rings again", exc_info=True)
 
 
 class Transport(redis.Transport):

@@ -473,7 +473,7 @@ def test_the_health_has_the_specified_shape(spec: Deployment) -> None:
     specified = json.loads(example("health.json"))
     answer = spec.client.get("/health", headers={"Authorization": ""})
     assert answer.status_code == 200
-    assert answer.json.keys() == specified.keys()
+    assert answer.json.keys() - {"script_isolation"} == specified.keys()  # which stands beside what is specified
     assert (answer.json["status"], answer.json["checks"]) == (specified["status"], specified["checks"])
     assert {name: type(number) for name, number in answer.json["stats"].items()} == dict.fromkeys(
         specified["stats"], int

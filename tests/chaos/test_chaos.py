@@ -191,8 +191,9 @@ def test_a_broker_that_dies_with_executions_queued_loses_none(chaos: Deployment,
     assert_performed_once(chaos, ids, marks)
 
 
-def test_a_message_that_outlives_its_connection_costs_no_consumer(chaos: Deployment):
-    """The order in which a consumer does things that loses the broker while it waits for its next message."""
+def test_a_message_that_outlives_its_connection_costs_no_consumer(chaos: Deployment, caplog: pytest.LogCaptureFixture):
+    """The order in which a consumer does things that loses the broker while it waits for its next message: none of it
+    raises anything, and nothing is dumped to a file."""
     valkey = chaos.servers.valkey
     assert valkey is not None
     _ = chaos.client  # points the app at this deployment
@@ -214,10 +215,9 @@ def test_a_message_that_outlives_its_connection_costs_no_consumer(chaos: Deploym
     with suppress(*lost):
         connection.collect(socket_timeout=1)
     connection.close()
-    with pytest.raises(lost, match="was closed"):
-        channel.close()
-    with pytest.raises(lost, match="was closed"):
-        messages[0].ack()
+    channel.close()
+    messages[0].ack()
+    assert "UNABLE TO RESTORE" not in caplog.text
 
 
 def broker(deployment: Deployment) -> Any:

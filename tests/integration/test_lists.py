@@ -242,7 +242,7 @@ def test_the_last_page_costs_what_the_first_does(
         assert cursor is not None
     last = buffers(deployment, address, **query, limit="50", cursor=cursor)
     assert last <= first + 15, f"{first} pages of the database are read for the first, {last} for the last"
-    assert first < 100
+    assert first < 150  # two for each of the rows, which stand anywhere, and some for the index
 
 
 def test_a_rare_status_and_an_old_time_are_found_by_an_index(full: tuple[Deployment, dict[str, str]]) -> None:

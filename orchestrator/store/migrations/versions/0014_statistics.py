@@ -88,9 +88,6 @@ def upgrade() -> None:
         sa.Column("seconds", sa.Double(), nullable=False),
         sa.Column("durations", sa.ARRAY(sa.Integer()), nullable=False),
         sa.Column("waits", sa.ARRAY(sa.Integer()), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["workflow_id"], ["workflows.id"], name=op.f("fk_execution_stats_workflow_id"), ondelete="CASCADE"
-        ),
         sa.PrimaryKeyConstraint("workflow_id", "slot", "shard", "status", name=op.f("pk_execution_stats")),
         comment="What became of the executions that ended in a slot; the sum of the shards counts.",
     )
@@ -104,9 +101,6 @@ def upgrade() -> None:
         sa.Column("error_kind", sa.Text(), nullable=False, comment="empty: none"),
         *(sa.Column(name, sa.BigInteger(), nullable=False) for name in counts),
         sa.Column("seconds", sa.Double(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["workflow_id"], ["workflows.id"], name=op.f("fk_step_stats_workflow_id"), ondelete="CASCADE"
-        ),
         sa.PrimaryKeyConstraint("workflow_id", "slot", "shard", "step_id", "error_kind", name=op.f("pk_step_stats")),
         comment="The same of their steps.",
     )
