@@ -52,7 +52,7 @@ class Channel(redis.Channel):
         if self.connection is None or self.connection.client is None:
             return
         try:
-            super()._restore(message, leftmost)  # type: ignore[misc, call-arg]
+            super()._restore(message, leftmost)  # type: ignore[call-arg]
         except self.connection.connection_errors:
             logger.info("a message could not be given back to the broker; reconcile rings again", exc_info=True)
 
