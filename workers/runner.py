@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.definition.graph import CONTROL
@@ -54,8 +55,12 @@ INLINE_BUDGET = 5.0
 priority and a worker that wants to stop need not wait longer than this and one step."""
 
 PACK_PATIENCE = 0.05
-"""Seconds after which the runs of a message that have not begun are handed back, one message each: they were
-packed for steps that take less than their message."""
+"""Seconds after which the runs of a message that have not begun are handed back, one message each, unless they go on
+fast: they were packed for steps that take less than their message."""
+
+MESSAGE = 0.003
+"""Seconds that a step costs more with a message of its own. On a machine that is slow for a moment, whoever handed back
+what is done faster than that would keep it slow with messages."""
 
 FORK_PATIENCE = 0.003
 """The same for the branches of a narrow fork, which the worker that came to it kept: about what a message
@@ -176,6 +181,8 @@ class Pack:
     def __init__(self) -> None:
         self._starts: deque[str] = deque()
         self._lock = threading.Lock()
+        self.taken = 0
+        """As many have been begun."""
 
     def first(self) -> str | None:
         return self._starts[0] if self._starts else None
@@ -185,7 +192,10 @@ class Pack:
 
     def take(self) -> str | None:
         with self._lock:
-            return self._starts.popleft() if self._starts else None
+            if not self._starts:
+                return None
+            self.taken += 1
+            return self._starts.popleft()
 
     def take_all(self) -> list[str]:
         with self._lock:
@@ -270,9 +280,13 @@ class Lane:
 
     def hand_back_after(self, seconds: float) -> None:
         if self.pack.first() is not None:
-            self.process.doorbell.ring_later(seconds, self._hand_back)
+            self.process.doorbell.ring_later(seconds, partial(self._hand_back, seconds, self.pack.taken))
 
-    def _hand_back(self) -> Plan | None:
+    def _hand_back(self, seconds: float, taken: int) -> Plan | None:
+        begun = self.pack.taken - taken
+        if begun * MESSAGE > seconds and not self._over_budget():
+            self.hand_back_after(seconds)
+            return None
         left = self.pack.take_all()
         if not left:
             return None
