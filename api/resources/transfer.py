@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 from flask import Response, g
 
 from api.access import caller, project_for
-from api.body import Blueprint, is_bare
-from api.resources.triggers import MASK, masked, masked_fields
-from api.resources.workflows import TAGGED, create, made, owner_of
+from api.body import Blueprint
+from api.resources.workflows import TAGGED, create, made, masks_in, owner_of
 from api.schemas import WorkflowDetail
 from api.service import service
 from api.transfer_schemas import CloneIn, ImportIn, ImportQuery
+from api.trigger_secrets import NOT_A_SECRET, masked, masked_definition, places_of_masks
 from orchestrator.access import Role
 from orchestrator.definition import load_definition
 from orchestrator.definition.complaints import Hints
@@ -77,11 +77,8 @@ def export(workflow_id: UUID) -> Response:
     with service().store.single() as connection:
         original = workflows.original(connection, str(workflow_id))
         others = [one for one in triggers.of_workflow(connection, str(workflow_id)) if not one.from_definition]
-    definition = original["definition"]
-    if definition.get("triggers"):
-        definition = {**definition, "triggers": [masked(trigger) for trigger in definition["triggers"]]}
     document = {key: original[key] for key in ("name", "description", "tags", "is_template")}
-    document |= {"definition": definition}
+    document |= {"definition": masked_definition(original["definition"])}
     if others:
         document["triggers"] = [
             masked({"type": one.type, "name": one.name, "config": one.config, "is_enabled": one.is_enabled})
@@ -100,7 +97,7 @@ def import_(given: dict[str, Any], query: dict[str, Any]) -> Response:
     """Make a workflow of an exported document, as a draft. Its triggers are not enabled unless the call says so."""
     enabled = query["enable_triggers"]
     others = given.pop("triggers")
-    _check(others, _places_of_masks(given, others))
+    _check(others, [*masks_in(given), *places_of_masks({"triggers": others})])
     brought = (
         {
             "type": one["type"],
@@ -113,21 +110,10 @@ def import_(given: dict[str, Any], query: dict[str, Any]) -> Response:
     return create(given, enabled=enabled, others=brought)
 
 
-def _places_of_masks(given: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Any, ...]]:
-    """Where secrets stand that the export has kept for itself."""
-    written = given.get("definition", {}).get("triggers")
-    whole = () if is_bare() else ("definition",)
-    for before, there in ((whole, written if isinstance(written, list) else ()), ((), others)):
-        for at, trigger in enumerate(there):
-            if isinstance(trigger, dict):
-                for keys in masked_fields(trigger):
-                    yield *before, "triggers", at, "config", *keys
-
-
-def _check(others: Sequence[Mapping[str, Any]], masks: Iterator[tuple[Any, ...]]) -> None:
+def _check(others: Sequence[Mapping[str, Any]], masks: Iterable[tuple[Any, ...]]) -> None:
     """Raises InputError, with the lines of a YAML body."""
     types, hints = service().trigger_types, Hints()
-    found = [(keys, f"is {MASK}: an export has no secrets; write it out, or leave it out") for keys in masks]
+    found = [(keys, NOT_A_SECRET) for keys in masks]
     for at, one in enumerate(others):
         found += check_trigger(one["type"], one["config"], ("triggers", at), types, hints)
     if found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -28,17 +28,16 @@ from api.trigger_schemas import (
     TriggerPage,
     TriggerQuery,
 )
+from api.trigger_secrets import masked, masked_fields, refuse_masks, unmasked
 from orchestrator.definition import paths
 from orchestrator.definition.complaints import Hints
 from orchestrator.definition.trigger_checks import check_trigger
 from orchestrator.engine import triggers as engine
 from orchestrator.engine.start import check_payload
-from orchestrator.errors import Conflict, InputError, Problem
+from orchestrator.errors import InputError, Problem
 from orchestrator.store import triggers, workflows
 
 blueprint = Blueprint("triggers", __name__, url_prefix="/api/v1", description="Triggers")
-
-MASK = "***"
 
 
 @blueprint.route("/workflows/<uuid:workflow_id>/triggers")
@@ -59,6 +58,7 @@ class Triggers(MethodView):
     @blueprint.response(201, TriggerOut)
     def post(self, given: dict[str, Any], workflow_id: UUID) -> Response:
         """Add a trigger. It starts the workflow as soon as that is active."""
+        _refuse_masks(given)
         _check(given["type"], given["config"])
         here = service()
         with here.store.transaction() as connection:
@@ -94,7 +94,9 @@ class Trigger(MethodView):
             before = triggers.find(connection, id)
         changes = dict(given)
         if "config" in changes:
-            changed = {**before.config, **_unmasked(changes["config"], before)}
+            sent = unmasked({"type": before.type, "config": changes["config"]}, {"config": before.config})
+            _refuse_masks(sent)
+            changed = {**before.config, **sent["config"]}
             changes["config"] = {key: value for key, value in changed.items() if value is not None}
             _check(before.type, changes["config"])
         with here.store.transaction() as connection:
@@ -194,6 +196,10 @@ def _shown(trigger_id: str) -> Response:
         return jsonify(masked(triggers.get(connection, trigger_id)))
 
 
+def _refuse_masks(trigger: Mapping[str, Any]) -> None:
+    refuse_masks(("config", *keys) for keys in masked_fields(trigger))
+
+
 def _check(type: str, config: Mapping[str, Any]) -> None:
     """Raises InputError, with the lines of a YAML body; PayloadTooLarge."""
     here = service()
@@ -205,44 +211,3 @@ def _check(type: str, config: Mapping[str, Any]) -> None:
     ]
     if problems:
         raise InputError(problems)
-
-
-def masked(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A trigger without the secrets in its `config`, if it has one."""
-    config = row.get("config")
-    for keys in _secret_fields(row["type"]):
-        if _at(config, keys) is not None:
-            config = _with(config, keys, MASK)
-    return {**row, "config": config} if config else dict(row)
-
-
-def masked_fields(row: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Where a trigger has the mask for a secret."""
-    return (keys for keys in _secret_fields(row.get("type")) if _at(row.get("config"), keys) == MASK)
-
-
-def _unmasked(config: dict[str, Any], before: triggers.Trigger) -> dict[str, Any]:
-    """`config` with the secrets of before where it has the mask. Raises Conflict where there was none."""
-    for keys in _secret_fields(before.type):
-        if _at(config, keys) == MASK:
-            known = _at(before.config, keys)
-            if known is None:
-                raise Conflict(f"config.{'.'.join(keys)} is {MASK}, and there was none before", "unknown")
-            config = _with(config, keys, known)
-    return config
-
-
-def _secret_fields(type: object) -> list[list[str]]:
-    known = service().trigger_types.get(type) if isinstance(type, str) else None
-    return [] if known is None else [field.split(".") for field in known.secret_fields]
-
-
-def _at(value: Any, keys: list[str]) -> Any:
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def _with(config: Any, keys: list[str], value: Any) -> dict[str, Any]:
-    first, *rest = keys
-    return {**config, first: _with(config[first], rest, value) if rest else value}

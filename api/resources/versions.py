@@ -13,9 +13,10 @@ from api.resources.paging import page
 from api.resources.workflows import TAGGED, shown
 from api.schemas import WorkflowDetail
 from api.service import service
+from api.trigger_secrets import masked_changes, masked_definition
 from api.version_schemas import VersionChanges, VersionDetail, VersionPage, VersionQuery
 from orchestrator.definition import load_definition
-from orchestrator.definition.changes import Change, changes
+from orchestrator.definition.changes import Change
 from orchestrator.engine import triggers
 from orchestrator.store import versions, workflows
 
@@ -43,7 +44,13 @@ def version_list(query: dict[str, Any], workflow_id: UUID) -> Response:
 def version(workflow_id: UUID, version: int) -> Response:
     """One version with its definition."""
     with service().store.single() as connection:
-        return jsonify(versions.get(connection, str(workflow_id), version))
+        found = versions.get(connection, str(workflow_id), version)
+    resolved = found["resolved"]
+    shown = {
+        "definition": masked_definition(found["definition"]),
+        "resolved": None if resolved is None else masked_definition(resolved),
+    }
+    return jsonify({**found, **shown})
 
 
 @blueprint.route(f"/{_number('old')}/diff/{_number('new')}")
@@ -52,10 +59,10 @@ def diff(workflow_id: UUID, old: int, new: int) -> Response:
     """What `new` says other than `old`, by path."""
     with service().store.single() as connection:
         was, now = (versions.get(connection, str(workflow_id), version) for version in (old, new))
-    written = list(changes(was["definition"], now["definition"]))
+    written = masked_changes(was["definition"], now["definition"])
     known = {change.path for change in written}
     ran, runs = (version["resolved"] or version["definition"] for version in (was, now))
-    resolved = [change for change in changes(ran, runs) if change.path not in known]
+    resolved = [change for change in masked_changes(ran, runs) if change.path not in known]
     return jsonify(
         {
             "workflow_id": workflow_id,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -27,9 +27,10 @@ from api.schemas import (
     WorkflowQuery,
 )
 from api.service import service
-from orchestrator.definition import load_definition
+from api.trigger_secrets import masked_definition, places_of_masks, refuse_masks, unmasked_definition
+from orchestrator.definition import Document, load_definition
 from orchestrator.definition.complaints import Hints
-from orchestrator.definition.paths import join
+from orchestrator.definition.paths import Key, join
 from orchestrator.definition.step_templates import load_with_templates
 from orchestrator.engine import triggers
 from orchestrator.engine.control import retire
@@ -89,7 +90,11 @@ class Workflow(MethodView):
     @blueprint.response(200, WorkflowDetail, headers=TAGGED)
     def put(self, headers: dict[str, Any], given: dict[str, Any], workflow_id: UUID) -> Response:
         """Change what is given; a definition that differs becomes a new version, and so does the same one if its step
-        templates differ. Running executions keep theirs."""
+        templates differ. Running executions keep theirs. A secret of a trigger that is sent as it is shown, as ***,
+        stays."""
+        seen = headers["seen"]
+        if any(masks_in(given)):
+            given, seen = _with_kept_secrets(given, workflow_id, seen)
         definition, resolved = _checked(given) if "definition" in given else (None, None)
         if definition is not None and is_bare():
             given = {**_own_words(definition), **given}
@@ -99,7 +104,7 @@ class Workflow(MethodView):
         if "project" in changes:
             changes["project_id"] = project_for(changes.pop("project"))
         with service().store.transaction() as connection:
-            workflows.update(connection, str(workflow_id), changes, definition, resolved, seen=headers["seen"])
+            workflows.update(connection, str(workflow_id), changes, definition, resolved, seen=seen)
             if definition is not None:
                 triggers.keep_in_step(connection, service().trigger_types, str(workflow_id), definition)
         return shown(workflow_id)
@@ -230,12 +235,14 @@ def create(given: Mapping[str, Any], *, enabled: bool = True, others: Iterable[M
 
 def _checked(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """This request's definition, once it has been found valid, and the same with its step templates written out if
-    it uses any. Raises DefinitionError, PayloadTooLarge."""
+    it uses any. Raises InputError, DefinitionError, PayloadTooLarge."""
     definition: dict[str, Any] = given["definition"]
+    refuse_masks(masks_in(given))
     here = service()
     limit = here.settings.executor.max_payload
     check_payload(definition, limit, "definition")
-    document, prefix = given_definition()
+    as_sent, prefix = given_definition()
+    document = Document(definition, as_sent.root)
     try:
         _, resolved = load_with_templates(document, here.catalogue, StoredTemplates(here.store), limit)
     except DefinitionError as error:
@@ -243,6 +250,23 @@ def _checked(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any] |
             [Problem(_below(prefix, found.path), found.message, found.line) for found in error.problems]
         ) from None
     return definition, resolved
+
+
+def masks_in(given: Mapping[str, Any]) -> Iterator[tuple[Key, ...]]:
+    """Where this request's definition has *** for a secret."""
+    return places_of_masks(given.get("definition"), () if is_bare() else ("definition",))
+
+
+def _with_kept_secrets(
+    given: Mapping[str, Any], workflow_id: UUID, seen: Collection[int] | None
+) -> tuple[dict[str, Any], Collection[int]]:
+    """`given` with the secrets of the newest version where it has the mask, and that version: no other may come in
+    between, or a secret that is replaced at the same time would come back. Raises NotFound."""
+    with service().store.single() as connection:
+        newest = workflows.original(connection, str(workflow_id))
+    filled = {**given, "definition": unmasked_definition(given["definition"], newest["definition"])}
+    known = {newest["version"]}
+    return filled, known if seen is None else known.intersection(seen)
 
 
 def _with_own(definition: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -316,7 +340,7 @@ def made(workflow: dict[str, Any]) -> Response:
 
 def _tagged(workflow: dict[str, Any]) -> Response:
     """The tag is for If-Match: it tells versions apart, not all that can change in an answer."""
-    response = jsonify(workflow)
+    response = jsonify({**workflow, "definition": masked_definition(workflow["definition"])})
     response.set_etag(str(workflow["version"]))
     return response
 
