@@ -502,6 +502,10 @@ class StepTestIn(_In):
     input = fields.Raw(allow_none=True, metadata={"description": "the step's input; default: the context's, or {}"})
     context = fields.Nested(TestContext, load_default=dict)
     timeout = TestTimeout(load_default=30.0)
+    project = fields.String(
+        validate=validate.Length(1, 100),
+        metadata={"description": "in which it is tried, whose administrators see that; without it as for a workflow"},
+    )
 
 
 class TestLogLine(Schema):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 from flask import Response, jsonify, request
 from werkzeug.exceptions import BadRequest
 
 from api.access import allowed
+from api.audit import tell
 from api.body import Blueprint, raw_body
 from api.inbound_schemas import EventsTaken
 from api.service import service
@@ -59,19 +61,21 @@ def send_events() -> Response:
         raise BadRequest(str(error)) from None
     for index, event in enumerate(given):
         check_payload(event, here.settings.executor.max_payload, f"[{index}]" if len(given) > 1 else "event")
-    taken = []
+    taken, started = [], defaultdict[str, list[str]](list)
     for received in events.receive(here.store, here.programs, given, allowed(Role.OPERATOR)):
         for plan in received.fired.plans:
             here.send(plan)
         taken.append(
             {
                 "event_id": received.event["id"],
-                "trigger_id": received.trigger_id,
+                "trigger_id": received.trigger.id,
                 "execution_id": received.fired.execution_id,
                 "outcome": received.fired.outcome,
                 "reason": received.fired.reason,
             }
         )
+        started[received.trigger.project_id].append(received.fired.fire_id)
+    tell({project_id: {"fires": fires} for project_id, fires in started.items()})
     response = jsonify({"fired": taken})
     response.status_code = 202
     return response

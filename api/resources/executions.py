@@ -11,6 +11,7 @@ from flask import Response, jsonify, url_for
 from flask.views import MethodView
 
 from api.access import allowed
+from api.audit import tell
 from api.body import Blueprint
 from api.resources.paging import page
 from api.schemas import (
@@ -85,8 +86,9 @@ def many(given: dict[str, Any]) -> Response:
     projects = allowed(Role.EDITOR if action is bulk.Action.DELETE else Role.OPERATOR)
     outcome = bulk.apply(here.store, here.programs, action, _selection(projects, **given["filter"]), given["limit"])
     here.send_all(outcome.plans)
+    tell({project_id: {"action": action, "executions": ids} for project_id, ids in outcome.done_in().items()})
     refused = [{"id": one.id, "state": one.state, "detail": one.detail} for one in outcome.refused]
-    return jsonify({"matched": outcome.matched, "done": outcome.done, "refused": refused})
+    return jsonify({"matched": outcome.matched, "done": len(outcome.done), "refused": refused})
 
 
 def _selection(

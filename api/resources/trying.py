@@ -7,6 +7,8 @@ from typing import Any
 
 from flask import Response, g, jsonify
 
+from api.access import project_for
+from api.audit import tell
 from api.body import Blueprint
 from api.errors import MEDIA_TYPE, ProblemSchema, problem
 from api.schemas import StepTestIn, StepTestOut
@@ -31,6 +33,7 @@ def test_step(given: dict[str, Any]) -> Response:
     """Perform one step, outside of an execution and for real, in a worker: what it asks others to do is done. A step
     that fails answers 200 as well, with the status `failed`."""
     here = service()
+    project_id = project_for(given.pop("project", None))
     trial = Trial.of(given)
     queue = _queue_of(trial)
     check_payload(given, here.settings.executor.max_payload, "")
@@ -41,7 +44,10 @@ def test_step(given: dict[str, Any]) -> Response:
             step_tests.withdraw(connection, id)
         return problem(503, "the broker does not answer; try again", headers={"Retry-After": "5"})
     result = _awaited(here.store, id, trial.timeout + GRACE)
-    return _missing(here.store, id, queue, trial) if result is None else jsonify(result)
+    if result is None:
+        return _missing(here.store, id, queue, trial)
+    tell({project_id: {"type": trial.type, "status": result["status"]}})
+    return jsonify(result)
 
 
 def _queue_of(trial: Trial) -> str:

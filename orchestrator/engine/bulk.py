@@ -3,7 +3,7 @@ no other from it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
@@ -46,12 +46,23 @@ class Refused:
 
 @dataclass(slots=True)
 class Outcome:
-    """Of the executions that `matched`, so many are `done`; `plans` are to be dispatched."""
+    """Of the executions that `matched`, each with its project, some are `done`; `plans` are to be dispatched."""
 
-    matched: int
-    done: int = 0
+    projects: Mapping[str, str]
+    done: list[str] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     plans: list[Plan] = field(default_factory=list)
+
+    @property
+    def matched(self) -> int:
+        return len(self.projects)
+
+    def done_in(self) -> dict[str, list[str]]:
+        """Those that are done, by their projects."""
+        found: dict[str, list[str]] = {}
+        for id in self.done:
+            found.setdefault(self.projects[id], []).append(id)
+        return found
 
 
 def apply(store: Store, programs: Programs, action: Action, which: Selection, limit: int = MOST) -> Outcome:
@@ -60,16 +71,17 @@ def apply(store: Store, programs: Programs, action: Action, which: Selection, li
     if which.ids is None and which.statuses is None:
         which = replace(which, statuses=frozenset(ExecutionStatus(status) for status in _APPLIES[action]))
     with store.single() as connection:
-        ids = bulk.matching(connection, which, limit)
+        matching = bulk.matching(connection, which, limit)
         known = bulk.statuses(connection, which.ids or (), which.projects)
-    outcome = Outcome(len(ids))
+    ids, outcome = list(matching), Outcome(matching)
     outcome.refused += [_missing(id) for id in which.ids or () if id not in known]
     if action is Action.DELETE:
         for at in range(0, len(ids), _DELETED_AT_ONCE):
             chunk = ids[at : at + _DELETED_AT_ONCE]
             refused = list(_delete(store, chunk))
-            outcome.done += len(chunk) - len(refused)
             outcome.refused += refused
+            stay = {one.id for one in refused}
+            outcome.done += (id for id in chunk if id not in stay)
         return outcome
     act = _cancel if action is Action.CANCEL else control.retry
     for id in ids:
@@ -114,7 +126,7 @@ def _try(outcome: Outcome, id: str, act: Callable[[], list[Plan]]) -> None:
     except NotFound:
         outcome.refused.append(_missing(id))  # deleted meanwhile
     else:
-        outcome.done += 1
+        outcome.done.append(id)
 
 
 def _missing(id: str) -> Refused:

@@ -32,7 +32,7 @@ class Received:
     """What an event did with one of the triggers that it is for; the plans of the fire are to be dispatched."""
 
     event: Event
-    trigger_id: str
+    trigger: Trigger
     fired: Fired
 
 
@@ -47,7 +47,7 @@ def receive(
         for trigger in (*exact.get(event["type"], ()), *patterns):
             fired = _fired(store, programs, trigger, event)
             if fired is not None:
-                yield Received(event, trigger.id, fired)
+                yield Received(event, trigger, fired)
 
 
 def _fired(store: Store, programs: Programs, trigger: Trigger, event: Event) -> Fired | None:

@@ -14,7 +14,7 @@ from orchestrator.store import executions
 from orchestrator.store import models as tables
 from orchestrator.store.session import run
 
-_e = tables.executions
+_e, _w = tables.executions, tables.workflows
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,9 @@ class Selection:
     projects: frozenset[str] | None = None
 
 
-def matching(connection: Connection, which: Selection, limit: int) -> list[str]:
-    """Their ids, the oldest first."""
-    query = sa.select(_e.c.id).order_by(_e.c.id).limit(limit)
+def matching(connection: Connection, which: Selection, limit: int) -> dict[str, str]:
+    """Their ids, each with that of its project, the oldest first."""
+    query = sa.select(_e.c.id, _w.c.project_id).join(_w, _w.c.id == _e.c.workflow_id).order_by(_e.c.id).limit(limit)
     for condition in (
         None if which.ids is None else _e.c.id.in_(which.ids),
         None if which.workflow_id is None else _e.c.workflow_id == which.workflow_id,
@@ -42,7 +42,7 @@ def matching(connection: Connection, which: Selection, limit: int) -> list[str]:
     ):
         if condition is not None:
             query = query.where(condition)
-    return list(connection.execute(query).scalars())
+    return {row.id: row.project_id for row in connection.execute(query)}
 
 
 def statuses(

@@ -34,6 +34,7 @@ class Trigger:
     state: Any
     next_slot: datetime | None
     workflow_status: WorkflowStatus
+    project_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Fire:
 
 _TRIGGER = (
     "t.id::text AS trigger_id, t.workflow_id::text AS workflow_id, t.type, t.name, t.config, t.is_enabled, "
-    "t.from_definition, t.state, t.next_slot, w.status AS workflow_status"
+    "t.from_definition, t.state, t.next_slot, w.status AS workflow_status, w.project_id::text AS project_id"
 )
 _JOINED = "triggers t JOIN workflows w ON w.id = t.workflow_id"
 
@@ -70,6 +71,7 @@ def _trigger(row: Any) -> Trigger:
         row.state,
         row.next_slot,
         WorkflowStatus(row.workflow_status),
+        row.project_id,
     )
 
 

@@ -187,6 +187,55 @@ def test_an_administrator_of_a_project_reads_what_was_done_in_it(servers: Deploy
     assert [e["object_id"] for e in entries(servers.client, project=theirs)][-1] == ids[1]
 
 
+def test_what_one_call_does_in_several_projects_is_seen_by_each_administrator(servers: Deployment) -> None:
+    projects = [new_project(servers) for _ in range(2)]
+    kind = f"shipped-{uuid4()}"
+    on_event = {**NOOP, "triggers": [{"type": "event", "config": {"type": kind}}]}
+    workflows = [
+        servers.client.post("/api/v1/workflows", json={"name": "w", "definition": on_event, "project": project}).json
+        for project in projects
+    ]
+    for made in workflows:
+        servers.client.post(f"/api/v1/workflows/{made['id']}/activate")
+    event = {"specversion": "1.0", "id": "1", "source": "/shop", "type": kind}
+    sent = servers.client.post(
+        "/api/v1/events", data=json.dumps(event), content_type="application/cloudevents+json"
+    ).json["fired"]
+    ids = [one["execution_id"] for one in sent]
+    assert len(ids) == 2
+    bulk = {"action": "cancel", "filter": {"ids": [*ids, str(uuid4())]}}
+    assert servers.client.post("/api/v1/executions/bulk", json=bulk).json["done"] == 2
+    of_project = dict(
+        servers.sql(
+            "SELECT e.id::text, p.name FROM executions e JOIN workflows w ON w.id = e.workflow_id "
+            "JOIN projects p ON p.id = w.project_id WHERE e.id = ANY(%(ids)s::uuid[])",
+            ids=ids,
+        )
+    )
+    for project in projects:
+        client = with_key(servers, new_key(servers, {"role": "admin", "project": project})["key"])
+        (cancelled,) = entries(client, action="execution.bulk")
+        assert cancelled["after"] == {"action": "cancel", "executions": [i for i in ids if of_project[i] == project]}
+        (event_sent,) = entries(client, action="event.send")
+        assert len(event_sent["after"]["fires"]) == 1
+
+
+def test_a_step_that_is_tried_is_seen_in_its_project(deployment: Deployment) -> None:
+    mine, theirs = new_project(deployment), new_project(deployment)
+    editor = with_key(deployment, new_key(deployment, {"role": "editor", "project": mine})["key"])
+    both = with_key(
+        deployment, new_key(deployment, *({"role": "editor", "project": project} for project in (mine, theirs)))["key"]
+    )
+    tried = {"type": "noop"}
+    assert editor.post("/api/v1/steps/test", json=tried).status_code == 200
+    assert editor.post("/api/v1/steps/test", json={**tried, "project": theirs}).status_code == 422
+    assert both.post("/api/v1/steps/test", json={**tried, "project": theirs}).status_code == 200
+    for project in (mine, theirs):
+        client = with_key(deployment, new_key(deployment, {"role": "admin", "project": project})["key"])
+        (entry,) = entries(client, action="step.test", denied="false")
+        assert entry["after"] == {"type": "noop", "status": "completed"}
+
+
 def test_filters_and_pages_go_through_all_of_it_once(servers: Deployment) -> None:
     key = new_key(servers, {"role": "editor"})
     client = with_key(servers, key["key"])
