@@ -17,7 +17,7 @@ class WorkflowStatus(StrEnum):
     ACTIVE = "active"
     """Triggers and users may start it."""
     PAUSED = "paused"
-    """Nothing starts it; a user resumes it."""
+    """Nothing starts it, and what waits for a place is paused with it; a user resumes it."""
     COMPLETED = "completed"
     """Its run limit or end date was reached; a user activates it again."""
     FAILED = "failed"

@@ -33,11 +33,12 @@ from orchestrator.definition.complaints import Hints
 from orchestrator.definition.paths import Key, join
 from orchestrator.definition.step_templates import load_with_templates
 from orchestrator.engine import triggers
+from orchestrator.engine.admission import admit, plans_of_admitted
 from orchestrator.engine.control import retire
 from orchestrator.engine.dry_run import dry_run
 from orchestrator.engine.start import check_payload, start_execution
 from orchestrator.errors import Conflict, DefinitionError, InputError, Problem
-from orchestrator.lifecycle import ACTIVATE, PAUSE_WORKFLOW, RESUME_WORKFLOW, Transition
+from orchestrator.lifecycle import ACTIVATE, PAUSE_WORKFLOW, RESUME_WORKFLOW, Transition, WorkflowStatus
 from orchestrator.store import executions, workflow_ends, workflows
 from orchestrator.store.step_templates import StoredTemplates
 
@@ -306,7 +307,8 @@ def _below(prefix: str, path: str) -> str:
 
 
 def _moved(workflow_id: UUID, transition: Transition) -> Response:
-    with service().store.transaction() as connection:
+    here = service()
+    with here.store.transaction() as connection:
         if not workflows.move(connection, str(workflow_id), transition):
             status, _ = workflows.current(connection, str(workflow_id))
             if transition is ACTIVATE and workflows.is_template(connection, str(workflow_id)):
@@ -323,6 +325,8 @@ def _moved(workflow_id: UUID, transition: Transition) -> Response:
             # Said twice, done once: the second call finds what it asked for.
             if status != transition.target:
                 raise Conflict(f"a workflow that is {status} cannot be {transition.name}d", status)
+    if transition.target is WorkflowStatus.ACTIVE:  # what was paused with it may have a place
+        here.send_all(plans_of_admitted(admit(here.store, here.settings)))
     return shown(workflow_id)
 
 

@@ -456,10 +456,8 @@ def end_failed_attempt(
 ) -> Advance:
     """Let the step rest before its next attempt, or fail it for good and settle what follows."""
     policy = program.retry_policy(program.scopes.step(held.path))
-    # An attempt that a dying worker took with it says nothing about the step: it does not use up the policy.
-    attempt = held.attempt - held.losses
-    if failure.retryable and policy.allows(failure.kind, attempt):
-        rests = _rest_before_next(store, program, execution_id, held, failure, policy.delay_after(attempt))
+    if failure.retryable and policy.allows(failure.kind, held.counted):
+        rests = _rest_before_next(store, program, execution_id, held, failure, policy.delay_after(held.counted))
         return Advance(counted=rests, retries=rests)
     end = End(held.path, held, failure.result, StepStatus.FAILED, imposed=failure.imposed)
     return advance(store, program, execution_id, end, worker=worker, rung=rung)

@@ -34,24 +34,45 @@ _CANCELLED_AT_ONCE = 1000
 
 
 def pause(store: Store, execution_id: str) -> None:
-    """Let no step of it begin any more; those that run come to their end."""
+    """Let no step of it begin any more, nor of those that its steps wait for; what runs comes to its end."""
     with store.transaction() as connection:
         locked = _locked(connection, execution_id)
-        if not control.pause(connection, execution_id) and locked.status is not PAUSE_EXECUTION.target:
+        if locked.status is PAUSE_EXECUTION.target:
+            control.keep_paused(connection, execution_id)
+        elif control.pause(connection, execution_id):
+            pause_below(connection, [execution_id])
+        else:
             raise _conflict(locked, "paused")
 
 
+def pause_below(connection: Connection, execution_ids: Collection[str]) -> None:
+    """Pause the children of executions that are paused, however deep they are, in the transaction that holds these. Who
+    comes to rest for a child later finds its own execution paused (see engine/waiting.py)."""
+    while execution_ids := control.lock_children(connection, execution_ids):
+        control.pause_with_parent(connection, execution_ids)
+
+
 def resume(store: Store, programs: Programs, execution_id: str) -> list[Plan]:
-    """Undo a pause; what to dispatch. The time in between does not count."""
+    """Undo a pause, and those that came of it; what to dispatch. The time in between does not count."""
     with store.transaction() as connection:
         locked = _locked(connection, execution_id)
-        if not control.resume(connection, execution_id):
-            if locked.status in (RESUME_EXECUTION.target, REQUEUE_EXECUTION.target):
-                return []
+        if locked.status in (RESUME_EXECUTION.target, REQUEUE_EXECUTION.target):
+            return []
+        if locked.status is not PAUSE_EXECUTION.target:
             raise _conflict(locked, "resumed")
-        program = programs.get(store, locked.workflow_id, locked.version)
-        rings = recovery.queued(connection, execution_id)
-        return [*_plans_of_all(connection, program, execution_id), *(plan for ring in rings for plan in plans_of(ring))]
+        level = together = [execution_id]
+        # All of them, before a step's row is: who ends a child holds that when it comes to the step that waits for it.
+        while level := control.lock_children(connection, level, paused=True):
+            together = [*together, *level]
+        return [plan for each in together for plan in _resume(connection, store, programs, each)]
+
+
+def _resume(connection: Connection, store: Store, programs: Programs, execution_id: str) -> list[Plan]:
+    control.resume(connection, execution_id)
+    locked = _locked(connection, execution_id)
+    program = programs.get(store, locked.workflow_id, locked.version)
+    rings = recovery.queued(connection, execution_id)
+    return [*_plans_of_all(connection, program, execution_id), *(plan for ring in rings for plan in plans_of(ring))]
 
 
 def cancel(store: Store, programs: Programs, execution_id: str, message: str) -> list[Plan]:
@@ -91,8 +112,11 @@ def retry(store: Store, programs: Programs, execution_id: str) -> list[Plan]:
     """Do again what failed, was cancelled, or was kept from running by that; what completed is kept. What to
     dispatch."""
     with store.transaction() as connection:
+        locked = _locked(connection, execution_id)
+        if control.is_tried_again(connection, execution_id):
+            return []
         again = _Again(connection, store, programs)
-        again.execution(_locked(connection, execution_id))
+        again.execution(locked)
     return again.let_in()
 
 
@@ -100,8 +124,10 @@ def retry_step(store: Store, programs: Programs, step_execution_id: str) -> list
     """Do a step again that failed or was cancelled, and what hangs on it; the steps around it go on with it. What
     to dispatch."""
     with store.transaction() as connection:
+        locked = _locked(connection, signals.address(connection, step_execution_id).execution_id)
+        if control.is_step_tried_again(connection, step_execution_id):
+            return []
         step = signals.address(connection, step_execution_id)
-        locked = _locked(connection, step.execution_id)
         program = programs.get(store, locked.workflow_id, locked.version)
         if step.status not in (StepStatus.FAILED, StepStatus.CANCELLED):
             raise Conflict(
@@ -110,7 +136,7 @@ def retry_step(store: Store, programs: Programs, step_execution_id: str) -> list
         _check_around(connection, program, locked, step.path)
         again = _Again(connection, store, programs)
         if locked.outcome is not None or locked.status in RETRY_EXECUTION.sources:
-            again.revive(locked)
+            again.revive(locked, whole=False)
         again.steps(locked, program, paths=_with_what_hangs_on_it(program, step.path))
     return again.let_in()
 
@@ -161,10 +187,10 @@ class _Again:
 
     def execution(self, locked: Locked) -> None:
         program = self.programs.get(self.store, locked.workflow_id, locked.version)
-        self.revive(locked)
+        self.revive(locked, whole=True)
         self.steps(locked, program, tolerated=program.tolerated)
 
-    def revive(self, locked: Locked) -> None:
+    def revive(self, locked: Locked, *, whole: bool) -> None:
         """An execution that ended begins again; what ran at its end is forgotten, and runs again then."""
         if locked.status not in RETRY_EXECUTION.sources:
             raise _conflict(locked, "retried")
@@ -186,7 +212,7 @@ class _Again:
                 locked.status,
             )
         control.forget_endings(self.connection, locked.id)
-        admitted, keys = control.revive(self.connection, locked.id)
+        admitted, keys = control.revive(self.connection, locked.id, whole=whole)
         self.keys.update(keys)
         if not admitted:
             self.waiting.add(locked.id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.engine.advance import Advance, Worker, plans_of
+from orchestrator.engine.control import pause_below
 from orchestrator.engine.plan import Plan, plan
 from orchestrator.engine.programs import Program, Programs
 from orchestrator.errors import Conflict, NotFound
@@ -54,6 +55,8 @@ def rest_awaiting(
             child_ended = executions.has_ended(connection, state["execution_id"])
         if not steps.rest(connection, held, Result(given), delay=delay, resumes=True, state=state, awaits=awaits):
             return Advance(counted=False)
+        if awaits == AWAITS_CHILD and locked.status is ExecutionStatus.PAUSED:
+            pause_below(connection, [execution_id])
         path = None
         if awaits == AWAITS_CHILD and child_ended:
             signals.wake_parent(connection, held.id)

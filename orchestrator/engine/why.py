@@ -20,6 +20,7 @@ from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import DUTY
 from orchestrator.lifecycle import EXECUTION_TERMINAL, STEP_TERMINAL, ExecutionStatus, StepStatus
 from orchestrator.store import Store, admission, bodies, executions, overview, rate_line, steps, why
+from orchestrator.store.control import PARENT, WORKFLOW
 from orchestrator.store.executions import AWAITS_BODY, AWAITS_CHILD
 from orchestrator.store.overview import WorkerSeen
 from orchestrator.store.rates import AWAITS_RATE, Turn
@@ -39,6 +40,9 @@ class Why(StrEnum):
     SKIPPED = "skipped"
     CANCELLED = "cancelled"
     PAUSED = "paused"
+    """By itself, or together with the execution whose step waits for it."""
+    WORKFLOW_PAUSED = "workflow_paused"
+    """It was still to be given a place when its workflow was paused."""
     LIMIT_REACHED = "limit_reached"
     """As many executions run as the service may have."""
     HELD_BY_LIMIT = "held_by_limit"
@@ -220,11 +224,12 @@ class _Inquiry:
         most = program.retry_policy(program.scopes.step(step.path)).max_attempts
         facts = {
             "attempt": step.attempt,
+            "counted": step.counted,
             "max_attempts": most,
             "kind": step.error_kind,
             "message": step.error_message,
         }
-        told = f"attempt {step.attempt} of {most} failed ({step.error_kind}: {step.error_message})"
+        told = f"attempt {step.counted} of {most} failed ({step.error_kind}: {step.error_message})"
         return self._timed(Why.RETRY_AT, told, step, facts)
 
     def _for_body(self, step: StepSeen) -> Reason:
@@ -297,6 +302,8 @@ class _Inquiry:
 
     def _for_turn(self, step: StepSeen, container: str, since: datetime) -> Reason:
         concurrency = bodies.container(self.connection, step.execution_id, container).concurrency
+        if concurrency is None:
+            return _advancing(since)
         detail = f"{concurrency} rounds of {container} run at a time; this one begins when others have ended"
         return Reason(Why.WAITING_FOR_TURN, detail, since, {"container": container, "concurrency": concurrency})
 
@@ -319,8 +326,15 @@ def _ended_step(step: StepSeen) -> Reason:
 
 
 def _paused(execution: ExecutionSeen) -> Reason:
-    detail = f"its execution is paused: POST /api/v1/executions/{execution.id}/resume lets it go on"
-    return Reason(Why.PAUSED, detail, execution.paused_at, {"execution_id": execution.id})
+    if execution.paused_with == WORKFLOW:
+        workflow_id = execution.workflow_id
+        detail = f"its workflow is paused: POST /api/v1/workflows/{workflow_id}/resume lets it begin"
+        return Reason(Why.WORKFLOW_PAUSED, detail, execution.paused_at, {"workflow_id": workflow_id})
+    paused, which = execution.id, "its execution"
+    if execution.paused_with == PARENT and execution.parent_id is not None:
+        paused, which = execution.parent_id, "the execution that started it"
+    detail = f"{which} is paused: POST /api/v1/executions/{paused}/resume lets it go on"
+    return Reason(Why.PAUSED, detail, execution.paused_at, {"execution_id": paused})
 
 
 def _running(step: StepSeen) -> Reason:

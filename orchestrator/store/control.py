@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy.engine import Connection
 
@@ -24,13 +25,50 @@ from orchestrator.store import admission
 from orchestrator.store.session import run
 from orchestrator.store.steps import UPSTREAM
 
+PARENT, WORKFLOW = "parent", "workflow"
+"""Whose pause an execution shares that has none of its own (executions.paused_with): it goes on together with them."""
+
 
 def pause(connection: Connection, execution_id: str) -> bool:
-    sql = (
-        f"UPDATE executions SET {PAUSE_EXECUTION.assignment}, paused_at = clock_timestamp() "
-        f"WHERE id = %(id)s::uuid AND {PAUSE_EXECUTION.guard}"
+    return bool(_pause(connection, "id = %(id)s::uuid", None, id=execution_id))
+
+
+def pause_with_parent(connection: Connection, execution_ids: Collection[str]) -> None:
+    _pause(connection, "id = ANY(%(ids)s::uuid[])", PARENT, ids=list(execution_ids))
+
+
+def pause_waiting(connection: Connection, workflow_id: str) -> None:
+    """Those of a workflow that wait for a place: they have been accepted, and not been started."""
+    waiting = "id IN (SELECT e.id FROM executions e WHERE e.workflow_id = %(id)s::uuid AND " + admission.WAITS
+    _pause(connection, f"{waiting} ORDER BY e.id FOR NO KEY UPDATE)", WORKFLOW, id=workflow_id)
+
+
+def _pause(connection: Connection, which: str, paused_with: str | None, **params: Any) -> int:
+    return run(
+        connection,
+        f"UPDATE executions SET {PAUSE_EXECUTION.assignment}, paused_at = clock_timestamp(), "
+        f"paused_with = %(paused_with)s WHERE {which} AND {PAUSE_EXECUTION.guard}",
+        {"paused_with": paused_with, **params},
+    ).rowcount
+
+
+def keep_paused(connection: Connection, execution_id: str) -> None:
+    """Whatever becomes of the pause that it has shared so far."""
+    run(connection, "UPDATE executions SET paused_with = NULL WHERE id = %(id)s::uuid", {"id": execution_id})
+
+
+def lock_children(connection: Connection, execution_ids: Collection[str], *, paused: bool = False) -> list[str]:
+    """Hold the live executions that steps of these wait for, or those of them that are `paused` with these. Whoever
+    holds several executions takes a parent before its children."""
+    rows = run(
+        connection,
+        "SELECT e.id::text FROM executions e JOIN step_executions s ON s.id = e.parent_step_id "
+        f"WHERE s.execution_id = ANY(%(ids)s::uuid[]) AND e.status NOT IN ({sql_words(EXECUTION_TERMINAL)}) "
+        + (f"AND e.{RESUME_EXECUTION.guard} AND e.paused_with = '{PARENT}' " if paused else "")
+        + "ORDER BY e.id FOR NO KEY UPDATE OF e",
+        {"ids": list(execution_ids)},
     )
-    return run(connection, sql, {"id": execution_id}).rowcount == 1
+    return [id for (id,) in rows]
 
 
 def resume(connection: Connection, execution_id: str) -> bool:
@@ -42,26 +80,61 @@ def resume(connection: Connection, execution_id: str) -> bool:
         f"AND s.status = '{StepStatus.WAITING}' AND s.deadline IS NOT NULL; "
         "UPDATE executions SET status = CASE WHEN started_at IS NULL THEN "
         f"'{REQUEUE_EXECUTION.target}' ELSE '{RESUME_EXECUTION.target}' END, "
-        "deadline = deadline + (clock_timestamp() - paused_at), paused_at = NULL "
+        "deadline = deadline + (clock_timestamp() - paused_at), paused_at = NULL, paused_with = NULL "
         f"WHERE id = %(id)s::uuid AND {RESUME_EXECUTION.guard}"
     )
     return run(connection, sql, {"id": execution_id}).rowcount == 1
 
 
-def revive(connection: Connection, execution_id: str) -> tuple[bool, tuple[str, ...]]:
+def resume_waiting(connection: Connection, workflow_id: str) -> None:
+    """Those that were paused with their workflow, before any step of them began: they wait for a place again."""
+    run(
+        connection,
+        f"UPDATE executions SET {REQUEUE_EXECUTION.assignment}, paused_at = NULL, paused_with = NULL "
+        f"WHERE id IN (SELECT e.id FROM executions e WHERE e.workflow_id = %(id)s::uuid "
+        f"AND e.{REQUEUE_EXECUTION.guard} AND e.paused_with = '{WORKFLOW}' ORDER BY e.id FOR NO KEY UPDATE) "
+        f"AND {REQUEUE_EXECUTION.guard}",
+        {"id": workflow_id},
+    )
+
+
+def is_tried_again(connection: Connection, execution_id: str) -> bool:
+    """Whether a retry of it is in force: it has not ended since."""
+    is_tried: bool = run(
+        connection,
+        f"SELECT retried_at IS NOT NULL AND status NOT IN ({sql_words(EXECUTION_TERMINAL)}) FROM executions "
+        "WHERE id = %(id)s::uuid",
+        {"id": execution_id},
+    ).scalar_one()
+    return is_tried
+
+
+def is_step_tried_again(connection: Connection, step_execution_id: str) -> bool:
+    """The same of a step, by itself or with all of its execution."""
+    is_tried: bool = run(
+        connection,
+        f"SELECT forgiven IS NOT NULL AND status NOT IN ({sql_words(STEP_TERMINAL)}) FROM step_executions "
+        "WHERE id = %(id)s::uuid",
+        {"id": step_execution_id},
+    ).scalar_one()
+    return is_tried
+
+
+def revive(connection: Connection, execution_id: str, *, whole: bool) -> tuple[bool, tuple[str, ...]]:
     """Let an execution begin anew, once it is admitted: whether it is, and the keys of its own limits. One that a step
-    waits for needs no place, and waits at most for those."""
+    waits for needs no place, and waits at most for those. `whole` if all that failed of it is tried again."""
     row = run(
         connection,
         f"UPDATE executions SET {RETRY_EXECUTION.assignment}, finished_at = NULL, outcome = NULL, output = NULL, "
-        "error_message = NULL, started_at = NULL, deadline = NULL, paused_at = NULL, "
+        "error_message = NULL, started_at = NULL, deadline = NULL, paused_at = NULL, paused_with = NULL, "
+        "retried_at = CASE WHEN %(whole)s THEN clock_timestamp() END, "
         "admitted_at = CASE WHEN parent_step_id IS NOT NULL AND limit_keys IS NULL AND rate_key IS NULL "
         "THEN clock_timestamp() END, "
         "held = parent_step_id IS NOT NULL AND (limit_keys IS NOT NULL OR rate_key IS NOT NULL), "
         "paced = parent_step_id IS NOT NULL AND limit_keys IS NULL AND rate_key IS NOT NULL, "
         f"turn = {admission.next_turn('executions.workflow_id')} "
         f"WHERE id = %(id)s::uuid AND {RETRY_EXECUTION.guard} RETURNING admitted_at, limit_keys",
-        {"id": execution_id},
+        {"id": execution_id, "whole": whole},
     ).one()
     return row.admitted_at is not None, tuple(row.limit_keys or ())
 
@@ -168,9 +241,10 @@ def forget_endings(connection: Connection, execution_id: str) -> None:
     )
 
 
+# Attempts are counted on, so that log lines and what is left behind tell them apart; the retry policy begins anew.
 _ANEW = (
-    f"{RESET.assignment}, attempt = 0, losses = 0, resumes = false, state = NULL, output = NULL, error_kind = NULL, "
-    "error_message = NULL, started_at = NULL, finished_at = NULL, rung_at = NULL"
+    f"{RESET.assignment}, forgiven = attempt, losses = 0, resumes = false, state = NULL, output = NULL, "
+    "error_kind = NULL, error_message = NULL, started_at = NULL, finished_at = NULL, rung_at = NULL"
 )
 
 

@@ -413,8 +413,8 @@ def is_untouched(connection: Connection, execution_id: str) -> bool:
     """Whether it waits for a place, and no step of it has begun."""
     untouched: bool = run(
         connection,
-        "SELECT admitted_at IS NULL AND NOT EXISTS (SELECT FROM step_executions s "
-        "WHERE s.execution_id = e.id AND s.attempt > 0) FROM executions e WHERE id = %(id)s::uuid",
+        "SELECT admitted_at IS NULL AND NOT EXISTS (SELECT FROM step_executions s WHERE s.execution_id = e.id "
+        "AND s.attempt > coalesce(s.forgiven, 0)) FROM executions e WHERE id = %(id)s::uuid",
         {"id": execution_id},
     ).scalar_one()
     return untouched

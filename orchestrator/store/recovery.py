@@ -29,7 +29,8 @@ def orphans(connection: Connection, limit: int) -> list[Orphan]:
         connection,
         f"""
         SELECT s.execution_id::text AS execution_id, s.id::text AS id, s.path, s.attempt, s.losses,
-               s.claim_token::text AS token, s.state, w.id IS NULL AND ({TIME_IS_UP}) IS NOT TRUE AS lost
+               coalesce(s.forgiven, 0) AS forgiven, s.claim_token::text AS token, s.state,
+               w.id IS NULL AND ({TIME_IS_UP}) IS NOT TRUE AS lost
         FROM step_executions s LEFT JOIN worker_processes w ON w.id = s.worker_id
         WHERE s.status = '{StepStatus.RUNNING}' AND (w.id IS NULL OR s.deadline < clock_timestamp())
         LIMIT %(limit)s
@@ -40,7 +41,7 @@ def orphans(connection: Connection, limit: int) -> list[Orphan]:
 
 
 def _orphan(row: Any, *, lost: bool) -> Orphan:
-    claim = Claim(row.id, row.path, row.attempt, row.losses, row.token, row.state)
+    claim = Claim(row.id, row.path, row.attempt, row.losses, row.token, row.state, forgiven=row.forgiven)
     return Orphan(row.execution_id, claim, lost)
 
 
@@ -132,7 +133,7 @@ def expire(connection: Connection, limit: int) -> list[Orphan]:
                        WHERE w.{EXPIRE.guard} AND w.resumes AND w.{TIME_IS_UP} AND {_GOES_ON}
                        ORDER BY w.deadline LIMIT %(limit)s FOR UPDATE OF w SKIP LOCKED)
         RETURNING s.execution_id::text AS execution_id, s.id::text AS id, s.path, s.attempt, s.losses,
-                  s.claim_token::text AS token, s.state
+                  coalesce(s.forgiven, 0) AS forgiven, s.claim_token::text AS token, s.state
         """,
         {"limit": limit},
     )

@@ -49,6 +49,14 @@ class Claim:
     """What its templates see as `loop`."""
     time_left: float | None = None
     """Seconds that the attempt has, at the time of the claim; None without a limit."""
+    forgiven: int = 0
+    """Attempts from before somebody had it tried again."""
+
+    @property
+    def counted(self) -> int:
+        """Attempts that use up its retry policy, this one included. What a dying worker took with it says nothing about
+        the step."""
+        return self.attempt - self.forgiven - self.losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +126,12 @@ _CLAIMED = {
     "state": "jsonb",
     "iteration": "jsonb",
     "time_left": "float8",
+    "forgiven": "int",
 }
 _CLAIMED_ROW = (
     "s.id::text AS id, s.path, s.attempt, s.losses, s.state, s.iteration, "
-    f"extract(epoch FROM s.deadline - clock_timestamp())::float8 - {GRACE} AS time_left"
+    f"extract(epoch FROM s.deadline - clock_timestamp())::float8 - {GRACE} AS time_left, "
+    "coalesce(s.forgiven, 0) AS forgiven"
 )
 HELD = "id = %(id)s::uuid AND claim_token = %(held_token)s::uuid"
 
@@ -186,8 +196,8 @@ def claim(store: Store, execution_id: str, path: str, worker_id: str) -> tuple[C
 
 
 def _claim(row: Sequence[Any], token: str) -> Claim:
-    id, path, attempt, losses, state, loop, time_left = row
-    return Claim(id, path, attempt, losses, token, state, loop, time_left)
+    id, path, attempt, losses, state, loop, time_left, forgiven = row
+    return Claim(id, path, attempt, losses, token, state, loop, time_left, forgiven)
 
 
 _FEW = 64
@@ -339,7 +349,7 @@ _COMPLETE_AND_GO_ON_ROUTINE = Routine(
                   SELECT count(*) FROM (SELECT FROM step_executions f WHERE f.execution_id = %(execution)s
                                         AND f.{CLAIM.guard} LIMIT {_FEW} + 1) AS few))
             ORDER BY q.height DESC LIMIT 1 FOR UPDATE SKIP LOCKED)
-        RETURNING {_CLAIMED_ROW} INTO id, path, attempt, losses, state, iteration, time_left;
+        RETURNING {_CLAIMED_ROW} INTO id, path, attempt, losses, state, iteration, time_left, forgiven;
         queued := array_remove(ready, path);
         RETURN NEXT;
     END

@@ -34,14 +34,20 @@ class ExecutionSeen:
     started_at: datetime | None
     finished_at: datetime | None
     paused_at: datetime | None
+    paused_with: str | None
+    """`parent` or `workflow`, if it was not paused by itself."""
+    parent_id: str | None
+    """The execution of the step that waits for it."""
 
 
 def execution(connection: Connection, execution_id: str) -> ExecutionSeen:
     """Raises NotFound."""
     row = run(
         connection,
-        "SELECT id::text AS id, workflow_id::text AS workflow_id, version, status, priority, error_message, held, "
-        "paced, created_at, admitted_at, started_at, finished_at, paused_at FROM executions WHERE id = %(id)s::uuid",
+        "SELECT e.id::text AS id, e.workflow_id::text AS workflow_id, e.version, e.status, e.priority, "
+        "e.error_message, e.held, e.paced, e.created_at, e.admitted_at, e.started_at, e.finished_at, e.paused_at, "
+        "e.paused_with, p.execution_id::text AS parent_id "
+        "FROM executions e LEFT JOIN step_executions p ON p.id = e.parent_step_id WHERE e.id = %(id)s::uuid",
         {"id": execution_id},
     ).first()
     if row is None:
@@ -61,6 +67,8 @@ class StepSeen:
     status: StepStatus
     attempt: int
     losses: int
+    counted: int
+    """Attempts that use up its retry policy."""
     resumes: bool
     state: Any
     container: str | None
@@ -77,7 +85,8 @@ class StepSeen:
 
 _STEP = (
     "SELECT s.id::text AS id, s.execution_id::text AS execution_id, s.path, s.type, s.queue, s.status, s.attempt, "
-    "s.losses, s.resumes, s.state, s.container, s.awaits, s.error_kind, s.error_message, s.rung_at, "
+    "s.losses, s.attempt - coalesce(s.forgiven, 0) - s.losses AS counted, s.resumes, s.state, s.container, "
+    "s.awaits, s.error_kind, s.error_message, s.rung_at, "
     "s.next_attempt_at, s.started_at, s.finished_at, s.worker_id::text AS worker_id, w.node "
     "FROM step_executions s LEFT JOIN worker_processes w ON w.id = s.worker_id"
 )

@@ -12,9 +12,16 @@ from sqlalchemy.engine import Connection
 from orchestrator.access import DEFAULT_PROJECT
 from orchestrator.definition.durations import parse_moment
 from orchestrator.errors import Conflict, NotFound, Outdated
-from orchestrator.lifecycle import ACTIVATE, EXECUTION_TERMINAL, Transition, WorkflowStatus, sql_words
+from orchestrator.lifecycle import (
+    ACTIVATE,
+    EXECUTION_TERMINAL,
+    PAUSE_WORKFLOW,
+    Transition,
+    WorkflowStatus,
+    sql_words,
+)
+from orchestrator.store import control, stats
 from orchestrator.store import models as tables
-from orchestrator.store import stats
 from orchestrator.store.keyset import Window, both_ways
 from orchestrator.store.search import question, terms
 from orchestrator.store.session import as_dicts, new_id, run
@@ -262,7 +269,7 @@ def delete(connection: Connection, workflow_id: str) -> None:
 
 def move(connection: Connection, workflow_id: str, transition: Transition) -> bool:
     """Change the status; False if it is not one that this transition starts from, or would activate a template or what
-    has passed its end date."""
+    has passed its end date. What waits for a place waits for a paused workflow as well."""
     allowed, also = transition.guard, ""
     if transition is ACTIVATE:
         allowed += " AND NOT is_template AND (end_date IS NULL OR end_date > clock_timestamp())"
@@ -271,7 +278,12 @@ def move(connection: Connection, workflow_id: str, transition: Transition) -> bo
         f"UPDATE workflows SET {transition.assignment}, {also}status_reason = NULL, updated_at = clock_timestamp() "
         f"WHERE id = %(id)s::uuid AND {allowed}"
     )
-    return run(connection, sql, {"id": workflow_id, "now": new_id()}).rowcount == 1
+    moved = run(connection, sql, {"id": workflow_id, "now": new_id()}).rowcount == 1
+    if moved and transition is PAUSE_WORKFLOW:
+        control.pause_waiting(connection, workflow_id)
+    elif moved and transition.target is WorkflowStatus.ACTIVE:
+        control.resume_waiting(connection, workflow_id)
+    return moved
 
 
 _w = tables.workflows

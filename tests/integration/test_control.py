@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import psutil
@@ -19,7 +20,13 @@ from deployment import Deployment, deployed, wait_until
 from test_execution import rows_of, states_of, step, workflow
 
 from orchestrator.config import ConnectionSettings, Settings
+from orchestrator.engine.programs import Programs
+from orchestrator.engine.start import start_execution
+from orchestrator.engine.waiting import rest_awaiting
 from orchestrator.lifecycle import ExecutionStatus
+from orchestrator.plugins import load_catalogue
+from orchestrator.store import new_id, steps
+from orchestrator.store.executions import Parent
 
 
 def call(deployment: Deployment, execution_id: str, what: str, status: int = 200) -> Any:
@@ -88,6 +95,132 @@ def test_a_loop_is_paused_between_its_rounds(deployment: Deployment, tmp_path: P
     assert deployment.statuses(execution_id)["each[1].held"] == "pending"
     call(deployment, execution_id, "resume")
     assert deployment.ended(execution_id)["output"]["each"]["count"] == 3
+
+
+@pytest.fixture
+def family(deployment: Deployment, tmp_path: Path) -> Iterator[list[str]]:
+    """An execution whose step waits for another one, whose step waits for a third, which is at a gate; in this order,
+    with the steps after it."""
+    gate = tmp_path / "gate"
+    ids = [deployment.create(workflow(step("held", "gate", file=str(gate)), step("next", needs="held")))]
+    for _ in range(2):
+        child = {"id": "child", "type": "workflow", "config": {"workflow": ids[-1]}}
+        ids.append(deployment.create(workflow(child, step("next", needs="child"))))
+    deployment.execute(ids[-1])
+    running = "SELECT FROM step_executions s JOIN executions e ON e.id = s.execution_id WHERE s.status = 'running' "
+    wait_until(lambda: deployment.sql(running + "AND e.workflow_id = %(id)s::uuid", id=ids[0]), what="the last of them")
+    found = "SELECT id::text FROM executions WHERE workflow_id = ANY(%(ids)s::uuid[]) ORDER BY depth"
+    yield [id for (id,) in deployment.sql(found, ids=ids)]
+    gate.touch()
+
+
+def statuses(deployment: Deployment, execution_ids: list[str]) -> list[str]:
+    return [deployment.execution(id)["status"] for id in execution_ids]
+
+
+def test_a_pause_is_shared_by_the_executions_that_it_waits_for_however_deep(
+    deployment: Deployment, family: list[str], tmp_path: Path
+):
+    call(deployment, family[0], "pause")
+    assert statuses(deployment, family) == ["paused"] * 3
+    (tmp_path / "gate").touch()
+    wait_until(lambda: deployment.statuses(family[2])["held"] == "completed", what="the end of what ran")
+    assert deployment.statuses(family[2])["next"] == "pending"
+    call(deployment, family[0], "resume")
+    assert deployment.ended(family[0])["status"] == "completed"
+
+
+def test_what_was_paused_by_itself_stays_so_when_its_parent_goes_on(deployment: Deployment, family: list[str]):
+    call(deployment, family[1], "pause")
+    call(deployment, family[0], "pause")
+    call(deployment, family[0], "resume")
+    assert statuses(deployment, family) == ["running", "paused", "paused"]
+    call(deployment, family[1], "resume")
+    assert statuses(deployment, family) == ["running"] * 3
+
+
+def test_a_pause_of_its_own_outlasts_the_one_it_shared(deployment: Deployment, family: list[str]):
+    call(deployment, family[0], "pause")
+    call(deployment, family[1], "pause")
+    call(deployment, family[0], "resume")
+    assert statuses(deployment, family) == ["running", "paused", "paused"]
+
+
+def test_a_child_may_go_on_alone(deployment: Deployment, family: list[str], tmp_path: Path):
+    call(deployment, family[0], "pause")
+    call(deployment, family[1], "resume")
+    assert statuses(deployment, family) == ["paused", "running", "running"]
+    (tmp_path / "gate").touch()
+    assert deployment.ended(family[1])["status"] == "completed"
+    assert statuses(deployment, family[:1]) == ["paused"]
+    call(deployment, family[0], "resume")
+    assert deployment.ended(family[0])["status"] == "completed"
+
+
+def test_a_child_of_one_that_was_paused_while_it_was_started_is_paused(servers: Deployment):
+    """The pause comes before the child, and finds none."""
+    child_of = servers.create(workflow(step("a")))
+    wait_for_it = {"id": "child", "type": "workflow", "config": {"workflow": child_of}}
+    parent = servers.execute(servers.create(workflow(wait_for_it)))
+    programs = Programs(load_catalogue("sample_steps"), servers.settings)
+    claimed = steps.claim(servers.store, parent, "child", new_id())
+    assert claimed is not None
+    call(servers, parent, "pause")
+    child = start_execution(servers.store, programs, child_of, {}, parent=Parent(claimed[0].id, 0)).execution_id
+    assert statuses(servers, [child]) == ["queued"]
+    rest_awaiting(
+        servers.store, parent, claimed[0], None,
+        delay=None, state={"execution_id": child}, awaits="child", queue="control", worker=None,
+    )  # fmt: skip
+    assert statuses(servers, [child]) == ["paused"]
+    call(servers, parent, "resume")
+    assert statuses(servers, [child]) == ["queued"]
+
+
+# --- a workflow that is paused -------------------------------------------------------------------------------
+
+
+def test_what_waits_for_a_place_waits_for_its_paused_workflow_as_well(tmp_path: Path):
+    with deployed(tmp_path, max_concurrent=1) as servers:
+        workflow_id, other = (servers.create(workflow(step("a"))) for _ in range(2))
+        move(servers, workflow_id, "activate")
+        first, second = (servers.execute(workflow_id) for _ in range(2))
+        third = servers.execute(other)
+        move(servers, workflow_id, "pause")
+        move(servers, workflow_id, "pause")
+        # The one that has a place goes on; the other workflow gets the next.
+        assert statuses(servers, [first, second, third]) == ["queued", "paused", "queued"]
+        assert admitted(servers) == {first}
+        call(servers, first, "cancel")
+        assert admitted(servers) == {third}
+        told = servers.client.get(f"/api/v1/executions/{second}/why").json
+        assert (told["reason"], told["facts"]) == ("workflow_paused", {"workflow_id": workflow_id})
+        call(servers, third, "cancel")
+        assert admitted(servers) == set()
+        move(servers, workflow_id, "resume")
+        assert admitted(servers) == {second}
+
+
+def test_one_of_a_paused_workflow_may_go_on_alone(tmp_path: Path):
+    with deployed(tmp_path, max_concurrent=1) as servers:
+        workflow_id = servers.create(workflow(step("a")))
+        move(servers, workflow_id, "activate")
+        first, second, third = (servers.execute(workflow_id) for _ in range(3))
+        move(servers, workflow_id, "pause")
+        call(servers, second, "resume")
+        call(servers, third, "pause")
+        move(servers, workflow_id, "activate")
+        assert statuses(servers, [first, second, third]) == ["queued", "queued", "paused"]
+
+
+def move(deployment: Deployment, workflow_id: str, what: str) -> None:
+    answer = deployment.client.post(f"/api/v1/workflows/{workflow_id}/{what}")
+    assert answer.status_code == 200, answer.text
+
+
+def admitted(deployment: Deployment) -> set[str]:
+    sql = "SELECT id::text FROM executions WHERE admitted_at IS NOT NULL AND finished_at IS NULL"
+    return {id for (id,) in deployment.sql(sql)}
 
 
 # --- cancel --------------------------------------------------------------------------------------------------
@@ -335,10 +468,17 @@ def test_a_step_in_a_loop_that_completed_all_the_same_is_not_retried(deployment:
     assert deployment.execution(execution_id)["status"] == "failed"
 
 
-def test_of_many_who_retry_at_once_one_does(deployment: Deployment, tmp_path: Path):
-    marks, ok = tmp_path / "marks", tmp_path / "ok"
-    source = f"import os, sys; print('x', file=open({str(marks)!r}, 'a')); sys.exit(not os.path.exists({str(ok)!r}))"
-    execution_id = deployment.run(workflow(step("a", "script", source=source)))["id"]
+def test_many_who_retry_at_once_have_it_done_once(deployment: Deployment, tmp_path: Path):
+    marks, ok, again = tmp_path / "marks", tmp_path / "ok", tmp_path / "again"
+    source = f"""
+        import os, sys, time
+        print('x', file=open({str(marks)!r}, 'a'))
+        if not os.path.exists({str(ok)!r}):
+            sys.exit(1)
+        while not os.path.exists({str(again)!r}):
+            time.sleep(0.01)
+        """
+    execution_id = deployment.run(workflow(step("a", "script", source=dedent(source))))["id"]
     ok.touch()
 
     def retry(_: int) -> int:
@@ -347,9 +487,56 @@ def test_of_many_who_retry_at_once_one_does(deployment: Deployment, tmp_path: Pa
         return int(client.post(f"/api/v1/executions/{execution_id}/retry", headers=key).status_code)
 
     with ThreadPoolExecutor(8) as pool:
-        assert sorted(pool.map(retry, range(8))) == [200] + [409] * 7
+        assert list(pool.map(retry, range(8))) == [200] * 8
+    again.touch()
     assert deployment.ended(execution_id)["status"] == "completed"
     assert marks.read_text().split() == ["x", "x"]  # the failure, and the retry
+
+
+def test_a_retry_counts_its_attempts_on_and_has_all_of_its_policy_again(deployment: Deployment):
+    policy = {"max_attempts": 2, "initial_delay": "10ms"}
+    execution_id = deployment.run(workflow(step("a", "fail", until_attempt=4, retry_policy=policy)))["id"]
+    assert rows_of(deployment.execution(execution_id))["a"]["attempt"] == 2
+    call(deployment, execution_id, "retry")
+    execution = deployment.ended(execution_id)
+    assert execution["status"] == "completed", execution["error_message"]
+    assert rows_of(execution)["a"]["attempt"] == 4
+    # What the policy has tried again is counted once: the steps that the user had tried again are no news of it.
+    ((retried,),) = deployment.sql(
+        "SELECT sum(retried)::int FROM step_stats JOIN executions USING (workflow_id) WHERE id = %(id)s::uuid",
+        id=execution_id,
+    )
+    assert retried == 2
+
+
+def test_a_repeated_retry_of_a_step_answers_as_the_first(servers: Deployment):
+    execution_id = servers.execute(servers.create(workflow(step("a"), step("b", needs="a"), step("c"))))
+    call(servers, execution_id, "cancel")
+    a, c = (rows_of(servers.execution(execution_id))[path]["id"] for path in "ac")
+    for _ in range(2):
+        answer = servers.client.post(f"/api/v1/step-executions/{a}/retry")
+        assert (answer.status_code, answer.json["status"]) == (200, "queued")
+    # Of this execution, not all is tried again.
+    assert call(servers, execution_id, "retry", 409)["state"] == "queued"
+    assert servers.client.post(f"/api/v1/step-executions/{c}/retry").status_code == 200
+    other = servers.execute(servers.create(workflow(step("a"))))
+    never_failed = rows_of(servers.execution(other))["a"]["id"]
+    answer = servers.client.post(f"/api/v1/step-executions/{never_failed}/retry")
+    assert (answer.status_code, answer.json["state"]) == (409, "queued")
+
+
+def test_a_retry_is_in_force_until_the_execution_ends(servers: Deployment):
+    execution_id = servers.execute(servers.create(workflow(step("a"))))
+    assert call(servers, execution_id, "retry", 409)["state"] == "queued"
+    call(servers, execution_id, "cancel")
+    for _ in range(2):
+        assert call(servers, execution_id, "retry")["status"] == "queued"
+    call(servers, execution_id, "pause")
+    assert call(servers, execution_id, "retry")["status"] == "paused"
+    servers.sql(
+        "UPDATE executions SET status = 'completed', finished_at = now() WHERE id = %(id)s::uuid", id=execution_id
+    )
+    assert call(servers, execution_id, "retry", 409)["state"] == "completed"
 
 
 def test_what_was_undone_is_not_retried(deployment: Deployment):

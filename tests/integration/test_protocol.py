@@ -149,6 +149,7 @@ class Run:
     kept: dict[str, str] = field(default_factory=dict)
     """What a retry took over: path -> state."""
     is_cancelled: bool = False
+    is_tried_again: bool = False
     was_untouched: bool = False
     """It was cancelled while it waited for its place: nothing runs at its end."""
 
@@ -326,7 +327,7 @@ class Notes:
         self._world = world
         self._runs = runs
         self._tokens: set[str] = set()
-        self._recorded: set[tuple[str, int, int]] = set()
+        self._recorded: set[tuple[str, int]] = set()
         self._resets: Counter[str] = Counter()
         self._failures: Counter[tuple[str, int]] = Counter()
 
@@ -377,7 +378,7 @@ class Notes:
         assert now["attempt"] == was["attempt"] + (0 if was["resumes"] else 1)
         step = run.steps[now["step_id"]]
         most = step.get("retry_policy", {"max_attempts": 1})["max_attempts"]
-        assert now["attempt"] - now["losses"] <= most, "more attempts than the policy allows"
+        assert now["attempt"] - now["losses"] - (now["forgiven"] or 0) <= most, "more attempts than the policy allows"
         scope = now["path"].removesuffix(now["step_id"])
         states = {id: seen["steps"].get(scope + id, (None, None)) for id in (now["step_id"], *step["depends_on"])}
         blocking = {
@@ -410,7 +411,7 @@ class Notes:
         if status == "waiting" and now["resumes"]:
             assert given is Outcome.RESTED or now["awaits"] == "body"
             return
-        result = (*generation, now["attempt"])
+        result = (now["id"], now["attempt"])
         assert result not in self._recorded, "a second result of one attempt"
         self._recorded.add(result)
         if status == "skipped":
@@ -562,7 +563,7 @@ class Protocol(RuleBasedStateMachine):
     def _cancel(self, execution_id: str) -> None:
         ((is_untouched, outcome),) = self.sql(
             "SELECT admitted_at IS NULL AND NOT EXISTS (SELECT FROM step_executions s WHERE s.execution_id = e.id "
-            "AND s.attempt > 0), outcome FROM executions e WHERE id = %(id)s::uuid",
+            "AND s.attempt > coalesce(s.forgiven, 0)), outcome FROM executions e WHERE id = %(id)s::uuid",
             id=execution_id,
         )
         before = self.status(execution_id)
@@ -584,9 +585,12 @@ class Protocol(RuleBasedStateMachine):
         try:
             plans = control.retry(self.world.store, self.world.programs, execution_id)
         except Conflict:
-            assert before not in ("failed", "cancelled")
+            assert before == "completed" or (before not in ("failed", "cancelled") and not run.is_tried_again)
             return
-        assert before in ("failed", "cancelled")
+        if before not in ("failed", "cancelled"):  # said twice
+            assert run.is_tried_again
+            return
+        run.is_tried_again = True
         self.allowed = MOVES_OF_A_RETRY
         run.kept, run.is_cancelled, run.was_untouched = kept, False, False
         for plan in plans:
