@@ -6,7 +6,7 @@ says whether it won. Nothing else writes a status.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -77,6 +77,8 @@ STARTABLE = frozenset({WorkflowStatus.DRAFT, WorkflowStatus.ACTIVE})
 
 EXECUTION_TERMINAL = frozenset({ExecutionStatus.COMPLETED, ExecutionStatus.FAILED, ExecutionStatus.CANCELLED})
 STEP_TERMINAL = frozenset({StepStatus.COMPLETED, StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED})
+EXECUTION_LIVE = frozenset(ExecutionStatus) - EXECUTION_TERMINAL
+STEP_LIVE = frozenset(StepStatus) - STEP_TERMINAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +105,9 @@ def sql_words(statuses: Iterable[StrEnum]) -> str:
     return ", ".join(f"'{status}'" for status in sorted(statuses))
 
 
-def _step(name: str, sources: set[StepStatus], target: StepStatus) -> Transition:
+def _step(name: str, sources: Set[StepStatus], target: StepStatus) -> Transition:
     return Transition(name, frozenset(sources), target)
 
-
-_STEP_LIVE = set(StepStatus) - STEP_TERMINAL
 
 # --- step executions ---------------------------------------------------------------------------------------
 QUEUE = _step("queue", {StepStatus.PENDING}, StepStatus.QUEUED)
@@ -131,7 +131,7 @@ LOSE = _step("lose", {StepStatus.RUNNING}, StepStatus.QUEUED)
 HAND_ON = _step("hand_on", {StepStatus.RUNNING}, StepStatus.QUEUED)
 """Its worker is asked to stop, and leaves it to others."""
 SKIP = _step("skip", {StepStatus.PENDING}, StepStatus.SKIPPED)
-CANCEL_STEP = _step("cancel", _STEP_LIVE, StepStatus.CANCELLED)
+CANCEL_STEP = _step("cancel", STEP_LIVE, StepStatus.CANCELLED)
 
 RESET = _step("reset", {StepStatus.FAILED, StepStatus.CANCELLED, StepStatus.SKIPPED}, StepStatus.PENDING)
 """A user has its execution, or the step itself, tried again."""

@@ -7,8 +7,8 @@ under one lock: so a limit is never exceeded, and there is no counter that could
 made when it is admitted.
 
 Turns make it fair (start-time fair queueing, Goyal, Vin and Cheng 1996): an execution that has to wait gets the turn
-after the last of its workflow's that wait, or that of the one which is next if that is later. So of two workflows that
-wait, each gets every second place, however many the other has waiting.
+after the last of its workflow's that wait, or that of the one which is next of its priority if that is later. So of two
+workflows that wait, each gets every second place, however many the other has waiting.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
-from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus, StepStatus, sql_words
+from orchestrator.lifecycle import EXECUTION_LIVE, ExecutionStatus, StepStatus, sql_words
 from orchestrator.store.rates import Rate, Turn, is_open, opens_at, turn, use
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Store, run
@@ -26,7 +26,7 @@ from orchestrator.store.session import Store, run
 # Any constant will do, as long as every release uses the same.
 LOCK = "pg_advisory_xact_lock(1634887011)"
 
-_LIVE = f"e.admitted_at IS NOT NULL AND e.status NOT IN ({sql_words(EXECUTION_TERMINAL)})"
+_LIVE = f"e.admitted_at IS NOT NULL AND e.status IN ({sql_words(EXECUTION_LIVE)})"
 """The predicate of the index ix_executions_admitted."""
 WAITS = f"e.status = '{ExecutionStatus.QUEUED}' AND e.admitted_at IS NULL"
 BACKLOG = f"{WAITS} AND NOT e.held"
@@ -72,10 +72,11 @@ def has_to_wait(moment: str, key: str, limit: str, per: str) -> str:
     )
 
 
-def next_turn(workflow: str) -> str:
-    """SQL: the turn of an execution of `workflow` that begins to wait now."""
+def next_turn(workflow: str, priority: str) -> str:
+    """SQL: the turn of an execution of `workflow` that begins to wait now, among those of its `priority`."""
+    first = f"SELECT e.turn FROM executions e WHERE {BACKLOG} AND e.priority = {priority} ORDER BY e.turn LIMIT 1"
     return (
-        f"greatest(coalesce((SELECT min(e.turn) FROM executions e WHERE {BACKLOG}), 0), "
+        f"greatest(coalesce(({first}), 0), "
         f"1 + coalesce((SELECT max(e.turn) FROM executions e WHERE e.workflow_id = {workflow} AND {WAITS}), 0))"
     )
 

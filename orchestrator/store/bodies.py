@@ -9,13 +9,13 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from orchestrator.lifecycle import STEP_TERMINAL, WAKE, StepStatus, sql_words
+from orchestrator.lifecycle import STEP_LIVE, WAKE, StepStatus, sql_words
 from orchestrator.store.executions import AWAITS_BODY
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Store, new_id, run, to_json
 from orchestrator.store.steps import HELD, Claim
 
-_UNFINISHED = f"status IN ({sql_words(set(StepStatus) - STEP_TERMINAL)})"
+_UNFINISHED = f"status IN ({sql_words(STEP_LIVE)})"
 """The predicate of the index ix_step_executions_inner."""
 
 

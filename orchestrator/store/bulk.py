@@ -9,7 +9,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from orchestrator.lifecycle import EXECUTION_TERMINAL, STEP_TERMINAL, ExecutionStatus, sql_words
+from orchestrator.lifecycle import EXECUTION_LIVE, EXECUTION_TERMINAL, STEP_LIVE, ExecutionStatus, sql_words
 from orchestrator.store import executions
 from orchestrator.store import models as tables
 from orchestrator.store.session import run
@@ -63,9 +63,9 @@ def delete(connection: Connection, ids: Collection[str]) -> set[str]:
         f"""
         DELETE FROM executions e WHERE e.id = ANY(%(ids)s::uuid[]) AND e.status IN ({sql_words(EXECUTION_TERMINAL)})
           AND NOT EXISTS (SELECT FROM step_executions p
-                          WHERE p.id = e.parent_step_id AND p.status NOT IN ({sql_words(STEP_TERMINAL)}))
+                          WHERE p.id = e.parent_step_id AND p.status IN ({sql_words(STEP_LIVE)}))
           AND NOT EXISTS (SELECT FROM step_executions s JOIN executions c ON c.parent_step_id = s.id
-                          WHERE s.execution_id = e.id AND c.status NOT IN ({sql_words(EXECUTION_TERMINAL)}))
+                          WHERE s.execution_id = e.id AND c.status IN ({sql_words(EXECUTION_LIVE)}))
         RETURNING e.id::text
         """,
         {"ids": list(ids)},

@@ -11,12 +11,13 @@ from sqlalchemy.engine import Connection
 from orchestrator.definition.building import COMPENSATE
 from orchestrator.definition.scopes import FINALLY, ON_FAILURE
 from orchestrator.lifecycle import (
-    EXECUTION_TERMINAL,
+    EXECUTION_LIVE,
     PAUSE_EXECUTION,
     REQUEUE_EXECUTION,
     RESET,
     RESUME_EXECUTION,
     RETRY_EXECUTION,
+    STEP_LIVE,
     STEP_TERMINAL,
     StepStatus,
     sql_words,
@@ -63,7 +64,7 @@ def lock_children(connection: Connection, execution_ids: Collection[str], *, pau
     rows = run(
         connection,
         "SELECT e.id::text FROM executions e JOIN step_executions s ON s.id = e.parent_step_id "
-        f"WHERE s.execution_id = ANY(%(ids)s::uuid[]) AND e.status NOT IN ({sql_words(EXECUTION_TERMINAL)}) "
+        f"WHERE s.execution_id = ANY(%(ids)s::uuid[]) AND e.status IN ({sql_words(EXECUTION_LIVE)}) "
         + (f"AND e.{RESUME_EXECUTION.guard} AND e.paused_with = '{PARENT}' " if paused else "")
         + "ORDER BY e.id FOR NO KEY UPDATE OF e",
         {"ids": list(execution_ids)},
@@ -102,7 +103,7 @@ def is_tried_again(connection: Connection, execution_id: str) -> bool:
     """Whether a retry of it is in force: it has not ended since."""
     is_tried: bool = run(
         connection,
-        f"SELECT retried_at IS NOT NULL AND status NOT IN ({sql_words(EXECUTION_TERMINAL)}) FROM executions "
+        f"SELECT retried_at IS NOT NULL AND status IN ({sql_words(EXECUTION_LIVE)}) FROM executions "
         "WHERE id = %(id)s::uuid",
         {"id": execution_id},
     ).scalar_one()
@@ -113,7 +114,7 @@ def is_step_tried_again(connection: Connection, step_execution_id: str) -> bool:
     """The same of a step, by itself or with all of its execution."""
     is_tried: bool = run(
         connection,
-        f"SELECT forgiven IS NOT NULL AND status NOT IN ({sql_words(STEP_TERMINAL)}) FROM step_executions "
+        f"SELECT forgiven IS NOT NULL AND status IN ({sql_words(STEP_LIVE)}) FROM step_executions "
         "WHERE id = %(id)s::uuid",
         {"id": step_execution_id},
     ).scalar_one()
@@ -132,7 +133,7 @@ def revive(connection: Connection, execution_id: str, *, whole: bool) -> tuple[b
         "THEN clock_timestamp() END, "
         "held = parent_step_id IS NOT NULL AND (limit_keys IS NOT NULL OR rate_key IS NOT NULL), "
         "paced = parent_step_id IS NOT NULL AND limit_keys IS NULL AND rate_key IS NOT NULL, "
-        f"turn = {admission.next_turn('executions.workflow_id')} "
+        f"turn = {admission.next_turn('executions.workflow_id', 'executions.priority')} "
         f"WHERE id = %(id)s::uuid AND {RETRY_EXECUTION.guard} RETURNING admitted_at, limit_keys",
         {"id": execution_id, "whole": whole},
     ).one()
@@ -194,7 +195,7 @@ def let_go(connection: Connection, step_execution_id: str) -> None:
     run(
         connection,
         "UPDATE executions SET idempotency_key = NULL WHERE parent_step_id = %(id)s::uuid "
-        f"AND status NOT IN ({sql_words(EXECUTION_TERMINAL)})",
+        f"AND status IN ({sql_words(EXECUTION_LIVE)})",
         {"id": step_execution_id},
     )
 

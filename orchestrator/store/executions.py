@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 from orchestrator.errors import NotFound
 from orchestrator.lifecycle import (
     CANCEL_EXECUTION,
+    EXECUTION_LIVE,
     EXECUTION_TERMINAL,
     FAIL_EXECUTION,
     FINISH,
@@ -100,7 +101,7 @@ _INSERT_ROUTINE = Routine(
             NOT EXISTS (SELECT FROM executions e WHERE {admission.BACKLOG})
             AND ({admission.TAKEN}) < %(places)s));
         IF NOT is_admitted THEN
-            next_turn := {admission.next_turn("%(workflow)s")};
+            next_turn := {admission.next_turn("%(workflow)s", "%(priority)s")};
         END IF;
         INSERT INTO executions (id, workflow_id, version, status, input, priority, trigger_id, trigger_data,
                                 idempotency_key, timeout, parent_step_id, depth, admitted_at, held, paced, turn,
@@ -393,7 +394,7 @@ def live_of_trigger(connection: Connection, trigger_id: str) -> list[str]:
     rows = run(
         connection,
         "SELECT id::text FROM executions WHERE trigger_id = %(id)s::uuid "
-        f"AND status NOT IN ({sql_words(EXECUTION_TERMINAL)}) ORDER BY id",
+        f"AND status IN ({sql_words(EXECUTION_LIVE)}) ORDER BY id",
         {"id": trigger_id},
     )
     return [id for (id,) in rows]
@@ -425,7 +426,7 @@ def live_of_workflow(connection: Connection, workflow_id: str, limit: int) -> li
     rows = run(
         connection,
         "SELECT id::text FROM executions WHERE workflow_id = %(id)s::uuid "
-        f"AND status NOT IN ({sql_words(EXECUTION_TERMINAL)}) ORDER BY id LIMIT %(limit)s",
+        f"AND status IN ({sql_words(EXECUTION_LIVE)}) ORDER BY id LIMIT %(limit)s",
         {"id": workflow_id, "limit": limit},
     )
     return [id for (id,) in rows]
@@ -650,7 +651,7 @@ def live_counts(connection: Connection) -> tuple[int, int]:
         connection,
         f"SELECT count(*) FILTER (WHERE status = '{ExecutionStatus.RUNNING}') AS running, "
         f"count(*) FILTER (WHERE status = '{ExecutionStatus.QUEUED}') AS queued FROM executions "
-        f"WHERE status NOT IN ({sql_words(EXECUTION_TERMINAL)})",
+        f"WHERE status IN ({sql_words(EXECUTION_LIVE)})",
     ).one()
     return row.running, row.queued
 
@@ -676,7 +677,7 @@ def abandoned(connection: Connection, limit: int) -> list[str]:
         connection,
         f"""
         SELECT e.id::text FROM executions e JOIN step_executions s ON s.id = e.parent_step_id
-        WHERE e.status NOT IN ({sql_words(EXECUTION_TERMINAL)}) AND e.outcome IS NULL
+        WHERE e.status IN ({sql_words(EXECUTION_LIVE)}) AND e.outcome IS NULL
           AND (s.status IN ({sql_words(STEP_TERMINAL)}) OR e.idempotency_key IS NULL)
         LIMIT %(limit)s
         """,
@@ -690,7 +691,7 @@ def of_cancelled_workflows(connection: Connection, limit: int) -> list[str]:
     rows = run(
         connection,
         "SELECT e.id::text FROM executions e JOIN workflows w ON w.id = e.workflow_id "
-        f"WHERE e.status NOT IN ({sql_words(EXECUTION_TERMINAL)}) AND e.outcome IS NULL "
+        f"WHERE e.status IN ({sql_words(EXECUTION_LIVE)}) AND e.outcome IS NULL "
         f"AND w.status = '{WorkflowStatus.CANCELLED}' LIMIT %(limit)s",
         {"limit": limit},
     )

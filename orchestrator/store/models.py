@@ -10,7 +10,9 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR, UUID
 
 from orchestrator.access import DEFAULT_PROJECT, ROLES
 from orchestrator.lifecycle import (
+    EXECUTION_LIVE,
     EXECUTION_TERMINAL,
+    STEP_LIVE,
     STEP_TERMINAL,
     ExecutionStatus,
     FireOutcome,
@@ -211,13 +213,13 @@ executions = sa.Table(
     sa.Index(
         "ix_executions_live",
         "id",
-        postgresql_where=sa.text(f"status NOT IN ({sql_words(EXECUTION_TERMINAL)})"),
+        postgresql_where=sa.text(f"status IN ({sql_words(EXECUTION_LIVE)})"),
     ),
     # What runs, to be counted; and what waits for a place, in its order: to admit one costs the same however many do.
     sa.Index(
         "ix_executions_admitted",
         "id",
-        postgresql_where=sa.text(f"admitted_at IS NOT NULL AND status NOT IN ({sql_words(EXECUTION_TERMINAL)})"),
+        postgresql_where=sa.text(f"admitted_at IS NOT NULL AND status IN ({sql_words(EXECUTION_LIVE)})"),
     ),
     sa.Index(
         "ix_executions_backlog",
@@ -255,7 +257,7 @@ executions = sa.Table(
     sa.Index(
         "ix_executions_trigger_live",
         "trigger_id",
-        postgresql_where=sa.text(f"trigger_id IS NOT NULL AND status NOT IN ({sql_words(EXECUTION_TERMINAL)})"),
+        postgresql_where=sa.text(f"trigger_id IS NOT NULL AND status IN ({sql_words(EXECUTION_LIVE)})"),
     ),
     sa.Index("ix_executions_parent_step_id", "parent_step_id", postgresql_where=sa.text("parent_step_id IS NOT NULL")),
     # Lists of those that ended so or so: an entry an execution, made when it ends.
@@ -364,7 +366,7 @@ step_executions = sa.Table(
         "execution_id",
         "container",
         "id",
-        postgresql_where=sa.text(f"container IS NOT NULL AND status IN ({sql_words(set(StepStatus) - STEP_TERMINAL)})"),
+        postgresql_where=sa.text(f"container IS NOT NULL AND status IN ({sql_words(STEP_LIVE)})"),
     ),
     # Rows are updated three or four times in their life; room on the page keeps the versions together.
     postgresql_with={"fillfactor": "70"},

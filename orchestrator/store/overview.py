@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import NotFound
-from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus, StepStatus, sql_words
+from orchestrator.lifecycle import EXECUTION_LIVE, ExecutionStatus, StepStatus, sql_words
 from orchestrator.store import admission, executions, stats
 from orchestrator.store.keyset import Window
 from orchestrator.store.session import run
@@ -192,7 +192,7 @@ def workflow(connection: Connection, workflow_id: str) -> dict[str, Any]:
                count(e.id) FILTER (WHERE e.status = '{ExecutionStatus.RUNNING}') AS running,
                count(e.id) FILTER (WHERE e.status = '{ExecutionStatus.QUEUED}') AS queued
         FROM workflows w LEFT JOIN executions e ON e.workflow_id = w.id
-             AND e.status NOT IN ({sql_words(EXECUTION_TERMINAL)})
+             AND e.status IN ({sql_words(EXECUTION_LIVE)})
         WHERE w.id = %(id)s::uuid GROUP BY w.id
         """,
         {"id": workflow_id},

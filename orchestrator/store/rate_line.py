@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from sqlalchemy.engine import Connection
 
-from orchestrator.lifecycle import STEP_TERMINAL, WAKE, ExecutionStatus, StepStatus, sql_words
+from orchestrator.lifecycle import STEP_LIVE, WAKE, ExecutionStatus, StepStatus, sql_words
 from orchestrator.store.rates import AWAITS_RATE, Rate, Turn, is_open, opens_at, turn, use
 from orchestrator.store.recovery import Ring
 from orchestrator.store.routines import Routine
@@ -138,7 +138,7 @@ def purge(connection: Connection) -> None:
     run(
         connection,
         "DELETE FROM rate_line l WHERE NOT EXISTS (SELECT FROM step_executions s WHERE s.id = l.step_execution_id "
-        f"AND s.status NOT IN ({sql_words(STEP_TERMINAL)}))",
+        f"AND s.status IN ({sql_words(STEP_LIVE)}))",
     )
 
 

@@ -86,7 +86,7 @@ _INSERT = f"""
 INSERT INTO executions (id, workflow_id, version, status, input, priority, trigger_id, trigger_data, idempotency_key,
                         timeout, turn, limit_keys, limits, rate_key, rate_limit, rate_per, rerun_of)
 SELECT %(id)s::uuid, o.workflow_id, %(version)s, '{ExecutionStatus.QUEUED}', %(input)s::jsonb, %(priority)s,
-       o.trigger_id, o.trigger_data, %(key)s, %(timeout)s, {admission.next_turn("o.workflow_id")},
+       o.trigger_id, o.trigger_data, %(key)s, %(timeout)s, {admission.next_turn("o.workflow_id", "%(priority)s")},
        %(limit_keys)s::text[], %(limits)s::int[], %(rate_key)s, %(rate_limit)s, %(rate_per)s, o.id
 FROM executions o WHERE o.id = %(original)s::uuid
 ON CONFLICT (workflow_id, idempotency_key) DO NOTHING

@@ -16,6 +16,10 @@ from sqlalchemy.engine import Connection
 _registered: list[Routine] = []
 _PARAMETER = re.compile(r"%\((\w+)\)s")
 
+# A plan is kept for long, and made at a moment that may be another than most: while the table was empty, or nothing
+# waited. Each routine has an index in the order of what it looks for, which is never far from the best.
+_PLANNING = "SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off"
+
 
 class Routine:
     """One SQL statement with %(name)s parameters, each of the type given for it; or several, as a PL/pgSQL block
@@ -27,7 +31,7 @@ class Routine:
         returned = ", ".join(f"{column} {kind}" for column, kind in columns.items())
         block = body if body.lstrip().startswith("DECLARE") else f"BEGIN RETURN QUERY {body}; END"
         definition = (
-            f"({signature}) RETURNS TABLE ({returned}) LANGUAGE plpgsql AS $routine$\n"
+            f"({signature}) RETURNS TABLE ({returned}) LANGUAGE plpgsql {_PLANNING} AS $routine$\n"
             f"#variable_conflict use_column\n{block} $routine$"
         )
         self.name = f"{name}_{hashlib.sha256(definition.encode()).hexdigest()[:10]}"

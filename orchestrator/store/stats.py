@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from orchestrator.lifecycle import EXECUTION_TERMINAL, sql_words
+from orchestrator.lifecycle import EXECUTION_LIVE, EXECUTION_TERMINAL, sql_words
 from orchestrator.store.session import as_dicts, run
 
 PER_OCTAVE = 4
@@ -163,7 +163,7 @@ def of_workflow(connection: Connection, workflow_id: str) -> Mapping[str, Any]:
             FROM execution_stats WHERE workflow_id = %(id)s::uuid
         )
         SELECT (ended.number + (SELECT count(*) FROM executions WHERE workflow_id = %(id)s::uuid
-                                AND status NOT IN ({sql_words(EXECUTION_TERMINAL)})))::bigint AS execution_count,
+                                AND status IN ({sql_words(EXECUTION_LIVE)})))::bigint AS execution_count,
                (SELECT created_at FROM executions WHERE workflow_id = %(id)s::uuid ORDER BY id DESC LIMIT 1)
                AS last_executed,
                (coalesce(ended.completed, 0) / nullif(ended.number, 0))::float8 AS success_rate

@@ -21,6 +21,7 @@ from orchestrator.lifecycle import (
     QUEUE,
     REST,
     SKIP,
+    STEP_LIVE,
     STEP_TERMINAL,
     ExecutionStatus,
     StepStatus,
@@ -707,7 +708,7 @@ _UNFINISHED_ROUTINE = Routine(
     SELECT CASE
         WHEN EXISTS (SELECT FROM step_executions WHERE execution_id = %(execution)s AND {_LIVE}) THEN true
         ELSE EXISTS (SELECT FROM step_executions WHERE execution_id = %(execution)s
-                     AND status NOT IN ({sql_words(STEP_TERMINAL)}))
+                     AND status IN ({sql_words(STEP_LIVE)}))
     END
     """,
     {"execution": "uuid"},

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import Conflict, NotFound
-from orchestrator.lifecycle import EXECUTION_TERMINAL, FireOutcome, WorkflowStatus, sql_words
+from orchestrator.lifecycle import EXECUTION_LIVE, FireOutcome, WorkflowStatus, sql_words
 from orchestrator.store import models as tables
 from orchestrator.store.keyset import Window, both_ways
 from orchestrator.store.models import MATCHES_EVENTS, NAMES_EVENT, WEBHOOK_METHOD, WEBHOOK_PATH
@@ -328,7 +328,7 @@ def to_carry_out(connection: Connection, older_than: float, limit: int) -> list[
         f"{_FIRE} WHERE f.outcome IN ({sql_words(UNSETTLED)}) AND CASE f.outcome "
         f"WHEN '{FireOutcome.PENDING}' THEN f.created_at < clock_timestamp() - %(age)s * interval '1 second' "
         "ELSE NOT EXISTS (SELECT FROM executions e WHERE e.trigger_id = f.trigger_id "
-        f"AND e.status NOT IN ({sql_words(EXECUTION_TERMINAL)})) END ORDER BY f.created_at LIMIT %(limit)s",
+        f"AND e.status IN ({sql_words(EXECUTION_LIVE)})) END ORDER BY f.created_at LIMIT %(limit)s",
         {"age": older_than, "limit": limit},
     )
     return [_fire(row) for row in rows]

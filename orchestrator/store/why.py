@@ -9,12 +9,12 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import NotFound
-from orchestrator.lifecycle import EXECUTION_TERMINAL, STEP_TERMINAL, ExecutionStatus, StepStatus, sql_words
+from orchestrator.lifecycle import EXECUTION_LIVE, STEP_TERMINAL, ExecutionStatus, StepStatus, sql_words
 from orchestrator.store import admission
 from orchestrator.store.executions import AWAITS_BODY
 from orchestrator.store.session import run
 
-_HAS_PLACE = f"e.admitted_at IS NOT NULL AND e.status NOT IN ({sql_words(EXECUTION_TERMINAL)})"
+_HAS_PLACE = f"e.admitted_at IS NOT NULL AND e.status IN ({sql_words(EXECUTION_LIVE)})"
 _BEFORE = "(-e.priority, e.turn, e.id) < (-x.priority, x.turn, x.id)"
 """The order in which those that wait for a place are let in."""
 

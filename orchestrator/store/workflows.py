@@ -14,7 +14,7 @@ from orchestrator.definition.durations import parse_moment
 from orchestrator.errors import Conflict, NotFound, Outdated
 from orchestrator.lifecycle import (
     ACTIVATE,
-    EXECUTION_TERMINAL,
+    EXECUTION_LIVE,
     PAUSE_WORKFLOW,
     Transition,
     WorkflowStatus,
@@ -256,8 +256,7 @@ def delete(connection: Connection, workflow_id: str) -> None:
     status, _ = current(connection, workflow_id)
     live = run(
         connection,
-        "SELECT count(*) FROM executions WHERE workflow_id = %(id)s::uuid "
-        f"AND status NOT IN ({sql_words(EXECUTION_TERMINAL)})",
+        f"SELECT count(*) FROM executions WHERE workflow_id = %(id)s::uuid AND status IN ({sql_words(EXECUTION_LIVE)})",
         {"id": workflow_id},
     ).scalar_one()
     if live:
