@@ -31,6 +31,9 @@ class WorkerOut(Schema):
     pid = fields.Integer()
     queues = fields.List(fields.String(), allow_none=True)
     slots = fields.Integer(allow_none=True, metadata={"description": "tasks that it performs at a time"})
+    script_isolation = fields.String(
+        allow_none=True, metadata={"description": "what scripts run in there: `bubblewrap`, or `limits` alone"}
+    )
     seen_seconds = fields.Float(metadata={"description": "since it last kept its lease"})
     steps = fields.List(fields.Nested(PerformedStep), metadata={"description": "that it performs now"})
 

@@ -418,9 +418,11 @@ class HealthOut(Schema):
     status = fields.String(validate=validate.OneOf(["healthy", "unhealthy"]))
     checks = fields.Dict(keys=fields.String(), values=fields.String())
     stats = fields.Dict(keys=fields.String(), values=fields.Integer())
-    script_isolation = fields.String(
-        validate=validate.OneOf(["bubblewrap", "limits"]),
-        metadata={"description": "what scripts run in, as found on the machine that answers"},
+    script_isolation = fields.Dict(
+        keys=fields.String(validate=validate.OneOf(["bubblewrap", "limits"])),
+        values=fields.Integer(),
+        allow_none=True,
+        metadata={"description": "how many worker processes run scripts in which; null if that cannot be known now"},
     )
 
 

@@ -29,6 +29,7 @@ from orchestrator.store import Store, cached_results, executions, logs, rate_lin
 from orchestrator.store.logs import LogLine
 from orchestrator.store.rates import AWAITS_RATE, Rate
 from orchestrator.store.steps import Claim, ExecutionFacts
+from orchestrator.tally import tally
 from workers.inline import Performed, has_pure_bodies, perform_body
 from workers.rounds import named, rounds
 from workers.secrets import Secrets
@@ -165,6 +166,14 @@ class StoreFailed(Exception):
     """What the step reads could not be had from our own store: no failure of the step."""
 
 
+def _counted_as(outcome: Done | Wait | Spawn | Skipped | StepFailed) -> str:
+    if isinstance(outcome, Done):
+        return "completed"
+    if isinstance(outcome, StepFailed):
+        return "failed"
+    return "skipped" if isinstance(outcome, Skipped) else "waiting"
+
+
 @dataclass(slots=True)
 class Attempt:
     """A claimed step about to be performed; `seen` is what templates see of other steps, by their paths, as far as
@@ -194,7 +203,10 @@ class Attempt:
 
     def perform(self) -> Done | Wait | Spawn | Skipped | StepFailed:
         """The outcome, fit to be stored: secrets masked, JSON, within the size limit."""
-        return self._tried(self._perform)
+        began = time.monotonic()
+        outcome = self._tried(self._perform)
+        tally.attempt(self.step.type, _counted_as(outcome), time.monotonic() - began)
+        return outcome
 
     def cancel(self) -> StepFailed | None:
         """Have the type cancel what this attempt has begun elsewhere; why that came to nothing, if it did."""

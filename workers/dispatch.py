@@ -14,6 +14,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from orchestrator.engine.plan import Plan
+from orchestrator.tally import BROKER_ERRORS, tally
 from workers import canvas
 from workers.app import app
 from workers.canvas import dispatch
@@ -32,6 +33,7 @@ def send(plan: Plan | None) -> None:
     try:
         dispatch(plan)
     except (OperationalError, OSError):
+        tally.add(BROKER_ERRORS)
         logger.warning("the broker is away; execution %s will be rung for again", plan.execution_id)
 
 
@@ -45,6 +47,7 @@ def send_all(plans: Sequence[Plan]) -> None:
                     for plan in plans[at : at + _IN_ONE_TRIP]:
                         dispatch(plan, producer)
     except (OperationalError, OSError, RedisError):
+        tally.add(BROKER_ERRORS)
         logger.warning("the broker is away; %d executions will be rung for again", len(plans))
 
 
@@ -53,6 +56,7 @@ def send_trial(id: str, queue: str) -> bool:
     try:
         canvas.trial(id, queue).apply_async()
     except (OperationalError, OSError):
+        tally.add(BROKER_ERRORS)
         logger.warning("the broker is away; a step cannot be tried out", exc_info=True)
         return False
     return True
@@ -63,6 +67,7 @@ def send_look(trigger_id: str) -> None:
     try:
         canvas.look(trigger_id).apply_async()
     except (OperationalError, OSError):
+        tally.add(BROKER_ERRORS)
         logger.warning("the broker is away; nobody looks at trigger %s", trigger_id)
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import orjson
 import pluggy
-from prometheus_client import Counter
 
 from orchestrator.config import Settings
 from orchestrator.definition.model import Step
@@ -29,16 +28,12 @@ from orchestrator.plugins import ExecutionEvent, StepEvent, load_plugins
 from orchestrator.store import Store, executions
 from orchestrator.store.session import DatabaseAway, to_json
 from orchestrator.store.steps import Claim, ExecutionFacts
+from orchestrator.tally import HOOK_DROPS, HOOK_ERRORS, tally
 from workers.attempt import Skipped
 from workers.secrets import SecretSource
 from workers.steps.contract import Done, Spawn, Wait
 
 logger = logging.getLogger(__name__)
-
-ERRORS = Counter("orchestrator_hook_errors", "Calls of plugins' hooks that raised", ["plugin", "hook"])
-DROPPED = Counter(
-    "orchestrator_hook_calls_dropped", "Calls of plugins' hooks that were not made: too many waited", ["plugin", "hook"]
-)
 
 BACKLOG = 1000
 """Calls that may wait for a plugin; it is not told what comes on top of them."""
@@ -216,7 +211,7 @@ class Listener:
                 self._changed.notify()
                 return
             was_behind, self._behind = self._behind, True
-        DROPPED.labels(self.plugin, hook).inc()
+        tally.add(HOOK_DROPS, self.plugin, hook)
         if not was_behind:
             logger.warning("the plugin %s is too slow: %d calls wait, others are dropped", self.plugin, BACKLOG)
 
@@ -234,7 +229,7 @@ class Listener:
             try:
                 self.hooks[hook](_own(event))
             except (Exception, SystemExit):  # whatever a plugin does is no harm to executions
-                ERRORS.labels(self.plugin, hook).inc()
+                tally.add(HOOK_ERRORS, self.plugin, hook)
                 logger.exception("the hook %s of the plugin %s raised", hook, self.plugin)
 
     def _next(self) -> tuple[str, Event] | None:

@@ -18,7 +18,7 @@ from orchestrator.engine.plan import Plan
 from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import Reconciler
 from orchestrator.plugins import load_catalogue
-from orchestrator.store import Store, new_id
+from orchestrator.store import Store, counters, new_id
 from orchestrator.store.cancellations import Due
 from workers import canvas
 from workers.broker import Broker
@@ -98,6 +98,8 @@ class Housekeeper:
         while not self._stop.wait(pause):
             try:
                 pause = self._reconciler.tick(time.monotonic())
+                with self._store.single() as connection:
+                    counters.flush(connection)
             except Exception:  # the database is away, or a single execution is odd: the next tick tries again
                 logger.exception("reconcile failed; it goes on in a second")
                 pause = 1.0

@@ -24,7 +24,7 @@ from orchestrator.engine.programs import Programs
 from orchestrator.isolation import in_force
 from orchestrator.plugins import load_catalogue
 from orchestrator.processes import conceal
-from orchestrator.store import Store, new_id, recovery, workers
+from orchestrator.store import Store, counters, new_id, recovery, workers
 from workers.app import app
 from workers.dispatch import Doorbell
 from workers.hooks import announcer
@@ -62,7 +62,7 @@ class WorkerProcess:
         self.doorbell = Doorbell()
         self.hooks = announcer(settings, self.store, self.secrets)
         self.watch = Watch(self.store, self.doorbell.ring)
-        self.lease = Lease(self.store, node, settings.scheduler.lease / 4, slots)
+        self.lease = Lease(self.store, node, settings.scheduler.lease / 4, slots, in_force(settings).mode)
 
     def run_steps(self, execution_id: str, starts: Sequence[str], rung: Sequence[str]) -> None:
         run_steps(self, execution_id, starts, rung)
@@ -83,10 +83,11 @@ class Lease:
     under a new id.
     """
 
-    def __init__(self, store: Store, node: str, interval: float, slots: int) -> None:
+    def __init__(self, store: Store, node: str, interval: float, slots: int, script_isolation: str) -> None:
         self._store = store
         self._node = node
         self._slots = slots
+        self._script_isolation = script_isolation
         self._stop = threading.Event()
         self._interval = interval
         self._disowned: set[str] = set()
@@ -106,6 +107,7 @@ class Lease:
                 born=psutil.Process().create_time(),
                 queues=app.amqp.queues.consume_from,
                 slots=self._slots,
+                script_isolation=self._script_isolation,
             )
         return id
 
@@ -118,6 +120,8 @@ class Lease:
                     logger.warning("the lease of %s lapsed; its steps were given to others", self.id)
                     self.id = self._register()
                 self._disown()
+                with self._store.single() as connection:
+                    counters.flush(connection)
             except Exception:  # the database is away: the next beat tries again
                 logger.warning("the lease of %s could not be kept", self.id, exc_info=True)
 
@@ -147,6 +151,7 @@ class Lease:
         self._stop.set()
         try:
             with self._store.single() as connection:
+                counters.flush(connection)
                 workers.remove(connection, [self.id])
         except Exception:
             logger.warning("the lease of %s could not be given up; it will lapse", self.id, exc_info=True)
@@ -203,6 +208,8 @@ def _end() -> None:
 def _worker_starts(**_: Any) -> None:
     # Before the pool forks: a script that is not in bubblewrap has nothing but this between it and our environment.
     conceal()
+    # And so that the children need not find it out, each for itself.
+    in_force(load_settings())
 
 
 @signals.worker_process_init.connect

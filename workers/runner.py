@@ -39,6 +39,7 @@ from orchestrator.lifecycle import StepStatus
 from orchestrator.store import bodies, executions, steps
 from orchestrator.store.admission import Freed
 from orchestrator.store.steps import Claim, ExecutionFacts, Result
+from orchestrator.tally import RETRIES, tally
 from workers.attempt import Attempt, Skipped
 from workers.children import Children
 from workers.dispatch import Doorbell
@@ -350,11 +351,12 @@ class Lane:
             end = End(claim.path, claim, Result(error_message=outcome.reason), StepStatus.SKIPPED)
             return self._advanced(end)
         failure = Failure(outcome.kind, str(outcome), outcome.retryable, given, outcome.output)
-        return self._settled(
-            end_failed_attempt(
-                self.store, self.program, self.execution_id, claim, failure, worker=self._keeper(), rung=self.rung
-            )
+        advanced = end_failed_attempt(
+            self.store, self.program, self.execution_id, claim, failure, worker=self._keeper(), rung=self.rung
         )
+        if advanced.counted and advanced.retries:
+            tally.add(RETRIES, attempt.step.type)
+        return self._settled(advanced)
 
     def _rested(self, claim: Claim, given: Any, wait: Wait) -> Claim | None:
         delay = None if wait.until is None else max(0.0, (wait.until - datetime.now(UTC)).total_seconds())

@@ -11,7 +11,6 @@ from api.body import Blueprint
 from api.schemas import HealthOut
 from api.service import service
 from orchestrator.engine.reconcile import DUTY
-from orchestrator.isolation import in_force
 from orchestrator.store import executions, workers, workflows
 
 logger = logging.getLogger(__name__)
@@ -23,23 +22,23 @@ blueprint = Blueprint("health", __name__, description="Health")
 @blueprint.alt_response(503, schema=HealthOut)
 @blueprint.doc(security=[])
 def health() -> Response:
-    """`scheduler` is whoever reconciles and fires timers, `executor` the worker processes. `script_isolation` is what
-    scripts would run in on the machine that answers: `bubblewrap`, or `limits` alone."""
-    checks, stats = _looked_at()
+    """`scheduler` is whoever reconciles and fires timers, `executor` the worker processes. `script_isolation` says how
+    many of these run scripts in `bubblewrap`, and how many by `limits` alone; /scheduler/status says which."""
+    checks, stats, isolation = _looked_at()
     healthy = all(check == "ok" for check in checks.values())
     response = jsonify(
         {
             "status": "healthy" if healthy else "unhealthy",
             "checks": checks,
             "stats": stats,
-            "script_isolation": in_force(service().settings).mode,
+            "script_isolation": isolation,
         }
     )
     response.status_code = 200 if healthy else 503
     return response
 
 
-def _looked_at() -> tuple[dict[str, str], dict[str, int]]:
+def _looked_at() -> tuple[dict[str, str], dict[str, int], dict[str, int] | None]:
     here = service()
     scheduler = here.settings.scheduler
     try:
@@ -48,9 +47,10 @@ def _looked_at() -> tuple[dict[str, str], dict[str, int]]:
             beat = workers.seconds_since_newest_beat(connection)
             running, queued = executions.live_counts(connection)
             total, active = workflows.counts(connection)
+            isolation = workers.script_isolation(connection)
     except SQLAlchemyError:
         logger.warning("the database does not answer", exc_info=True)
-        return {"database": "unreachable", "scheduler": "unknown", "executor": "unknown"}, {}
+        return {"database": "unreachable", "scheduler": "unknown", "executor": "unknown"}, {}, None
     checks = {
         "database": "ok",
         "scheduler": _fresh(kept, scheduler.poll_interval * 5 + 5, "nobody reconciles"),
@@ -62,7 +62,7 @@ def _looked_at() -> tuple[dict[str, str], dict[str, int]]:
         "total_workflows": total,
         "active_workflows": active,
     }
-    return checks, stats
+    return checks, stats, isolation
 
 
 def _fresh(seconds: float | None, limit: float, otherwise: str) -> str:

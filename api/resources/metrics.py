@@ -1,23 +1,26 @@
 """What the service measures of itself, in the text format of Prometheus.
 
 Everything is read from the database and the broker when it is asked for: every process of the API answers the same, and
-nothing is lost when one of them ends.
+nothing is lost when one of them ends. What workers count is in the database within a few seconds: see
+orchestrator/tally.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 from flask import Response
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from api.body import Blueprint
 from api.service import service
 from orchestrator.engine.overview import scheduler_status
-from orchestrator.store import stats, workflows
+from orchestrator.store import counters, stats, workflows
+from orchestrator.tally import BUCKETS, LE, PLAIN, SECONDS, Key
 
 blueprint = Blueprint("metrics", __name__, description="Metrics")
 
@@ -39,12 +42,15 @@ def metrics() -> Response:
         ended = stats.all_ended(connection)
         steps = stats.all_steps(connection)
         total, active = workflows.counts(connection)
+        counters.flush(connection)
+        counted = counters.read(connection)
     status = scheduler_status(here.store, here.settings, look)
     registry = CollectorRegistry()
     registry.register(
         _Read(
             [
                 *_ended(ended, steps),
+                *_counted(counted),
                 *_now(status),
                 _gauge("workflows", "Workflows.", {"active": active, "all": total}, "which"),
             ]
@@ -75,6 +81,22 @@ def _ended(ended: Iterable[Any], steps: Mapping[str, int]) -> Iterator[Metric]:
     for name, number in steps.items():
         done.add_metric([name], number)
     yield done
+
+
+def _counted(counted: Mapping[Key, float]) -> Iterator[Metric]:
+    """What workers have counted, and how long attempts took them."""
+    for measure in PLAIN:
+        counter = CounterMetricFamily(f"orchestrator_{measure.name}", measure.help, labels=measure.labels)
+        for (name, labels), value in counted.items():
+            if name == measure.name:
+                counter.add_metric(labels, value)
+        yield counter
+    seconds = HistogramMetricFamily("orchestrator_step_seconds", SECONDS.help, labels=SECONDS.labels)
+    for (name, labels), total in counted.items():
+        if name == SECONDS.name:
+            numbers = accumulate(counted.get((BUCKETS.name, (*labels, le)), 0.0) for le in LE)
+            seconds.add_metric(labels, list(zip(LE, numbers, strict=True)), total)
+    yield seconds
 
 
 def _now(status: Mapping[str, Any]) -> Iterator[Metric]:

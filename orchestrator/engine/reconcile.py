@@ -42,6 +42,7 @@ from orchestrator.store.cancellations import Due
 from orchestrator.store.recovery import Orphan, Ring, Unclaimed
 from orchestrator.store.session import DatabaseAway
 from orchestrator.store.steps import Claim
+from orchestrator.tally import BROKER_ERRORS, LOSSES, RECONCILE_ERRORS, RETRIES, tally
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +180,7 @@ class Reconciler:
         except Exception:
             name = act.__name__.strip("_")
             self.stumbled[name] += 1
+            tally.add(RECONCILE_ERRORS, name)
             logger.exception("%s failed (%d times so far); the next tick tries again", name, self.stumbled[name])
 
     def _each(self, act: Callable[[T], None], subjects: Iterable[T]) -> None:
@@ -224,6 +226,7 @@ class Reconciler:
         with self.store.single() as connection:
             won = recovery.lose(connection, orphan.claim)
         if won:
+            tally.add(LOSSES)
             logger.warning("step %s of %s lost its worker", orphan.claim.path, orphan.execution_id)
             self._ring_one(orphan.execution_id, orphan.claim.path)
 
@@ -239,8 +242,12 @@ class Reconciler:
             return
         program = self.programs.get(self.store, found.workflow_id, found.version)
         advanced = end_failed_attempt(self.store, program, orphan.execution_id, orphan.claim, failure)
+        step = program.scopes.step(orphan.claim.path)
+        if advanced.counted and orphan.lost:
+            tally.add(LOSSES)
+        if advanced.counted and advanced.retries:
+            tally.add(RETRIES, step.type)
         if self.observer is not None and advanced.counted:
-            step = program.scopes.step(orphan.claim.path)
             self.observer.attempt_failed(orphan.execution_id, step, orphan.claim, failure, retries=advanced.retries)
         self._settle(orphan.execution_id, advanced)
 
@@ -326,6 +333,7 @@ class Reconciler:
             send(what)
         except OSError as error:
             self._broker_answers = False
+            tally.add(BROKER_ERRORS)
             logger.warning("the broker is away: %s; what is queued meanwhile is rung for when it is back", error)
 
     def ring_lost_messages(self) -> None:

@@ -538,9 +538,19 @@ worker_processes = sa.Table(
     sa.Column("born", sa.Double, nullable=False, comment="start of the process, since pids come again"),
     sa.Column("queues", ARRAY(sa.Text), comment="that it takes steps from; NULL if it has not said so"),
     sa.Column("slots", sa.Integer, comment="tasks that it performs at a time"),
+    sa.Column("script_isolation", sa.Text, comment="bubblewrap or limits; NULL if it has not said so"),
     sa.Column("started_at", _Time, nullable=False, server_default=_now),
     sa.Column("seen_at", _Time, nullable=False, server_default=_now),
     comment="A row is a lease: a running step whose worker has no row here has lost its worker.",
+)
+
+counters = sa.Table(
+    "counters",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("labels", ARRAY(sa.Text), primary_key=True),
+    sa.Column("value", sa.Double, nullable=False),
+    comment="What processes have counted, added up; see orchestrator/tally.py.",
 )
 
 duties = sa.Table(

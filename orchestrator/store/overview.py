@@ -60,7 +60,8 @@ class RunningStep:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSeen:
-    """A worker process that holds a lease. `queues` and `slots` are None if it has not said what they are."""
+    """A worker process that holds a lease. `queues`, `slots` and `script_isolation` are None if it has not said what
+    they are."""
 
     id: str
     node: str
@@ -68,6 +69,7 @@ class WorkerSeen:
     pid: int
     queues: tuple[str, ...] | None
     slots: int | None
+    script_isolation: str | None
     seen_seconds: float
     steps: tuple[RunningStep, ...]
 
@@ -97,7 +99,7 @@ def workers(connection: Connection) -> list[WorkerSeen]:
         )
     rows = run(
         connection,
-        "SELECT id::text AS id, node, host, pid, queues, slots, "
+        "SELECT id::text AS id, node, host, pid, queues, slots, script_isolation, "
         "extract(epoch FROM clock_timestamp() - seen_at)::float8 AS seen FROM worker_processes ORDER BY node, pid, id",
     )
     return [
@@ -108,6 +110,7 @@ def workers(connection: Connection) -> list[WorkerSeen]:
             row.pid,
             None if row.queues is None else tuple(row.queues),
             row.slots,
+            row.script_isolation,
             max(0.0, row.seen),
             tuple(performed.get(row.id, ())),
         )

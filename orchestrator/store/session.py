@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection, Engine, Row
 from orchestrator.config import DatabaseSettings
 from orchestrator.errors import ConfigurationError
 from orchestrator.store.routines import Routine
+from orchestrator.tally import STORE_ERRORS, tally
 
 Params = Mapping[str, Any]
 
@@ -93,6 +94,7 @@ class Store:
         except Exception as error:
             connection.invalidate(error)
             if isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
+                tally.add(STORE_ERRORS)
                 # The server went away, and with it every other connection: one failed step is enough.
                 self.engine.dispose()
             raise
@@ -132,6 +134,7 @@ def create_engine(settings: DatabaseSettings) -> Engine:
         json_deserializer=orjson.loads,
     )
     sa.event.listen(engine, "connect", _bound_idleness)
+    sa.event.listen(engine, "handle_error", _count_errors)
     return engine
 
 
@@ -139,6 +142,11 @@ def _bound_idleness(connection: Any, _record: object) -> None:
     """Every connection of ours has the same, so that it does no harm behind a PgBouncer which hands it around."""
     with connection.cursor() as cursor:
         cursor.execute("SET idle_in_transaction_session_timeout = %s", [int(IDLE_AT_MOST * 1000)])
+
+
+def _count_errors(context: sa.ExceptionContext) -> None:
+    if isinstance(context.original_exception, (psycopg2.OperationalError, psycopg2.InterfaceError)):
+        tally.add(STORE_ERRORS)
 
 
 def run(connection: Connection, sql: str, params: Params | Sequence[Params] = ()) -> sa.CursorResult[Any]:

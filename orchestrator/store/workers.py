@@ -27,11 +27,12 @@ def register(
     born: float,
     queues: Iterable[str] | None = None,
     slots: int | None = None,
+    script_isolation: str | None = None,
 ) -> None:
     run(
         connection,
-        "INSERT INTO worker_processes (id, node, host, pid, born, queues, slots) "
-        "VALUES (%(id)s::uuid, %(node)s, %(host)s, %(pid)s, %(born)s, %(queues)s, %(slots)s)",
+        "INSERT INTO worker_processes (id, node, host, pid, born, queues, slots, script_isolation) "
+        "VALUES (%(id)s::uuid, %(node)s, %(host)s, %(pid)s, %(born)s, %(queues)s, %(slots)s, %(isolation)s)",
         {
             "id": id,
             "node": node,
@@ -40,6 +41,7 @@ def register(
             "born": born,
             "queues": None if queues is None else sorted(queues),
             "slots": slots,
+            "isolation": script_isolation,
         },
     )
 
@@ -73,6 +75,16 @@ def seconds_since_newest_beat(connection: Connection) -> float | None:
     sql = "SELECT extract(epoch FROM clock_timestamp() - max(seen_at))::float8 FROM worker_processes"
     seconds: float | None = run(connection, sql).scalar()
     return seconds
+
+
+def script_isolation(connection: Connection) -> dict[str, int]:
+    """How many worker processes isolate scripts in which way, of those that have said so."""
+    rows = run(
+        connection,
+        "SELECT script_isolation AS mode, count(*) AS number FROM worker_processes WHERE script_isolation IS NOT NULL "
+        "GROUP BY script_isolation ORDER BY script_isolation",
+    )
+    return {row.mode: row.number for row in rows}
 
 
 def hold_duty(connection: Connection, name: str, holder: str, lapse: float) -> bool:

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 from deployment import Deployment, wait_until
-from prometheus_client import REGISTRY
 from test_execution import step, workflow
 
 from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import Reconciler
 from orchestrator.errors import ConfigurationError
 from orchestrator.plugins import ExecutionEvent, StepEvent, hookimpl, load_plugins
-from orchestrator.store import executions, new_id, steps, workers
+from orchestrator.store import counters, executions, new_id, steps, workers
+from orchestrator.tally import HOOK_DROPS, HOOK_ERRORS, Measure
 from workers import hooks
 from workers.process import WorkerProcess
 
@@ -128,8 +128,10 @@ def until_told(told: Told, execution_id: str, count: int) -> list[str]:
     return told.of(execution_id)
 
 
-def counted(metric: str, plugin: str, hook: str) -> float:
-    return REGISTRY.get_sample_value(f"orchestrator_{metric}_total", {"plugin": plugin, "hook": hook}) or 0
+def counted(servers: Deployment, measure: Measure, plugin: str, hook: str) -> float:
+    with servers.store.single() as connection:
+        counters.flush(connection)
+        return counters.read(connection).get((measure.name, (plugin, hook)), 0)
 
 
 # --- what is told --------------------------------------------------------------------------------------------
@@ -294,16 +296,18 @@ def test_a_hook_that_raises_is_counted_and_keeps_no_other_from_being_told(
         raise SystemExit("no") if event.status == "running" else RuntimeError("no")
 
     process = start(raises=Told(refuse), told=told)
-    before = {hook: counted("hook_errors", "raises", hook) for hook in ("step_started", "step_completed")}
+    before = {
+        hook: counted(process.servers, HOOK_ERRORS, "raises", hook) for hook in ("step_started", "step_completed")
+    }
     execution_id = process.run(step("a"), step("b", needs="a"))
     until_told(told, execution_id, 6)
     assert process.servers.execution(execution_id)["status"] == "completed"
     process.worker.close()
-    assert {hook: counted("hook_errors", "raises", hook) - count for hook, count in before.items()} == {
+    assert {hook: counted(process.servers, HOOK_ERRORS, "raises", hook) - count for hook, count in before.items()} == {
         "step_started": 2,
         "step_completed": 2,
     }
-    assert counted("hook_errors", "told", "step_completed") == 0
+    assert counted(process.servers, HOOK_ERRORS, "told", "step_completed") == 0
     assert "the hook step_completed of the plugin raises raised" in caplog.text
 
 
@@ -317,7 +321,9 @@ def test_a_plugin_that_never_returns_holds_up_nobody(
     try:
         execution_ids = [process.run(step("a"), step("b", needs="a")) for _ in range(3)]
         assert {process.servers.execution(id)["status"] for id in execution_ids} == {"completed"}
-        wait_until(lambda: counted("hook_calls_dropped", "hangs", "workflow_completed") >= 2, what="dropped calls")
+        wait_until(
+            lambda: counted(process.servers, HOOK_DROPS, "hangs", "workflow_completed") >= 2, what="dropped calls"
+        )
         assert "the plugin hangs is too slow: 3 calls wait" in caplog.text
     finally:
         goes_on.set()

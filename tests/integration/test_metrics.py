@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from deployment import Deployment
+import os
+
+import pytest
+import sqlalchemy as sa
+from deployment import Deployment, deployed, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 from test_execution import step, workflow
 
+from orchestrator.store import Store, counters
+from orchestrator.tally import BOUNDS, LE, LOSSES, RETRIES, Tally, tally
+
 
 def scraped(deployment: Deployment) -> dict[tuple[str, tuple[str, ...]], float]:
-    """Samples by name and the values of their labels."""
+    """Samples by name and the values of their labels, in the order of these labels' names."""
     answer = deployment.client.get("/metrics")
     assert answer.status_code == 200
     assert answer.content_type.startswith("text/plain")
@@ -47,3 +54,75 @@ def test_what_is_there_now_is_shown(deployment: Deployment):
 
 def test_metrics_ask_for_a_key(servers: Deployment):
     assert servers.client.application.test_client().get("/metrics").status_code == 401
+
+
+# --- what workers count -----------------------------------------------------------------------------------------
+
+
+def test_attempts_retries_and_durations_are_counted_by_type(deployment: Deployment):
+    before = scraped(deployment)
+    policy = {"max_attempts": 3, "initial_delay": "10ms"}
+    deployment.run(workflow(step("a"), step("b", needs="a"), step("f", "fail", needs="b", retry_policy=policy)))
+
+    def more(name: str, *labels: str) -> float:
+        return found.get((name, labels), 0) - before.get((name, labels), 0)
+
+    def counted() -> bool:
+        nonlocal found
+        found = scraped(deployment)
+        return more("orchestrator_step_attempts_total", "failed", "fail") >= 3
+
+    found = before
+    wait_until(counted, what="the beat that brings the counts")
+    assert more("orchestrator_step_attempts_total", "failed", "fail") == 3
+    assert more("orchestrator_step_attempts_total", "completed", "noop") == 2
+    assert more("orchestrator_step_retries_total", "fail") == 2
+    assert more("orchestrator_step_seconds_count", "noop") == 2
+    assert more("orchestrator_step_seconds_bucket", "+Inf", "noop") == 2
+    assert 0 < more("orchestrator_step_seconds_sum", "noop") < 10
+
+
+def test_counts_outlive_the_workers_that_made_them(tmp_path_factory: pytest.TempPathFactory):
+    with deployed(tmp_path_factory.mktemp("counting")) as own:
+        for expected in (1, 2):
+            worker = own.start_worker(concurrency=1)
+            own.run(workflow(step("a")))
+            own.stop_worker(worker)
+            assert scraped(own)["orchestrator_step_attempts_total", ("completed", "noop")] == expected
+
+
+def test_what_cannot_be_told_is_kept_for_the_next_time(servers: Deployment):
+    tally.take()
+    tally.add(RETRIES, "kept")
+    away = Store(servers.settings.database)
+    with away.single() as connection:
+        connection.exec_driver_sql("SET default_transaction_read_only = on")
+        with pytest.raises(sa.exc.InternalError, match="read-only"):
+            counters.flush(connection)
+        connection.exec_driver_sql("RESET default_transaction_read_only")
+        tally.add(RETRIES, "kept")
+        counters.flush(connection)
+        assert counters.read(connection)[RETRIES.name, ("kept",)] == 2
+        assert not tally.take()
+    away.close()
+
+
+def test_a_child_does_not_tell_what_its_parent_has_counted():
+    own = Tally()
+    own.add(LOSSES)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, str(len(own.take())).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read, 10) == b"0"
+    assert own.take() == {(LOSSES.name, ()): 1.0}
+
+
+def test_an_attempt_is_in_the_bucket_of_its_duration():
+    own = Tally()
+    for seconds in (0.0, BOUNDS[0], BOUNDS[0] + 1e-9, BOUNDS[-1] + 1):
+        own.attempt("t", "completed", seconds)
+    counts = {labels[1]: number for (name, labels), number in own.take().items() if name == "step_seconds_bucket"}
+    assert counts == {LE[0]: 2, LE[1]: 1, "+Inf": 1}

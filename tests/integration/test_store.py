@@ -27,6 +27,7 @@ from orchestrator.store import Store, executions, new_id, recovery, session, ste
 from orchestrator.store.migrate import migrate
 from orchestrator.store.models import metadata
 from orchestrator.store.steps import Claim
+from orchestrator.tally import LOSSES, tally
 from workers.broker import Broker
 
 
@@ -421,6 +422,13 @@ def test_a_tick_that_takes_long_is_no_time_in_which_nobody_could_keep_a_lease(
     silent_for(at_rest, silent, 11)
     bench.reconciler.tick(41.5)
     assert at_rest.sql("SELECT id FROM worker_processes") == []
+
+
+def test_a_lost_step_is_counted(at_rest: Deployment, bench: Bench):
+    claimed(at_rest, started(at_rest), worker=new_id())
+    tally.take()
+    bench.reconciler.recover_orphans()
+    assert tally.take() == {(LOSSES.name, ()): 1.0}
 
 
 def test_what_one_act_stumbles_over_keeps_no_other_from_its_work(

@@ -28,13 +28,13 @@ from jsonschema import Draft202012Validator, SchemaError
 from jsonschema.exceptions import best_match
 from jsonschema.validators import validator_for
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
-from prometheus_client import Counter
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from orchestrator.config import Settings
 from orchestrator.egress import Egress
 from orchestrator.errors import StepFailed, StepTimeout
+from orchestrator.tally import TOKENS, tally
 from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType, Wait
 from workers.steps.fields import Duration, Text
 from workers.steps.http_call import shown
@@ -54,10 +54,6 @@ MAX_REST = 600.0
 
 _WORTH_RETRYING = frozenset({408, 409, 425, 429})
 """Client errors that another attempt may not meet: request timeout, conflict, too early, too many requests."""
-
-_TOKENS = Counter(
-    "orchestrator_llm_tokens", "Tokens that llm steps used, as the service counts them", ["model", "kind"]
-)
 
 _USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
 _COUNT = {"type": ["integer", "null"], "minimum": 0}
@@ -371,7 +367,7 @@ def _output(service: _Service, answer: Mapping[str, Any], schema: Mapping[str, A
 def _count(model: str, usage: Mapping[str, int | None]) -> None:
     # By the model that was asked for: what a service answers could be any number of names.
     for kind in ("prompt", "completion"):
-        _TOKENS.labels(model, kind).inc(usage[f"{kind}_tokens"] or 0)
+        tally.add(TOKENS, model, kind, number=usage[f"{kind}_tokens"] or 0)
 
 
 def _check_finish(service: _Service, output: Mapping[str, Any], refusal: str | None) -> None:

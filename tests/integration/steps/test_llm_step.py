@@ -20,11 +20,11 @@ from marshmallow import ValidationError
 from openai.types.chat import ChatCompletion
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 from performing import context_of
-from prometheus_client import REGISTRY
 from pydantic import TypeAdapter
 
 from orchestrator.config import ExecutorSettings, LlmSettings, Settings
 from orchestrator.errors import StepFailed, StepTimeout
+from orchestrator.tally import TOKENS, tally
 from workers.secrets import Secrets
 from workers.steps.contract import Wait
 from workers.steps.llm import MAX_REST, MAX_RESTS, Llm
@@ -344,14 +344,11 @@ def test_a_text_that_was_cut_off_says_so_by_its_finish_reason(server: Server) ->
 
 
 def test_tokens_are_counted_by_the_model_that_was_asked_for(server: Server) -> None:
-    def counted(kind: str) -> float:
-        labels = {"model": "counted-model", "kind": kind}
-        return REGISTRY.get_sample_value("orchestrator_llm_tokens_total", labels) or 0.0
-
-    before = counted("prompt"), counted("completion")
+    tally.take()
     output_of(server.tell(completion()), model="counted-model")
     failure(server.tell(completion(None, refusal="no")), model="counted-model")
-    assert (counted("prompt") - before[0], counted("completion") - before[1]) == (18, 6)
+    counts = {labels: number for (name, labels), number in tally.take().items() if name == TOKENS.name}
+    assert counts == {("counted-model", "prompt"): 18, ("counted-model", "completion"): 6}
 
 
 # --- answers by a schema -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -21,11 +22,11 @@ import pytest
 from deployment import Deployment, wait_until
 from performing import context_of
 
-from api import create_app
 from orchestrator import isolation
 from orchestrator.config import ExecutorSettings, Settings
 from orchestrator.errors import StepFailed
 from orchestrator.isolation import in_force
+from workers.process import WorkerProcess
 from workers.steps.processes import MARKER, mark_of
 from workers.steps.script import Script
 
@@ -349,11 +350,24 @@ def test_within_limits_the_environment_of_a_concealed_process_cannot_be_read(ser
     assert found == ["PermissionError"] * len(files)
 
 
-@pytest.mark.parametrize("mode", ["auto", "limits"])
-def test_health_shows_what_scripts_run_in(servers: Deployment, mode: str) -> None:
-    settings = replace(servers.settings, executor=ExecutorSettings(isolation=mode))
-    answer = create_app(settings).test_client().get("/health").json
-    assert answer["script_isolation"] == in_force(settings).mode
+def test_health_and_the_scheduler_show_what_scripts_run_in_at_each_worker(servers: Deployment) -> None:
+    """Wherever the API itself stands."""
+    before = servers.client.get("/health").json["script_isolation"]
+    settings = [
+        replace(servers.settings, executor=replace(servers.settings.executor, isolation=mode))
+        for mode in ("auto", "limits")
+    ]
+    processes = [WorkerProcess(one, f"{one.executor.isolation}@here") for one in settings]
+    try:
+        after = servers.client.get("/health").json["script_isolation"]
+        expected = Counter(in_force(one).mode for one in settings)
+        assert {mode: after[mode] - before.get(mode, 0) for mode in expected} == expected
+        shown = {row["node"]: row for row in servers.client.get("/api/v1/scheduler/status").json["workers"]}
+        for one in settings:
+            assert shown[f"{one.executor.isolation}@here"]["script_isolation"] == in_force(one).mode
+    finally:
+        for process in processes:
+            process.close()
 
 
 def test_a_worker_says_how_scripts_are_isolated_and_conceals_itself(deployment: Deployment) -> None:
