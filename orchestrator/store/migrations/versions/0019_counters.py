@@ -5,7 +5,7 @@ from alembic import op
 from sqlalchemy.dialects.postgresql import ARRAY
 
 revision = "0019"
-down_revision = "0014"
+down_revision = "0020"
 branch_labels = None
 depends_on = None
 
