@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from marshmallow import Schema, ValidationError, fields, validate
+from marshmallow import ValidationError, fields, validate
 
-from api.schemas import Moment, PageQuery, Sort, _In, _is_stored_as_text
+from api.schemas import Moment, PageQuery, Sort, _In, _is_stored_as_text, _Out
 from orchestrator.access import ROLES
 from orchestrator.store import access, audit
 
@@ -37,14 +37,14 @@ class ProjectQuery(PageQuery):
     sort = Sort(access.PROJECT_ORDERS, default="name")
 
 
-class ProjectOut(Schema):
+class ProjectOut(_Out):
     id = fields.UUID()
     name = fields.String()
     description = fields.String()
     created_at = fields.DateTime()
 
 
-class ProjectPage(Schema):
+class ProjectPage(_Out):
     items = fields.List(fields.Nested(ProjectOut))
     next = fields.String(allow_none=True)
 
@@ -92,7 +92,7 @@ class KeyQuery(PageQuery):
     sort = Sort(access.KEY_ORDERS, default="-created_at")
 
 
-class KeyOut(Schema):
+class KeyOut(_Out):
     id = fields.UUID()
     name = fields.String()
     prefix = fields.String(metadata={"description": "how the key begins"})
@@ -110,7 +110,7 @@ class NewKeyOut(KeyOut):
     key = fields.String(metadata={"description": "the key itself; it is not kept, and shown this once"})
 
 
-class KeyPage(Schema):
+class KeyPage(_Out):
     items = fields.List(fields.Nested(KeyOut))
     next = fields.String(allow_none=True)
 
@@ -130,7 +130,7 @@ class GrantQuery(PageQuery):
     sort = Sort(access.GRANT_ORDERS, default="-created_at")
 
 
-class GrantOut(Schema):
+class GrantOut(_Out):
     id = fields.UUID()
     subject = fields.String()
     role = fields.String(validate=validate.OneOf(ROLES))
@@ -138,12 +138,12 @@ class GrantOut(Schema):
     created_at = fields.DateTime()
 
 
-class GrantPage(Schema):
+class GrantPage(_Out):
     items = fields.List(fields.Nested(GrantOut))
     next = fields.String(allow_none=True)
 
 
-class MeOut(Schema):
+class MeOut(_Out):
     kind = fields.String(validate=validate.OneOf(["admin_key", "key", "subject"]))
     id = fields.String()
     name = fields.String()
@@ -152,16 +152,20 @@ class MeOut(Schema):
 
 class AuditExportQuery(_In):
     actor_id = fields.String(validate=_STORED, metadata={"description": "a key's id, ISSUER:SUB, or admin"})
-    action = fields.String(validate=_STORED, metadata={"example": "workflow.update"})
-    object_kind = fields.String(validate=_STORED, metadata={"example": "workflow"})
-    object_id = fields.String(validate=_STORED)
+    action = fields.String(
+        validate=_STORED, metadata={"description": "what was done, or tried", "example": "workflow.update"}
+    )
+    object_kind = fields.String(
+        validate=_STORED, metadata={"description": "what kind of object it was done to", "example": "workflow"}
+    )
+    object_id = fields.String(validate=_STORED, metadata={"description": "id of the object that it was done to"})
     project = fields.String(validate=_STORED, metadata={"description": "its name"})
-    request_id = fields.String(validate=_STORED)
+    request_id = fields.String(validate=_STORED, metadata={"description": "X-Request-ID of an answer"})
     denied = fields.Boolean(
         truthy={"true", "1"}, falsy={"false", "0"}, metadata={"description": "true: refusals; false: what was done"}
     )
-    since = Moment()
-    until = Moment()
+    since = Moment(metadata={"description": "at that moment or later, like 2030-01-01T08:00:00Z"})
+    until = Moment(metadata={"description": "before that moment"})
 
 
 class AuditQuery(AuditExportQuery):
@@ -170,7 +174,7 @@ class AuditQuery(AuditExportQuery):
     sort = Sort(audit.ORDERS, default="-at")
 
 
-class AuditEntry(Schema):
+class AuditEntry(_Out):
     id = fields.UUID()
     at = fields.DateTime()
     actor_kind = fields.String(validate=validate.OneOf(["admin_key", "key", "subject", "anonymous"]))
@@ -189,6 +193,6 @@ class AuditEntry(Schema):
     request_id = fields.String(allow_none=True, metadata={"description": "X-Request-ID of the answer"})
 
 
-class AuditPage(Schema):
+class AuditPage(_Out):
     items = fields.List(fields.Nested(AuditEntry))
     next = fields.String(allow_none=True)

@@ -15,7 +15,7 @@ from flask_smorest import Api
 
 from api import guard, headers
 from api.errors import ProblemApi
-from api.openapi import EveryOperation
+from api.openapi import TAGS, EveryOperation
 from api.resources import (
     audit,
     events,
@@ -48,6 +48,13 @@ BEARER = {
     "scheme": "bearer",
     "description": "an API key, the admin key, or a token of an OpenID Connect issuer that the settings name",
 }
+
+_ABOUT = """Workflows, their executions, and what became of every step.
+
+Whatever takes JSON takes YAML as well. Every error is `application/problem+json`: `detail` says what is wrong and what
+to do, `errors` lists all that is wrong with a body, each with its path. Lists have `next`, to be handed back as
+`cursor` with the same query. A call that starts something takes an `Idempotency-Key`, with which it may be repeated.
+"""
 
 _MOST_OVERHEAD = 64 * 1024
 """Bytes of a body around the definition or input whose size is limited."""
@@ -100,7 +107,8 @@ def create_app(settings: Settings | None = None) -> Flask:
         API_SPEC_OPTIONS={
             "components": {"securitySchemes": {"bearer": BEARER}},
             "security": [{"bearer": []}],
-            "info": {"description": "Workflows, their executions, and what became of every step."},
+            "info": {"description": _ABOUT, "license": {"name": "MIT", "identifier": "MIT"}},
+            "tags": [{"name": name, "description": description} for name, description in TAGS.items()],
         },
         MAX_CONTENT_LENGTH=settings.executor.max_payload * 4 + _MOST_OVERHEAD,
     )

@@ -17,6 +17,7 @@ from marshmallow import Schema, fields
 from werkzeug.exceptions import BadRequest, HTTPException, ServiceUnavailable
 from werkzeug.http import HTTP_STATUS_CODES
 
+from api.examples import ERRORS
 from orchestrator.definition.paths import join
 from orchestrator.errors import (
     Conflict,
@@ -37,19 +38,21 @@ _LOCATIONS = frozenset(("json", "query", "headers", "path"))
 
 
 class ProblemItem(Schema):
-    path = fields.String(metadata={"description": "where, as in steps[2].config.url"})
-    message = fields.String()
+    path = fields.String(required=True, metadata={"description": "where, as in steps[2].config.url"})
+    message = fields.String(required=True)
     line = fields.Integer(metadata={"description": "in a YAML document, from 1"})
 
 
 class ProblemSchema(Schema):
-    type = fields.String(dump_default="about:blank")
-    title = fields.String()
-    status = fields.Integer()
-    detail = fields.String()
+    type = fields.String(required=True, dump_default="about:blank")
+    title = fields.String(required=True, metadata={"description": "what the status means"})
+    status = fields.Integer(required=True)
+    detail = fields.String(required=True, metadata={"description": "what is wrong, and what to do"})
     state = fields.String(metadata={"description": "of a conflict: the state that stands in the way"})
     role = fields.String(metadata={"description": "of what is forbidden: the least role that it takes"})
     errors = fields.List(fields.Nested(ProblemItem))
+    fire_id = fields.UUID(metadata={"description": "of a webhook: the record of what came"})
+    execution_id = fields.UUID(allow_none=True, metadata={"description": "of a webhook: null, since none was started"})
 
 
 def problem(status: int, detail: str, *, errors: Iterable[Problem] = (), headers: Any = None, **more: Any) -> Response:
@@ -116,11 +119,28 @@ class ProblemApi(Api):
 
     def _register_responses(self) -> None:
         """As flask-smorest does, with the media type that our errors have."""
-        described = {status.name: status.phrase for status in http.HTTPStatus if status >= 400}
-        for name, phrase in {**described, self.DEFAULT_ERROR_RESPONSE_NAME: "Any other error"}.items():
-            response = {"description": phrase, "schema": ProblemSchema}
-            prepare_response(response, self.spec, MEDIA_TYPE)
-            self.spec.components.response(name, response, lazy=True)
+        for status in http.HTTPStatus:
+            if status >= 400:
+                self._register_response(status.name, status.phrase, **_example(status))
+        self._register_response(self.DEFAULT_ERROR_RESPONSE_NAME, "Any other error")
+
+    def _register_response(self, name: str, phrase: str, **more: Any) -> None:
+        response = {"description": phrase, "schema": ProblemSchema, **more}
+        prepare_response(response, self.spec, MEDIA_TYPE)
+        self.spec.components.response(name, response, lazy=True)
+
+    def register_blueprint(self, blp: Any, **options: Any) -> None:
+        """As flask-smorest does, without a tag by the blueprint's name: api/openapi.py has them by path."""
+        tags = list(self.spec._tags)
+        super().register_blueprint(blp, **options)
+        self.spec._tags = tags
+
+
+def _example(status: http.HTTPStatus) -> dict[str, Any]:
+    known = ERRORS.get(status)
+    if known is None:
+        return {}
+    return {"example": {"type": "about:blank", "title": status.phrase, "status": status.value, **known}}
 
 
 def _translate(error: OrchestratorError) -> Response:

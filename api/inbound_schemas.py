@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from marshmallow import Schema, fields, validate
+from marshmallow import fields, validate
 
+from api.schemas import _Out
 from orchestrator.lifecycle import EXECUTION_TERMINAL, FireOutcome
 
 _OUTCOMES = [*(str(outcome) for outcome in FireOutcome), "duplicate"]
 
 
-class WebhookAccepted(Schema):
+class WebhookAccepted(_Out):
     fire_id = fields.UUID()
     execution_id = fields.UUID(allow_none=True, metadata={"description": "null while it waits for another one's end"})
 
@@ -20,7 +21,7 @@ class WebhookResult(WebhookAccepted):
     error_message = fields.String(allow_none=True)
 
 
-class EventFired(Schema):
+class EventFired(_Out):
     event_id = fields.String()
     trigger_id = fields.UUID()
     execution_id = fields.UUID(allow_none=True)
@@ -30,5 +31,5 @@ class EventFired(Schema):
     reason = fields.String(allow_none=True, metadata={"description": "why nothing was started"})
 
 
-class EventsTaken(Schema):
+class EventsTaken(_Out):
     fired = fields.List(fields.Nested(EventFired))

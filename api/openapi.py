@@ -1,40 +1,117 @@
-"""What every operation in /openapi.json has, whatever its view says: a name of its own, and the errors that any of them
-may answer with."""
+"""What every operation in /openapi.json has, whatever its view says: a name, a tag, a summary and a description, the
+role that it takes, an example of its body, and the errors that any of them may answer with."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from apispec import BasePlugin
 
-_PART = re.compile(r"[A-Za-z0-9]+")
+from api.access import RULES, Rule, Where
+from api.examples import BODIES
+
+TAGS = {
+    "workflows": "Definitions in versions, their executions by hand, their triggers, and copies of them.",
+    "executions": "What was started: its steps, its log lines, why it does not run, and its control.",
+    "step-executions": "One step in an execution: its result, its retry, and the decision that it waits for.",
+    "triggers": "What starts a workflow, and what came of each fire.",
+    "webhook": "Where others call to start a workflow. No key is asked for; a trigger may ask for a signature.",
+    "events": "CloudEvents that start whatever is triggered by them.",
+    "step-templates": "Steps that definitions use by their names.",
+    "steps": "Trying out a step, outside of any execution.",
+    "schema": "The definition language, for editors.",
+    "scheduler": "Queues, workers, and what is late.",
+    "stats": "What became of executions: counts, durations, errors.",
+    "projects": "What workflows belong to, and roles are held in.",
+    "keys": "API keys and what they open.",
+    "grants": "Roles of those who come with a token of an OpenID Connect issuer.",
+    "me": "Who you are to the service.",
+    "secrets": "What templates know as `secrets.NAME`: written here, never read back.",
+    "audit": "Who did what to which object.",
+    "metrics": "Figures for Prometheus.",
+    "health": "Whether the service can do its work.",
+}
+"""What an operation's tag, the first word of its path, is for."""
+
+_PARAMETERS = {
+    "version": "number of a version, from 1",
+    "old": "number of the version that is compared",
+    "new": "number of the version that it is compared with",
+    "path": "the path that the trigger's config says",
+}
+_IN_CONVERTER = re.compile(r"<(?:[^:<>]+:)?(\w+)>")
+_RULES: Mapping[str, Rule] = {_IN_CONVERTER.sub(r"{\1}", name): rule for name, rule in RULES.items()}
 
 
 class EveryOperation(BasePlugin):
+    def path_helper(self, path: Any = None, operations: Any = None, parameters: Any = None, **_: object) -> None:  # noqa: ARG002
+        for parameter in parameters or ():
+            name = parameter["name"]
+            parameter.setdefault("description", _PARAMETERS.get(name) or f"id of the {name[:-3].replace('_', ' ')}")
+
     def operation_helper(self, path: str | None = None, operations: dict[str, Any] | None = None, **_: object) -> None:
         assert path is not None
         for method, operation in (operations or {}).items():
-            operation.setdefault("operationId", _name(method, path))
-            for status, name in _errors(path, operation):
+            rule = _RULES.get(f"{method.upper()} {path}")
+            operation.setdefault("operationId", _name(method, path, operation, rule))
+            operation["tags"] = [_words(path)[0]]
+            _describe(operation, rule)
+            for status, name in _errors(method, path, operation):
                 operation["responses"].setdefault(status, name)
+            for media in operation.get("requestBody", {}).get("content", {}).values():
+                example = BODIES.get(str(media["schema"].get("$ref")).rpartition("/")[2])
+                if example is not None:
+                    media.setdefault("example", example)
 
 
-def _name(method: str, path: str) -> str:
-    """Such as get_workflows_by_workflow_id_versions, which a client generator makes a function's name of."""
-    words = []
-    for part in path.removeprefix("/api/v1").split("/"):
-        words += [*(["by"] if part.startswith("{") else []), *_PART.findall(part)]
-    return "_".join([method, *words])
+def _words(path: str) -> list[str]:
+    return path.removeprefix("/api/v1").strip("/").split("/")
 
 
-def _errors(path: str, operation: dict[str, Any]) -> list[tuple[str, str]]:
-    """(status, name of the response) of what stands before the view: api/guard.py, and Flask itself."""
-    found = []
+def _name(method: str, path: str, operation: Mapping[str, Any], rule: Rule | None) -> str:
+    """A function's name for client generators: of what changes something, the action that the audit log has, as in
+    execute_workflow; else what is read, as in list_workflow_versions."""
+    if rule and rule.action:
+        kind, _, verb = rule.action.partition(".")
+        return f"{verb}_{kind}"
+    pages = any(parameter["name"] == "cursor" for parameter in operation.get("parameters", ()))
+    words = _words(path)
+    following = [*words[1:], ""]
+    named = [
+        word[:-1] if word.endswith("s") and after.startswith("{") else word
+        for word, after in zip(words, following, strict=True)
+        if not word.startswith("{")
+    ]
+    return re.sub(r"\W", "_", "_".join(["list" if pages else method, *named]))
+
+
+def _describe(operation: dict[str, Any], rule: Rule | None) -> None:
+    """The first sentence of a docstring is the summary, all of it the description, and who may is said there too."""
+    told = " ".join(operation["summary"].split())
+    operation["summary"] = re.split(r"(?<=[^.])\.(?=\s|$)|[:;] ", told, maxsplit=1)[0]
+    further = operation.get("description", "")
+    operation["description"] = "\n\n".join(filter(None, [told, further, _who_may(rule)]))
+
+
+def _who_may(rule: Rule | None) -> str:
+    if rule is None or rule.is_open:
+        return ""
+    if rule.role is None:
+        return "Whoever has a valid key or token."
+    where = {Where.OBJECT: "in the project", Where.SOMEWHERE: "in a project", Where.EVERYWHERE: "in all projects"}
+    return f"Takes the role `{rule.role.word}` {where[rule.where]}."
+
+
+def _errors(method: str, path: str, operation: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(status, name of the response) of what stands around the view: api/guard.py, the database, and Flask."""
     if operation.get("security") != []:
-        found += [("401", "UNAUTHORIZED"), ("403", "FORBIDDEN"), ("429", "TOO_MANY_REQUESTS")]
+        yield from (("401", "UNAUTHORIZED"), ("403", "FORBIDDEN"), ("429", "TOO_MANY_REQUESTS"))
+        yield "503", "SERVICE_UNAVAILABLE"
+        if method != "get":
+            yield "409", "CONFLICT"
     if "{" in path:
-        found.append(("404", "NOT_FOUND"))
+        yield "404", "NOT_FOUND"
     if "requestBody" in operation:
-        found += [("400", "BAD_REQUEST"), ("413", "REQUEST_ENTITY_TOO_LARGE"), ("415", "UNSUPPORTED_MEDIA_TYPE")]
-    return found
+        yield from (("400", "BAD_REQUEST"), ("413", "REQUEST_ENTITY_TOO_LARGE"), ("415", "UNSUPPORTED_MEDIA_TYPE"))

@@ -51,6 +51,18 @@ class _In(Schema):
         unknown = RAISE
 
 
+MAY_BE_ABSENT = {"absent": True}
+"""Metadata of what not every answer has."""
+
+
+class _Out(Schema):
+    """What the service answers with: every field is there, unless its metadata says MAY_BE_ABSENT, so that a program
+    made of /openapi.json need not ask."""
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:  # noqa: ARG002
+        field_obj.required = not field_obj.metadata.get("absent")
+
+
 class WorkflowIn(_In):
     """A workflow. A definition document by itself (`steps` at the top) is taken too: its name, description
     and tags are the workflow's."""
@@ -142,7 +154,11 @@ class Sort(fields.String):
     """What a list is sorted by: one of its store's ORDERS, with `-` for descending, `+` or nothing for ascending."""
 
     def __init__(self, orders: Iterable[str], *, default: str) -> None:
-        super().__init__(load_default=default, validate=validate.OneOf(list(orders)))
+        super().__init__(
+            load_default=default,
+            validate=validate.OneOf(list(orders)),
+            metadata={"description": "what the list is sorted by; descending with `-` before it"},
+        )
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
         text: str = super()._deserialize(value, *args, **kwargs)
@@ -153,7 +169,9 @@ class PageQuery(Schema):
     class Meta:
         unknown = RAISE
 
-    limit = fields.Integer(load_default=50, validate=validate.Range(1, 200))
+    limit = fields.Integer(
+        load_default=50, validate=validate.Range(1, 200), metadata={"description": "items of a page at most"}
+    )
     cursor = fields.String(
         validate=validate.Length(max=2000), metadata={"description": "`next` of the page before, as it is"}
     )
@@ -161,11 +179,13 @@ class PageQuery(Schema):
 
 class WorkflowQuery(PageQuery):
     sort = Sort(workflows.ORDERS, default="-created_at")
-    owner_id = fields.UUID()
-    status = fields.String(validate=_WORKFLOW_STATUS)
+    owner_id = fields.UUID(metadata={"description": "workflows that belong to this user"})
+    status = fields.String(validate=_WORKFLOW_STATUS, metadata={"description": "workflows that have this status"})
     tags = fields.String(validate=_is_stored_as_text, metadata={"description": "workflows that have this tag"})
     name = fields.String(validate=_is_stored_as_text, metadata={"description": "workflows of exactly this name"})
-    is_template = fields.Boolean(truthy={"true", "1"}, falsy={"false", "0"})
+    is_template = fields.Boolean(
+        truthy={"true", "1"}, falsy={"false", "0"}, metadata={"description": "templates alone, or all but those"}
+    )
     q = fields.String(
         validate=[validate.Length(max=500), _has_words],
         metadata={
@@ -182,17 +202,19 @@ class StepTemplateQuery(PageQuery):
 
 class ExecutionQuery(PageQuery):
     sort = Sort(executions.ORDERS, default="-created_at")
-    workflow_id = fields.UUID()
-    status = fields.String(validate=_EXECUTION_STATUS)
+    workflow_id = fields.UUID(metadata={"description": "executions of this workflow"})
+    status = fields.String(validate=_EXECUTION_STATUS, metadata={"description": "executions that have this status"})
     rerun_of = fields.UUID(metadata={"description": "executions that do this one again"})
     created_after = Moment(metadata={"description": "at that moment or later, like 2030-01-01T08:00:00Z"})
-    created_before = Moment()
+    created_before = Moment(metadata={"description": "before that moment"})
 
 
 class LogQuery(PageQuery):
     sort = Sort(logs.ORDERS, default="at")
-    limit = fields.Integer(load_default=1000, validate=validate.Range(1, 10_000))
-    step_id = fields.String(validate=_is_stored_as_text)
+    limit = fields.Integer(
+        load_default=1000, validate=validate.Range(1, 10_000), metadata={"description": "lines of a page at most"}
+    )
+    step_id = fields.String(validate=_is_stored_as_text, metadata={"description": "lines of this step"})
 
 
 class ExecuteIn(_In):
@@ -218,7 +240,7 @@ class ExecuteManyIn(_In):
     items = fields.List(fields.Nested(ExecuteOneOfMany), required=True, validate=validate.Length(1, MOST))
 
 
-class StartedOut(Schema):
+class StartedOut(_Out):
     """What came of one input: an execution, or what was in the way."""
 
     id = fields.UUID(allow_none=True, metadata={"description": "of the execution; null if none was started"})
@@ -227,7 +249,7 @@ class StartedOut(Schema):
     errors = fields.List(fields.Nested(ProblemItem), metadata={"description": "what is wrong with the input"})
 
 
-class ExecuteManyOut(Schema):
+class ExecuteManyOut(_Out):
     items = fields.List(fields.Nested(StartedOut), metadata={"description": "one for each input, in their order"})
     started = fields.Integer()
     existing = fields.Integer(metadata={"description": "were there already"})
@@ -291,19 +313,19 @@ class BulkIn(_In):
     )
 
 
-class BulkRefused(Schema):
+class BulkRefused(_Out):
     id = fields.UUID()
     state = fields.String(allow_none=True, metadata={"description": "null if there is no such execution"})
     detail = fields.String()
 
 
-class BulkOut(Schema):
+class BulkOut(_Out):
     matched = fields.Integer(metadata={"description": "as many as the limit: there may be more"})
     done = fields.Integer()
     refused = fields.List(fields.Nested(BulkRefused))
 
 
-class WorkflowOut(Schema):
+class WorkflowOut(_Out):
     id = fields.UUID()
     project = fields.String(metadata={"description": "name of the project that it belongs to"})
     name = fields.String()
@@ -327,7 +349,7 @@ class WorkflowDetail(WorkflowOut):
     success_rate = fields.Float(allow_none=True, metadata={"description": "completed share of those ended, 0..1"})
 
 
-class StepExecutionOut(Schema):
+class StepExecutionOut(_Out):
     id = fields.UUID()
     execution_id = fields.UUID()
     step_id = fields.String()
@@ -345,7 +367,7 @@ class StepExecutionOut(Schema):
     error_message = fields.String(allow_none=True)
 
 
-class ExecutionOut(Schema):
+class ExecutionOut(_Out):
     id = fields.UUID()
     workflow_id = fields.UUID()
     version = fields.Integer()
@@ -366,7 +388,7 @@ class ExecutionDetail(ExecutionOut):
     step_executions = fields.List(fields.Nested(StepExecutionOut))
 
 
-class LogLineOut(Schema):
+class LogLineOut(_Out):
     id = fields.UUID()
     execution_id = fields.UUID()
     step_execution_id = fields.UUID()
@@ -377,7 +399,7 @@ class LogLineOut(Schema):
     at = fields.DateTime()
 
 
-class StepTemplateOut(Schema):
+class StepTemplateOut(_Out):
     id = fields.UUID()
     name = fields.String()
     description = fields.String()
@@ -390,7 +412,7 @@ class StepTemplateDetail(StepTemplateOut):
     step = fields.Dict()
 
 
-class Page(Schema):
+class Page(_Out):
     next = fields.String(allow_none=True, metadata={"description": "the cursor of the next page; null on the last"})
 
 
@@ -410,11 +432,11 @@ class LogPage(Page):
     items = fields.List(fields.Nested(LogLineOut))
 
 
-class StepOutput(Schema):
+class StepOutput(_Out):
     output = fields.Raw(allow_none=True)
 
 
-class HealthOut(Schema):
+class HealthOut(_Out):
     status = fields.String(validate=validate.OneOf(["healthy", "unhealthy"]))
     checks = fields.Dict(keys=fields.String(), values=fields.String())
     stats = fields.Dict(keys=fields.String(), values=fields.Integer())
@@ -431,7 +453,7 @@ class SignalIn(_In):
     payload = fields.Raw(load_default=None, allow_none=True, metadata={"description": "any JSON"})
 
 
-class SignalOut(Schema):
+class SignalOut(_Out):
     id = fields.UUID()
     name = fields.String()
 
@@ -510,18 +532,18 @@ class StepTestIn(_In):
     )
 
 
-class TestLogLine(Schema):
+class TestLogLine(_Out):
     level = fields.String()
     message = fields.String()
     at = fields.DateTime()
 
 
-class WaitsFor(Schema):
+class WaitsFor(_Out):
     until = fields.DateTime(allow_none=True)
     awaits = fields.String(allow_none=True, metadata={"description": "decision, or signal:NAME"})
 
 
-class StepTestOut(Schema):
+class StepTestOut(_Out):
     status = fields.String(validate=validate.OneOf(["completed", "failed", "waiting"]))
     output = fields.Raw(allow_none=True)
     error = fields.Nested(ErrorSeen, allow_none=True)
@@ -535,18 +557,18 @@ class StepTestOut(Schema):
     )
 
 
-class PlannedMessage(Schema):
+class PlannedMessage(_Out):
     queue = fields.String()
     starts = fields.List(fields.String(), metadata={"description": "the first steps of the runs in it"})
     priority = fields.Integer()
 
 
-class PlannedMessages(Schema):
+class PlannedMessages(_Out):
     chains = fields.List(fields.List(fields.Nested(PlannedMessage)))
     join = fields.Nested(PlannedMessage, allow_none=True, metadata={"description": "follows when all chains are done"})
 
 
-class PlannedStep(Schema):
+class PlannedStep(_Out):
     path = fields.String(metadata={"description": "in a loop, with * for the number of the round"})
     id = fields.String()
     type = fields.String()
@@ -561,17 +583,17 @@ class PlannedStep(Schema):
     bodies = fields.Dict(
         keys=fields.String(),
         values=fields.List(fields.Nested(lambda: PlannedStep())),
-        metadata={"description": "by branch"},
+        metadata={"description": "by branch", **MAY_BE_ABSENT},
     )
-    compensate = fields.Nested(lambda: PlannedStep())
+    compensate = fields.Nested(lambda: PlannedStep(), metadata=MAY_BE_ABSENT)
 
 
-class PlanProblem(Schema):
+class PlanProblem(_Out):
     path = fields.String()
     message = fields.String()
 
 
-class ExecutionPlan(Schema):
+class ExecutionPlan(_Out):
     """What an execution would do."""
 
     workflow_id = fields.UUID()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from marshmallow import RAISE, Schema, fields, validate
 
-from api.schemas import Moment, Page, PageQuery, Sort
+from api.schemas import Moment, Page, PageQuery, Sort, _Out
 from orchestrator.lifecycle import FireOutcome
 from orchestrator.store import triggers
 
@@ -41,7 +41,7 @@ class TriggerChange(_In):
     is_enabled = fields.Boolean(truthy={True}, falsy={False})
 
 
-class TriggerOut(Schema):
+class TriggerOut(_Out):
     id = fields.UUID()
     workflow_id = fields.UUID()
     type = fields.String()
@@ -65,7 +65,7 @@ class FireIn(_In):
     )
 
 
-class FireOut(Schema):
+class FireOut(_Out):
     id = fields.UUID()
     trigger_id = fields.UUID()
     slot = fields.String(allow_none=True, metadata={"description": "what it is one of a kind by"})
@@ -83,17 +83,19 @@ class FirePage(Page):
 
 
 class PreviewQuery(_In):
-    count = fields.Integer(load_default=10, validate=validate.Range(1, 100))
+    count = fields.Integer(
+        load_default=10, validate=validate.Range(1, 100), metadata={"description": "slots, if there are as many"}
+    )
     start = Moment(data_key="from", metadata={"description": "default: now"})
 
 
-class SlotOut(Schema):
+class SlotOut(_Out):
     slot = fields.DateTime()
     local = fields.String(metadata={"description": "as the clocks show it in the schedule's time zone"})
     due_at = fields.DateTime(metadata={"description": "with the jitter"})
 
 
-class PreviewOut(Schema):
+class PreviewOut(_Out):
     items = fields.List(fields.Nested(SlotOut))
 
 
@@ -102,6 +104,6 @@ class BackfillIn(_In):
     last = Moment(required=True, data_key="to")
 
 
-class BackfillOut(Schema):
+class BackfillOut(_Out):
     slots = fields.Integer(metadata={"description": "in that time"})
     fired = fields.List(fields.Nested(FireOut), metadata={"description": "those that had started nothing before"})

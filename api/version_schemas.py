@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from marshmallow import Schema, fields
+from marshmallow import fields
 
-from api.schemas import Page, PageQuery, Sort
+from api.schemas import Page, PageQuery, Sort, _Out
 from orchestrator.definition.changes import Kind
 from orchestrator.store import versions
 
@@ -13,7 +13,7 @@ class VersionQuery(PageQuery):
     sort = Sort(versions.ORDERS, default="-version")
 
 
-class VersionOut(Schema):
+class VersionOut(_Out):
     workflow_id = fields.UUID()
     version = fields.Integer()
     restored_from = fields.Integer(allow_none=True, metadata={"description": "the version that it says again"})
@@ -32,7 +32,7 @@ class VersionPage(Page):
     items = fields.List(fields.Nested(VersionOut))
 
 
-class ChangeOut(Schema):
+class ChangeOut(_Out):
     kind = fields.Enum(Kind, by_value=True)
     path = fields.String(
         metadata={
@@ -44,7 +44,7 @@ class ChangeOut(Schema):
     new = fields.Raw(allow_none=True)
 
 
-class VersionChanges(Schema):
+class VersionChanges(_Out):
     workflow_id = fields.UUID()
     old = fields.Integer(metadata={"description": "a version"})
     new = fields.Integer(metadata={"description": "the version that it is compared with"})

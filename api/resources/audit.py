@@ -39,7 +39,7 @@ class Audit(MethodView):
 @blueprint.arguments(AuditExportQuery(), location="query")
 @blueprint.response(200, {"type": "string"}, content_type="application/x-ndjson")
 def export(query: dict[str, Any]) -> Response:
-    """The same as newline-delimited JSON, all of it, the oldest first."""
+    """The audit log as newline-delimited JSON, all of it, the oldest first."""
     lines = _lines(service().store, _filter(query))
     return Response(
         lines, mimetype="application/x-ndjson", headers={"Content-Disposition": "attachment; filename=audit.ndjson"}

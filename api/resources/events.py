@@ -11,6 +11,7 @@ from werkzeug.exceptions import BadRequest
 from api.access import allowed
 from api.audit import tell
 from api.body import Blueprint, raw_body
+from api.examples import EVENT
 from api.inbound_schemas import EventsTaken
 from api.service import service
 from orchestrator.access import Role
@@ -39,11 +40,13 @@ _BODY = {
     "description": "One event, several, or the data of one whose attributes are headers (ce-id, ce-source, ...)",
     "required": True,
     "content": {
-        cloudevents.STRUCTURED: {"schema": _EVENT},
+        cloudevents.STRUCTURED: {"schema": _EVENT, "example": EVENT},
         cloudevents.BATCH: {
             "schema": {"type": "array", "items": _EVENT, "maxItems": cloudevents.MAX_BATCH},
+            "example": [EVENT],
         },
-        "*/*": {"schema": {}},
+        # The data may be of any type; JSON stands for all, since generators of clients know no `*/*`.
+        "application/json": {"schema": {}, "example": EVENT["data"]},
     },
 }
 

@@ -20,6 +20,7 @@ blueprint = Blueprint("executing_many", __name__, url_prefix="/api/v1/workflows"
 @blueprint.route("/<uuid:workflow_id>/execute/bulk", methods=["POST"])
 @blueprint.arguments(ExecuteManyIn())
 @blueprint.response(200, ExecuteManyOut)
+@blueprint.doc(operationId="bulk_execute_workflow")
 def execute_many(given: dict[str, Any], workflow_id: UUID) -> Response:
     """Start an execution of the newest version for each input. What is wrong with one keeps no other back; those that
     were started are stored when this answers, whatever dies afterwards."""

@@ -79,6 +79,7 @@ class Execution(MethodView):
 @blueprint.route("/executions/bulk", methods=["POST"])
 @blueprint.arguments(BulkIn())
 @blueprint.response(200, BulkOut)
+@blueprint.doc(operationId="bulk_change_executions")
 def many(given: dict[str, Any]) -> Response:
     """Cancel, retry or delete many executions: each for itself, the oldest first."""
     here = service()

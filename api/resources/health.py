@@ -22,8 +22,9 @@ blueprint = Blueprint("health", __name__, description="Health")
 @blueprint.alt_response(503, schema=HealthOut)
 @blueprint.doc(security=[])
 def health() -> Response:
-    """`scheduler` is whoever reconciles and fires timers, `executor` the worker processes. `script_isolation` says how
-    many of these run scripts in `bubblewrap`, and how many by `limits` alone; /scheduler/status says which."""
+    """Whether the service can do its work. `scheduler` is whoever reconciles and fires timers, `executor` the worker
+    processes. `script_isolation` says how many of these run scripts in `bubblewrap`, and how many by `limits` alone;
+    /scheduler/status says which."""
     checks, stats, isolation = _looked_at()
     healthy = all(check == "ok" for check in checks.values())
     response = jsonify(

@@ -7,12 +7,12 @@ from uuid import UUID
 
 from flask import Response, jsonify, url_for
 from flask.views import MethodView
-from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import ValidationError, fields, validate, validates_schema
 
 from api.access import ADMIN, EDITOR, allowed, caller, project_named
 from api.body import Blueprint
 from api.resources.paging import page
-from api.schemas import PageQuery, Sort, _In, _is_stored_as_text
+from api.schemas import PageQuery, Sort, _In, _is_stored_as_text, _Out
 from api.service import service
 from orchestrator.errors import Conflict, InputError, Problem
 from orchestrator.store import access, new_id, secrets
@@ -52,12 +52,12 @@ class SecretChange(_In):
 
 
 class SecretQuery(PageQuery):
-    project_id = fields.UUID()
-    workflow_id = fields.UUID()
+    project_id = fields.UUID(metadata={"description": "secrets of this project"})
+    workflow_id = fields.UUID(metadata={"description": "secrets of this workflow"})
     sort = Sort(secrets.ORDERS, default="name")
 
 
-class SecretOut(Schema):
+class SecretOut(_Out):
     id = fields.UUID()
     name = fields.String()
     project_id = fields.UUID(allow_none=True)
@@ -68,7 +68,7 @@ class SecretOut(Schema):
     updated_at = fields.DateTime()
 
 
-class SecretPage(Schema):
+class SecretPage(_Out):
     items = fields.List(fields.Nested(SecretOut))
     next = fields.String(allow_none=True)
 

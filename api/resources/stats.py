@@ -7,11 +7,11 @@ from typing import Any
 from uuid import UUID
 
 from flask import Response, jsonify
-from marshmallow import Schema, ValidationError, fields
+from marshmallow import ValidationError, fields
 
 from api.access import allowed
 from api.body import Blueprint
-from api.schemas import _In
+from api.schemas import _In, _Out
 from api.service import service
 from orchestrator.definition.durations import parse_duration
 from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus
@@ -46,7 +46,7 @@ class StatsQuery(_In):
     window = Window(load_default=86400.0, metadata={"type": "string", "default": "24h", "description": "1h to 90d"})
 
 
-class CountsOut(Schema):
+class CountsOut(_Out):
     completed = fields.Integer()
     failed = fields.Integer()
     cancelled = fields.Integer()
@@ -57,12 +57,12 @@ class PointOut(CountsOut):
     success_rate = fields.Float(allow_none=True)
 
 
-class BucketOut(Schema):
+class BucketOut(_Out):
     up_to = fields.Float(metadata={"description": "seconds"})
     count = fields.Integer()
 
 
-class QuantilesOut(Schema):
+class QuantilesOut(_Out):
     """Seconds, to within a tenth."""
 
     p50 = fields.Float(allow_none=True)
@@ -83,13 +83,13 @@ class StepStatsOut(CountsOut):
     mean_duration = fields.Float(allow_none=True)
 
 
-class RetriesOut(Schema):
+class RetriesOut(_Out):
     steps = fields.Integer(metadata={"description": "that took more than one attempt"})
     completed = fields.Integer()
     success_rate = fields.Float(allow_none=True)
 
 
-class StatsOut(Schema):
+class StatsOut(_Out):
     """What ended in the window."""
 
     since = fields.DateTime()
@@ -126,7 +126,7 @@ def of_workflow(query: dict[str, Any], workflow_id: UUID) -> Response:
 @blueprint.arguments(StatsQuery(), location="query")
 @blueprint.response(200, StatsOut)
 def of_all(query: dict[str, Any]) -> Response:
-    """The same of all executions that you may see."""
+    """Statistics of all executions that you may see."""
     with service().store.single() as connection:
         return jsonify(_shown(connection, Which(projects=allowed()), query["window"]))
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +52,6 @@ def orchestrator(*arguments: object, **environment: str) -> subprocess.Completed
         timeout=120,
         env=os.environ | environment,
     )
-
-
-@pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    up = Up(tmp_path_factory.mktemp("run") / "data", "--port", "0")
-    up.wait_ready()
-    yield up
-    up.end()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import schemathesis
 from deployment import KEY, Deployment
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
+from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
@@ -23,6 +24,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from api.examples import BODIES
 from orchestrator.store.models import metadata
 
 PROBLEM = "application/problem+json"
@@ -53,24 +55,93 @@ def test_every_path_of_the_specification_is_there(document: Any) -> None:
     assert asked <= {re.sub(r"{\w+}", "{}", name) for name, _ in operations(document)}
 
 
-def test_every_operation_says_what_it_does_and_what_it_answers(document: Any) -> None:
+def test_every_operation_has_a_name_that_a_function_could_have(document: Any) -> None:
     names = [operation["operationId"] for _, operation in operations(document)]
     assert len(set(names)) == len(names)
+    for name in names:
+        assert re.fullmatch("[a-z]+(_[a-z]+)+", name), name
+        assert "_by_" not in name
+
+
+def test_every_operation_says_what_it_does_and_what_it_answers(document: Any) -> None:
     for name, operation in operations(document):
-        assert operation["summary"], name
-        assert operation["tags"], name
+        assert 4 < len(operation["summary"]) <= 100, (name, operation["summary"])
+        assert not set("\n.:;") & set(operation["summary"]), (name, operation["summary"])
+        assert operation["description"].startswith(operation["summary"]), name
         assert {"default"} < operation["responses"].keys(), name
-        if operation.get("security") != []:
-            assert {"401", "403", "429"} <= operation["responses"].keys(), name
         for status, response in operation["responses"].items():
             if status[0] == "2" and status != "204":
+                assert response["description"], (name, status)
                 assert all(media["schema"] for media in response["content"].values()), (name, status)
+
+
+def test_every_operation_has_the_errors_that_it_may_answer_with(document: Any) -> None:
+    for name, operation in operations(document):
+        expected = set()
+        if operation.get("security") != []:
+            expected |= {"401", "403", "429", "503"} | (set() if name.startswith("GET ") else {"409"})
+        if "{" in name:
+            expected |= {"404"}
+        if operation.get("parameters"):
+            expected |= {"422"}
+        if "requestBody" in operation:
+            expected |= {"400", "413", "415"}
+        assert expected <= operation["responses"].keys(), name
+
+
+def test_every_parameter_and_every_tag_is_described(document: Any) -> None:
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            shared = operation if isinstance(operation, list) else operation.get("parameters", [])
+            for parameter in shared:
+                assert parameter["description"], (path, parameter["name"])
+    described = {tag["name"]: tag["description"] for tag in document["tags"]}
+    assert len(described) == len(document["tags"])
+    used = [operation["tags"] for _, operation in operations(document)]
+    assert {tag for (tag,) in used} == described.keys()
+    assert all(described.values())
 
 
 def test_every_error_is_the_one_shape(document: Any) -> None:
     assert document["components"]["securitySchemes"]["bearer"]["description"]
     for response in document["components"]["responses"].values():
-        assert response["content"] == {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+        (media,) = response["content"]
+        assert media == PROBLEM
+        assert response["content"][media]["schema"] == {"$ref": "#/components/schemas/Problem"}
+
+
+def test_every_body_and_every_error_has_an_example_that_is_one(document: Any) -> None:
+    looked_at = 0
+    described = [
+        (name, operation["requestBody"]) for name, operation in operations(document) if "requestBody" in operation
+    ]
+    described += [(name, one) for name, one in document["components"]["responses"].items() if name != "DEFAULT_ERROR"]
+    for name, one in described:
+        for media_type, media in one["content"].items():
+            validator = Draft202012Validator({**media["schema"], "components": document["components"]})
+            wrong = [error.message for error in validator.iter_errors(media["example"])]
+            assert not wrong, (name, media_type, wrong)
+            looked_at += 1
+    assert looked_at > 60
+
+
+_OF_AN_EVENT = {"ce-id": "1", "ce-source": "/tests", "ce-type": "tried", "ce-specversion": "1.0"}
+"""Attributes of the event whose data a body is, where it is one."""
+
+
+def test_the_service_takes_every_body_that_is_an_example(
+    servers: Deployment, document: Any, known: dict[str, str]
+) -> None:
+    servers.client.post("/api/v1/projects", json={"name": "billing"})  # which others speak of
+    for name, operation in operations(document):
+        content = operation.get("requestBody", {}).get("content", {})
+        if JSON in content and name not in _LEFT_OUT:
+            method, path = name.split()
+            answer = servers.client.open(
+                path.format_map(Known(known)), method=method, json=content[JSON]["example"], headers=_OF_AN_EVENT
+            )
+            # 404: of what is not there; 409: what is there already, or ended
+            assert answer.status_code in (200, 201, 202, 404, 409), (name, answer.text)
 
 
 # --- what a stranger's program makes of it ----------------------------------------------------------------------
@@ -80,7 +151,7 @@ def test_every_error_is_the_one_shape(document: Any) -> None:
 def known(servers: Deployment) -> dict[str, str]:
     """Ids of what is there, so that not all that is asked for is missing."""
     template = servers.client.post("/api/v1/step-templates", json={"name": "known", "step": {"type": "noop"}}).json
-    workflow_id = servers.create({"steps": [{"id": "a", "type": "noop"}], "triggers": [{"type": "manual"}]})
+    workflow_id = servers.create({**BODIES["WorkflowIn"]["definition"], "triggers": [{"type": "manual"}]})
     execution = servers.client.get(f"/api/v1/executions/{servers.execute(workflow_id)}").json
     trigger = servers.client.get(f"/api/v1/workflows/{workflow_id}/triggers").json["items"][0]
     return {
