@@ -26,6 +26,7 @@ from orchestrator.egress import Egress, rule_text
 from orchestrator.errors import ConfigurationError
 
 _PREFIX = "ORCHESTRATOR"
+_DAY = 86400.0
 
 
 def _setting(default: Any, parse: Any, help: str, minimum: float | None = None, *, secret: bool = False) -> Any:
@@ -200,7 +201,7 @@ class SchedulerSettings:
 class ExecutorSettings:
     timeout: float = _setting(1800.0, _duration, "seconds an execution may take", minimum=0.001)
     max_memory: int = _setting(1024**3, _size, "bytes of memory a script may use", minimum=1)
-    log_retention: float = _setting(7 * 86400.0, _duration, "seconds that logs are kept", minimum=0)
+    log_retention: float = _setting(7 * _DAY, _duration, "seconds that logs are kept; 0: for ever", minimum=0)
     scripts_dir: str = _setting("scripts", _text, "folder that `script:` names files in")
     isolation: str = _setting(
         "auto", _choice("auto", "bubblewrap", "limits"), "how scripts are isolated; auto: by bubblewrap where it works"
@@ -210,6 +211,20 @@ class ExecutorSettings:
     max_payload: int = _setting(1024**2, _size, "bytes of an input or a step's output at most", minimum=1024)
     max_log: int = _setting(1024**2, _size, "bytes of log lines kept per attempt", minimum=0)
     max_response: int = _setting(10 * 1024**2, _size, "bytes of an HTTP response read at most", minimum=0)
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionSettings:
+    """How long is kept what grows with time; for logs, executor.log_retention says it. A workflow's own `retention`
+    goes before these."""
+
+    executions: float = _setting(
+        180 * _DAY, _duration, "seconds that executions are kept after their end; 0: for ever", minimum=0
+    )
+    fires: float = _setting(
+        30 * _DAY, _duration, "seconds that is kept what triggers have fired; 0: for ever", minimum=0
+    )
+    audit: float = _setting(365 * _DAY, _duration, "seconds that the audit log is kept; 0: for ever", minimum=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +375,7 @@ class Settings:
     broker: BrokerSettings = field(default_factory=BrokerSettings)
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
     egress: EgressSettings = field(default_factory=EgressSettings)
     events: EventsSettings = field(default_factory=EventsSettings)
     connections: Mapping[str, ConnectionSettings] = _named(ConnectionSettings, "databases by name")

@@ -79,6 +79,8 @@ EXECUTION_TERMINAL = frozenset({ExecutionStatus.COMPLETED, ExecutionStatus.FAILE
 STEP_TERMINAL = frozenset({StepStatus.COMPLETED, StepStatus.FAILED, StepStatus.SKIPPED, StepStatus.CANCELLED})
 EXECUTION_LIVE = frozenset(ExecutionStatus) - EXECUTION_TERMINAL
 STEP_LIVE = frozenset(StepStatus) - STEP_TERMINAL
+UNSETTLED = frozenset({FireOutcome.PENDING, FireOutcome.QUEUED})
+"""Fires that somebody has still to see to."""
 
 
 @dataclass(frozen=True, slots=True)

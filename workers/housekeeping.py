@@ -1,11 +1,12 @@
-"""The threads of a worker's main process: the reconciler's, with the broker as it sees it, and the event stream's."""
+"""The threads of a worker's main process: the reconciler's, with the broker as it sees it, the one that removes what
+has been kept long enough, and the event stream's."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from orchestrator.engine.cloudevents import Event
 from orchestrator.engine.plan import Plan
 from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import Reconciler
+from orchestrator.engine.retention import Retention
 from orchestrator.plugins import load_catalogue
 from orchestrator.store import Store, counters, new_id
 from orchestrator.store.cancellations import Due
@@ -79,12 +81,15 @@ class Housekeeper:
         )
         self._events = EventStream(settings, node, self._take) if settings.events.stream else None
         self._stop = threading.Event()
+        self._retention = Retention(self._store, settings, holder=new_id())
         self._thread = threading.Thread(target=self._keep_house, name="reconcile", daemon=True)
+        self._remover = threading.Thread(target=self._remove, name="retention", daemon=True)
 
     @classmethod
     def start(cls, settings: Settings, node: str) -> None:
         cls._running = cls(settings, node)
         cls._running._thread.start()
+        cls._running._remover.start()
 
     @classmethod
     def stop(cls) -> None:
@@ -94,20 +99,30 @@ class Housekeeper:
             cls._running = None
 
     def _keep_house(self) -> None:
-        pause = 0.0
-        while not self._stop.wait(pause):
-            try:
-                pause = self._reconciler.tick(time.monotonic())
-                with self._store.single() as connection:
-                    counters.flush(connection)
-            except Exception:  # the database is away, or a single execution is odd: the next tick tries again
-                logger.exception("reconcile failed; it goes on in a second")
-                pause = 1.0
+        self._repeat("reconcile", self._reconcile)
         if self._events is not None:
             self._events.close()
         if self._hooks is not None:
             self._hooks.close()
         self._store.close()
+
+    def _reconcile(self) -> float:
+        pause = self._reconciler.tick(time.monotonic())
+        with self._store.single() as connection:
+            counters.flush(connection)
+        return pause
+
+    def _remove(self) -> None:
+        self._repeat("retention", self._retention.tick)
+
+    def _repeat(self, what: str, tick: Callable[[], float]) -> None:
+        pause = 0.0
+        while not self._stop.wait(pause):
+            try:
+                pause = tick()
+            except Exception:  # the database is away, or a single execution is odd: the next tick tries again
+                logger.exception("%s failed; it goes on in a second", what)
+                pause = 1.0
 
     def _take(self, given: Sequence[Event]) -> None:
         for received in events.receive(self._store, self._programs, given):

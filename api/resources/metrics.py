@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from api.body import Blueprint
 from api.service import service
 from orchestrator.engine.overview import scheduler_status
-from orchestrator.store import counters, stats, workflows
+from orchestrator.store import counters, removals, stats, workflows
 from orchestrator.tally import BUCKETS, LE, PLAIN, SECONDS, Key
 
 blueprint = Blueprint("metrics", __name__, description="Metrics")
@@ -41,6 +41,7 @@ def metrics() -> Response:
     with here.store.single() as connection:
         ended = stats.all_ended(connection)
         steps = stats.all_steps(connection)
+        removed = removals.numbers(connection)
         total, active = workflows.counts(connection)
         counters.flush(connection)
         counted = counters.read(connection)
@@ -52,6 +53,7 @@ def metrics() -> Response:
                 *_ended(ended, steps),
                 *_counted(counted),
                 *_now(status),
+                _counter("removed", "What was removed after it had been kept long enough.", removed, "kind"),
                 _gauge("workflows", "Workflows.", {"active": active, "all": total}, "which"),
             ]
         )
@@ -77,10 +79,7 @@ def _ended(ended: Iterable[Any], steps: Mapping[str, int]) -> Iterator[Metric]:
         seconds.add_metric([row.status], row.seconds)
     yield executions
     yield seconds
-    done = CounterMetricFamily("orchestrator_steps", "Steps of executions that ended.", labels=["status"])
-    for name, number in steps.items():
-        done.add_metric([name], number)
-    yield done
+    yield _counter("steps", "Steps of executions that ended.", steps, "status")
 
 
 def _counted(counted: Mapping[Key, float]) -> Iterator[Metric]:
@@ -132,6 +131,13 @@ def _now(status: Mapping[str, Any]) -> Iterator[Metric]:
         "How late the schedule is that is due longest.",
         {"": status["schedules"]["lag_seconds"]},
     )
+
+
+def _counter(name: str, help: str, values: Mapping[str, float], label: str) -> CounterMetricFamily:
+    counter = CounterMetricFamily(f"orchestrator_{name}", help, labels=[label])
+    for key, value in values.items():
+        counter.add_metric([key], value)
+    return counter
 
 
 def _gauge(name: str, help: str, values: Mapping[str, float], label: str = "") -> GaugeMetricFamily:

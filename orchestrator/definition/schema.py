@@ -297,6 +297,11 @@ class DefinitionSchema(Schema):
             "examples": ["2030-01-01T08:00:00+01:00"],
         },
     )
+    retention = _duration(
+        60,
+        "how long its executions and their logs, and the fires of its triggers, are kept; default: as the settings say",
+        allow_none=True,
+    )
     triggers = fields.List(
         fields.Nested(TriggerSchema), allow_none=True, metadata={"description": "what starts executions"}
     )

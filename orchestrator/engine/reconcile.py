@@ -388,7 +388,6 @@ class Reconciler:
             cancellations.purge(connection, _PURGED)
             step_tests.purge(connection, _PURGED)
             stats.merge(connection)
-            trigger_rows.purge(connection, self.settings.executor.log_retention, _PURGED)
             purge_rates(connection, _PURGED)
 
     def _ring(self, rings: Iterable[Ring]) -> None:

@@ -12,7 +12,8 @@ from sqlalchemy.engine import Connection
 from orchestrator.lifecycle import EXECUTION_LIVE, EXECUTION_TERMINAL, STEP_LIVE, ExecutionStatus, sql_words
 from orchestrator.store import executions
 from orchestrator.store import models as tables
-from orchestrator.store.session import run
+from orchestrator.store.session import run, sql_id_at
+from orchestrator.store.workflow_ends import IS_COUNTED
 
 _e, _w = tables.executions, tables.workflows
 
@@ -55,19 +56,45 @@ def statuses(
     return {row.id: ExecutionStatus(row.status) for row in connection.execute(query)}
 
 
+# One that another one needs stays: the result of a child until its parent has it, a parent until reconcile has ended
+# its children.
+_REMOVABLE = f"""
+    e.status IN ({sql_words(EXECUTION_TERMINAL)})
+    AND NOT EXISTS (SELECT FROM step_executions p
+                    WHERE p.id = e.parent_step_id AND p.status IN ({sql_words(STEP_LIVE)}))
+    AND NOT EXISTS (SELECT FROM step_executions s JOIN executions c ON c.parent_step_id = s.id
+                    WHERE s.execution_id = e.id AND c.status IN ({sql_words(EXECUTION_LIVE)}))
+"""
+
+
 def delete(connection: Connection, ids: Collection[str]) -> set[str]:
-    """Remove the executions that have ended, with all that is known of them; which they were. One that another one
-    needs stays: the result of a child until its parent has it, a parent until reconcile has ended its children."""
+    """Remove the executions that have ended and that no other one needs, with all that is known of them; which they
+    were."""
     rows = run(
         connection,
-        f"""
-        DELETE FROM executions e WHERE e.id = ANY(%(ids)s::uuid[]) AND e.status IN ({sql_words(EXECUTION_TERMINAL)})
-          AND NOT EXISTS (SELECT FROM step_executions p
-                          WHERE p.id = e.parent_step_id AND p.status IN ({sql_words(STEP_LIVE)}))
-          AND NOT EXISTS (SELECT FROM step_executions s JOIN executions c ON c.parent_step_id = s.id
-                          WHERE s.execution_id = e.id AND c.status IN ({sql_words(EXECUTION_LIVE)}))
-        RETURNING e.id::text
-        """,
+        f"DELETE FROM executions e WHERE e.id = ANY(%(ids)s::uuid[]) AND {_REMOVABLE} RETURNING e.id::text",
         {"ids": list(ids)},
     )
     return {id for (id,) in rows}
+
+
+# Each workflow has a range of an index with what may have expired, since nothing ends before it is made. A child stays
+# for as long as its parent, which may be retried or asked for what its children did.
+_EXPIRED = f"""
+SELECT x.id FROM workflows w CROSS JOIN LATERAL (
+    SELECT clock_timestamp() - coalesce(w.retention, nullif(%(kept)s, 0)) * interval '1 second' AS moment
+) until CROSS JOIN LATERAL (
+    SELECT e.id FROM executions e
+    WHERE e.workflow_id = w.id AND e.id < {sql_id_at("until.moment")} AND e.finished_at < until.moment AND {_REMOVABLE}
+      AND NOT EXISTS (SELECT FROM step_executions p WHERE p.id = e.parent_step_id) AND NOT ({IS_COUNTED})
+    ORDER BY e.id LIMIT %(limit)s
+) x
+WHERE until.moment IS NOT NULL LIMIT %(limit)s
+"""
+
+
+def remove_expired(connection: Connection, kept: float, limit: int) -> int:
+    """Remove up to `limit` executions that ended more than `kept` seconds ago (0: none), or more than the `retention`
+    of their workflow; how many."""
+    ids = run(connection, _EXPIRED, {"kept": kept, "limit": limit}).scalars().all()
+    return len(delete(connection, ids))

@@ -12,6 +12,7 @@ from orchestrator.config import DatabaseSettings
 from orchestrator.store import (  # they register their routines
     bodies,  # noqa: F401
     executions,  # noqa: F401
+    partitions,
     rate_line,  # noqa: F401
     routines,
     signals,  # noqa: F401
@@ -31,6 +32,8 @@ def migrate(url: str) -> None:
         with engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
             command.upgrade(alembic_config(connection), "head")
+            for table in partitions.TABLES:
+                partitions.make_ahead(connection, table)
             routines.install(connection)
     finally:
         engine.dispose()

@@ -106,6 +106,7 @@ workflows = sa.Table(
     sa.Column("max_failures", sa.Integer),
     sa.Column("end_date", _Time),
     sa.Column("counts_from", _Id, comment="executions with later ids count for run_limit and max_failures"),
+    sa.Column("retention", sa.Double, comment="seconds that its executions, their logs and its fires are kept"),
     sa.Column("status_reason", sa.Text, comment="why it has this status, if nobody asked for it"),
     sa.Column("terms", TSVECTOR, nullable=False, server_default="", comment="what store/search.py finds it by"),
     sa.Column("created_at", _Time, nullable=False, server_default=_now),
@@ -481,7 +482,9 @@ trigger_fires = sa.Table(
     "trigger_fires",
     metadata,
     sa.Column("id", _Id, primary_key=True),
-    sa.Column("trigger_id", _Id, sa.ForeignKey("triggers.id", ondelete="CASCADE"), nullable=False),
+    # No foreign key, nor in step_logs: to drop a partition would lock the other table. A trigger on that one (migration
+    # 0017) removes the rows of what is deleted.
+    sa.Column("trigger_id", _Id, nullable=False),
     sa.Column("slot", sa.Text, comment="what it is one of a kind by; NULL if it is not"),
     sa.Column("scheduled_for", _Time),
     sa.Column("payload", JSONB(none_as_null=True), comment="what came"),
@@ -492,20 +495,30 @@ trigger_fires = sa.Table(
     sa.Column("created_at", _Time, nullable=False, server_default=_now),
     _known("outcome", FireOutcome),
     sa.CheckConstraint("(outcome = 'started') = (execution_id IS NOT NULL)", name="started_has_execution"),
-    # One fire per (trigger, slot), whatever is restarted, doubled or moved.
-    sa.UniqueConstraint("trigger_id", "slot", name="uq_trigger_fires_slot"),
     sa.Index("ix_trigger_fires_trigger_id_id", "trigger_id", "id"),
     # What reconcile looks at: fires that somebody died over, and those that wait for their turn.
     sa.Index("ix_trigger_fires_unsettled", "created_at", postgresql_where=sa.text("outcome IN ('pending', 'queued')")),
     # queue_one: of what comes while one runs, one waits.
-    sa.Index("uq_trigger_fires_queued", "trigger_id", unique=True, postgresql_where=sa.text("outcome = 'queued'")),
+    sa.Index("ix_trigger_fires_queued", "trigger_id", postgresql_where=sa.text("outcome = 'queued'")),
+    postgresql_partition_by="RANGE (id)",
+)
+
+trigger_slots = sa.Table(
+    "trigger_slots",
+    metadata,
+    sa.Column("trigger_id", _Id, sa.ForeignKey("triggers.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("slot", sa.Text, nullable=False),
+    sa.Column("fire_id", _Id, nullable=False, index=True),
+    # One fire per (trigger, slot), whatever is restarted, doubled or moved.
+    sa.PrimaryKeyConstraint("trigger_id", "slot"),
+    comment="The fire that has a slot: no index of trigger_fires can say so over all its partitions.",
 )
 
 step_logs = sa.Table(
     "step_logs",
     metadata,
     sa.Column("id", _Id, primary_key=True),
-    sa.Column("execution_id", _Id, sa.ForeignKey("executions.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("execution_id", _Id, nullable=False),
     sa.Column("step_execution_id", _Id, nullable=False),
     sa.Column("step_id", sa.Text, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
@@ -513,6 +526,7 @@ step_logs = sa.Table(
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("at", _Time, nullable=False),
     sa.Index("ix_step_logs_execution_id_id", "execution_id", "id"),
+    postgresql_partition_by="RANGE (id)",
 )
 
 step_tests = sa.Table(
@@ -620,5 +634,14 @@ audit_log = sa.Table(
     sa.Index("ix_audit_log_project_id_id", "project_id", "id"),
     sa.Index("ix_audit_log_object_id_id", "object_id", "id"),
     sa.Index("ix_audit_log_actor_id_id", "actor_id", "id"),
+    postgresql_partition_by="RANGE (id)",
     comment="Append-only: a trigger refuses UPDATE, DELETE and TRUNCATE.",
+)
+
+removals = sa.Table(
+    "removals",
+    metadata,
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("number", sa.BigInteger, nullable=False),
+    comment="How many of what was removed, because it had been kept long enough.",
 )

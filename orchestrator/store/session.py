@@ -44,6 +44,12 @@ def id_at(milliseconds: float) -> str:
     return f"{digits[:8]}-{digits[8:]}-7000-8000-000000000000"
 
 
+def sql_id_at(moment: str) -> str:
+    """SQL that has what `id_at` makes of the timestamptz `moment`."""
+    milliseconds = f"floor(extract(epoch FROM {moment}) * 1000)::bigint"
+    return f"(lpad(to_hex({milliseconds}), 12, '0') || '70008000000000000000')::uuid"
+
+
 def to_json(value: object) -> str:
     """`value` as PostgreSQL takes it for a jsonb parameter."""
     return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()

@@ -12,13 +12,12 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import Conflict, NotFound
-from orchestrator.lifecycle import EXECUTION_LIVE, FireOutcome, WorkflowStatus, sql_words
+from orchestrator.lifecycle import EXECUTION_LIVE, UNSETTLED, FireOutcome, WorkflowStatus, sql_words
 from orchestrator.store import models as tables
 from orchestrator.store.keyset import Window, both_ways
 from orchestrator.store.models import MATCHES_EVENTS, NAMES_EVENT, WEBHOOK_METHOD, WEBHOOK_PATH
 from orchestrator.store.session import as_dicts, new_id, run, to_json
 
-UNSETTLED = frozenset({FireOutcome.PENDING, FireOutcome.QUEUED})
 _NOTHING_STARTED = frozenset({FireOutcome.SKIPPED, FireOutcome.FAILED})
 
 
@@ -263,20 +262,40 @@ def hold(connection: Connection, trigger_id: str) -> None:
     run(connection, "SELECT pg_advisory_xact_lock(hashtextextended('trigger ' || %(id)s, 0))", {"id": trigger_id})
 
 
+_NEW = """
+new AS (
+    SELECT * FROM unnest(%(ids)s::uuid[], %(triggers)s::uuid[], %(slots)s::text[], %(times)s::timestamptz[],
+                         %(payloads)s::jsonb[], %(inputs)s::jsonb[], %(outcomes)s::text[], %(reasons)s::text[])
+           AS u(id, trigger_id, slot, scheduled_for, payload, input, outcome, reason)
+)"""
+_INSERT = """
+INSERT INTO trigger_fires (id, trigger_id, slot, scheduled_for, payload, input, outcome, reason)
+SELECT * FROM new WHERE slot IS NULL OR id IN (SELECT fire_id FROM slots) RETURNING id::text, trigger_id::text, slot
+"""
+_RECORD = f"""
+WITH {_NEW}, slots AS (
+    INSERT INTO trigger_slots SELECT trigger_id, slot, id FROM new WHERE slot IS NOT NULL
+    ON CONFLICT (trigger_id, slot) DO NOTHING RETURNING fire_id
+) {_INSERT}
+"""
+_RECORD_AGAIN = f"""
+WITH {_NEW}, slots AS (
+    INSERT INTO trigger_slots AS s SELECT trigger_id, slot, id FROM new WHERE slot IS NOT NULL
+    ON CONFLICT (trigger_id, slot) DO UPDATE SET fire_id = s.fire_id RETURNING s.trigger_id, s.slot, s.fire_id
+), again AS (
+    UPDATE trigger_fires f SET outcome = '{FireOutcome.PENDING}', reason = NULL, input = new.input
+    FROM slots JOIN new USING (trigger_id, slot)
+    WHERE f.id = slots.fire_id AND f.outcome IN ({sql_words(_NOTHING_STARTED)})
+    RETURNING f.id::text, f.trigger_id::text, f.slot
+), added AS ({_INSERT}) SELECT * FROM again UNION ALL SELECT * FROM added
+"""
+
+
 def record(connection: Connection, fires: Sequence[Fire], *, again: bool = False) -> list[Fire]:
     """Record them; those that are new: of each slot there is one. `again`: those that started nothing are as new."""
-    on_conflict = "DO NOTHING"
-    if again:
-        on_conflict = (
-            f"(trigger_id, slot) DO UPDATE SET outcome = '{FireOutcome.PENDING}', reason = NULL, "
-            f"input = excluded.input WHERE trigger_fires.outcome IN ({sql_words(_NOTHING_STARTED)})"
-        )
     rows: Sequence[Any] = run(
         connection,
-        "INSERT INTO trigger_fires (id, trigger_id, slot, scheduled_for, payload, input, outcome, reason) "
-        "SELECT u.* FROM unnest(%(ids)s::uuid[], %(triggers)s::uuid[], %(slots)s::text[], %(times)s::timestamptz[], "
-        "%(payloads)s::jsonb[], %(inputs)s::jsonb[], %(outcomes)s::text[], %(reasons)s::text[]) AS u "
-        f"ON CONFLICT {on_conflict} RETURNING id::text, trigger_id::text, slot",
+        _RECORD_AGAIN if again else _RECORD,
         {
             "ids": [fire.id for fire in fires],
             "triggers": [fire.trigger.id for fire in fires],
@@ -316,7 +335,7 @@ def _fire(row: Any) -> Fire:
 
 def in_slot(connection: Connection, trigger_id: str, slot: str) -> Fire | None:
     """The fire of a slot."""
-    sql = f"{_FIRE} WHERE f.trigger_id = %(id)s::uuid AND f.slot = %(slot)s"
+    sql = f"{_FIRE} JOIN trigger_slots s ON s.fire_id = f.id WHERE s.trigger_id = %(id)s::uuid AND s.slot = %(slot)s"
     row = run(connection, sql, {"id": trigger_id, "slot": slot}).first()
     return None if row is None else _fire(row)
 
@@ -371,22 +390,13 @@ def release(connection: Connection, fire_id: str) -> FireOutcome | None:
     """Let the slot of a fire be used again if it started nothing; what came of it, None if it is gone."""
     row = run(
         connection,
-        f"UPDATE trigger_fires SET slot = CASE WHEN outcome IN ({sql_words(_NOTHING_STARTED)}) THEN NULL ELSE slot END "
-        "WHERE id = %(id)s::uuid RETURNING outcome",
+        f"WITH released AS (UPDATE trigger_fires SET slot = CASE WHEN outcome IN ({sql_words(_NOTHING_STARTED)}) "
+        "THEN NULL ELSE slot END WHERE id = %(id)s::uuid RETURNING id, slot, outcome), "
+        "freed AS (DELETE FROM trigger_slots s USING released r WHERE s.fire_id = r.id AND r.slot IS NULL) "
+        "SELECT outcome FROM released",
         {"id": fire_id},
     ).first()
     return None if row is None else FireOutcome(row.outcome)
-
-
-def purge(connection: Connection, kept: float, limit: int) -> int:
-    """Remove fires that started nothing and are older than `kept` seconds; how many."""
-    return run(
-        connection,
-        "DELETE FROM trigger_fires WHERE ctid IN (SELECT ctid FROM trigger_fires "
-        f"WHERE outcome IN ({sql_words(_NOTHING_STARTED)}) "
-        "AND created_at < clock_timestamp() - %(kept)s * interval '1 second' LIMIT %(limit)s)",
-        {"kept": kept, "limit": limit},
-    ).rowcount
 
 
 # --- what users read -----------------------------------------------------------------------------------------

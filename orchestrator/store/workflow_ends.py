@@ -52,6 +52,13 @@ _IN_TURN = "SELECT pg_advisory_xact_lock(1634887012, hashtext(%(id)s))"
 _IF_FREE = "w.id = (SELECT id FROM workflows WHERE id = %(id)s::uuid FOR NO KEY UPDATE SKIP LOCKED)"
 
 
+IS_COUNTED = (
+    f"w.status IN ({sql_words(COMPLETE_WORKFLOW.sources)}) AND (w.run_limit IS NOT NULL AND e.id > {_SINCE} "
+    f"OR w.max_failures IS NOT NULL AND e.id >= coalesce(({_COMPLETED_LAST}), {_SINCE}))"
+)
+"""Executions (e) of a workflow (w) without which it would end later than it is to."""
+
+
 def settle(connection: Connection, workflow_id: str) -> None:
     """An execution of the workflow has ended: end the workflow if that was the last one. To be the last statement of
     the transaction of that end. While somebody changes the workflow, it is left to `settle_all`."""

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, TSQUERY
 from sqlalchemy.engine import Connection
 
 from orchestrator.access import DEFAULT_PROJECT
-from orchestrator.definition.durations import parse_moment
+from orchestrator.definition.durations import parse_duration, parse_moment
 from orchestrator.errors import Conflict, NotFound, Outdated
 from orchestrator.lifecycle import (
     ACTIVATE,
@@ -135,7 +135,7 @@ def insert(
             is_template=is_template,
             version=1,
             terms=_terms(name, description, tags),
-            **_ends_of(definition),
+            **_columns_of(definition),
         )
     )
     _insert_version(connection, workflow_id, 1, definition, resolved)
@@ -204,7 +204,7 @@ def update(
     if new_definition is not None:
         newest = _documents(connection, workflow_id, row.version)
         if (new_definition, resolved) != newest:
-            values |= {"version": row.version + 1, **_ends_of(new_definition)}
+            values |= {"version": row.version + 1, **_columns_of(new_definition)}
             if (values["run_limit"], values["max_failures"]) != (row.run_limit, row.max_failures):
                 values["counts_from"] = new_id()
             _insert_version(connection, workflow_id, row.version + 1, new_definition, resolved, restored_from)
@@ -219,10 +219,11 @@ def _terms(name: str, description: str, tags: Sequence[str]) -> sa.ColumnElement
     return sa.func.array_to_tsvector(sa.literal(terms([name, description, *tags]), ARRAY(sa.Text)))
 
 
-def _ends_of(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """What a definition says of the end of its workflow; see store/workflow_ends.py."""
-    end_date = definition.get("end_date")
+def _columns_of(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """What a definition says of the end of its workflow (see store/workflow_ends.py), and how long it keeps things."""
+    end_date, retention = definition.get("end_date"), definition.get("retention")
     return {
+        "retention": None if retention is None else parse_duration(retention),
         "run_limit": definition.get("run_limit"),
         "max_failures": definition.get("max_failures"),
         "end_date": None if end_date is None else parse_moment(end_date),
@@ -246,6 +247,12 @@ def _insert_version(
             restored_from=restored_from,
         )
     )
+
+
+def longest_retention(connection: Connection) -> float:
+    """The seconds for which any workflow wants to keep what it has."""
+    longest: float = run(connection, "SELECT coalesce(max(retention), 0) FROM workflows").scalar_one()
+    return longest
 
 
 def delete(connection: Connection, workflow_id: str) -> None:

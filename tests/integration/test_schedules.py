@@ -418,15 +418,6 @@ def test_who_comes_second_in_a_slot_has_the_answer_of_who_came_first_and_died(cl
     assert clock.outcomes(trigger_id) == ["started"]
 
 
-def test_fires_that_started_nothing_are_removed_in_time(clock: Clock):
-    trigger_id = clock.schedule(overlap="skip")
-    fire_twice(clock, trigger_id)
-    clock.deployment.sql("UPDATE trigger_fires SET created_at = now() - interval '8 days'")
-    with clock.store.single() as connection:
-        assert rows.purge(connection, 7 * 86400.0, 1000) == 1
-    assert clock.outcomes(trigger_id) == ["started"]
-
-
 # --- slots of the past ---------------------------------------------------------------------------------------
 
 

@@ -248,7 +248,13 @@ def test_a_workflow_version_cannot_be_changed(at_rest: Deployment):
 
 def test_models_and_migrations_agree(servers: Deployment):
     with servers.store.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        leaves = set(connection.exec_driver_sql("SELECT relname FROM pg_class WHERE relispartition").scalars())
+        opts = {
+            "compare_type": True,
+            "compare_server_default": True,
+            "include_name": lambda name, kind, _: kind != "table" or name not in leaves,
+        }
+        context = MigrationContext.configure(connection, opts=opts)
         assert compare_metadata(context, metadata) == []
 
 

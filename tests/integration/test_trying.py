@@ -460,7 +460,7 @@ def test_a_dry_run_writes_nothing_and_sends_nothing(servers: Deployment) -> None
     def rows() -> dict[str, int]:
         # That it was asked for is in the audit log like any other call.
         names = {name for (name,) in servers.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")}
-        names.discard("audit_log")
+        names = {name for name in names if not name.startswith("audit_log")}
         return {name: servers.sql(f'SELECT count(*) FROM "{name}"')[0][0] for name in names}
 
     before = rows()

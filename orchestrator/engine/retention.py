@@ -1,0 +1,101 @@
+"""What grows with time is removed when it has been kept long enough: executions a few at a time, logs, fires and the
+audit log by partitions.
+
+Any one process at a time does this, like reconcile (engine/reconcile.py), but in a thread of its own: to carry rows
+over into another partition may take minutes, in which lost workers are still to be found. Each act is a transaction,
+so that whoever dies leaves nothing half done.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import psycopg2.errors
+import sqlalchemy as sa
+
+from orchestrator.config import Settings
+from orchestrator.store import Store, bulk, partitions, removals, workers, workflows
+from orchestrator.store.partitions import Partitioned
+
+logger = logging.getLogger(__name__)
+
+DUTY = "retention"
+_EVERY = 60.0
+"""Seconds from one look to the next."""
+_LAPSE = 5 * _EVERY
+_BATCH = 20
+"""Executions removed by one transaction: their steps, which may be thousands, go with them."""
+_BUSY = 1.0
+"""Seconds for which batches follow each other, and the pause that then leaves the server to others."""
+
+
+class Retention:
+    def __init__(self, store: Store, settings: Settings, *, holder: str) -> None:
+        self.store = store
+        self.settings = settings
+        self.holder = holder
+        self._is_more = False
+
+    def tick(self) -> float:
+        """Do what is due; the seconds until the next tick."""
+        with self.store.single() as connection:
+            holds = workers.hold_duty(connection, DUTY, self.holder, lapse=_LAPSE)
+        if not holds:
+            return _EVERY
+        self._is_more = False
+        for act in self._acts():
+            try:
+                act()
+            except Exception as error:
+                if not _is_locked_out(error):
+                    logger.exception("retention: what failed is tried again in %d s", _EVERY)
+        return _BUSY if self._is_more else _EVERY
+
+    def _acts(self) -> Iterator[Callable[[], None]]:
+        yield self.remove_executions
+        kept = {
+            partitions.LOGS: self.settings.executor.log_retention,
+            partitions.FIRES: self.settings.retention.fires,
+            partitions.AUDIT: self.settings.retention.audit,
+        }
+        for table in partitions.TABLES:
+            yield partial(self.make_ahead, table, kept[table])
+            yield partial(self.drop_expired, table, kept[table])
+
+    def remove_executions(self) -> None:
+        until = time.monotonic() + _BUSY
+        while not self._is_more:
+            with self.store.transaction() as connection:
+                number = bulk.remove_expired(connection, self.settings.retention.executions, _BATCH)
+                if number:
+                    removals.count(connection, "executions", number)
+            if not number:
+                return
+            self._is_more = time.monotonic() > until
+
+    def make_ahead(self, table: Partitioned, kept: float) -> None:
+        with self.store.transaction() as connection:
+            if partitions.alone(connection):
+                longest = workflows.longest_retention(connection)
+                partitions.make_ahead(connection, table, partitions.span(kept, longest))
+
+    def drop_expired(self, table: Partitioned, kept: float) -> None:
+        while True:
+            with self.store.transaction() as connection:
+                if not partitions.alone(connection):
+                    return
+                expired = partitions.expired(connection, table, kept)
+                if expired is None:
+                    return
+                partitions.remove(connection, table, expired)
+                removals.count(connection, f"{table.name} partitions")
+            logger.info("what %s had until %s has been removed", table.name, expired.end.isoformat())
+
+
+def _is_locked_out(error: Exception) -> bool:
+    """Somebody reads for long what is to be dropped: there is time."""
+    busy = (psycopg2.errors.LockNotAvailable, psycopg2.errors.DeadlockDetected)
+    return isinstance(error, sa.exc.OperationalError) and isinstance(error.orig, busy)
