@@ -22,7 +22,17 @@ from orchestrator.engine.bodies import Spawn
 from orchestrator.engine.plan import Message, Plan, frontier, plan
 from orchestrator.engine.programs import Program, Programs
 from orchestrator.lifecycle import EXECUTION_TERMINAL, STEP_TERMINAL, ExecutionStatus, StepStatus
-from orchestrator.store import Store, admission, bodies, cancellations, control, executions, steps, workflow_ends
+from orchestrator.store import (
+    Store,
+    admission,
+    bodies,
+    cancellations,
+    control,
+    executions,
+    steps,
+    untold_ends,
+    workflow_ends,
+)
 from orchestrator.store.admission import Freed
 from orchestrator.store.executions import AWAITS_BODY, Locked
 from orchestrator.store.recovery import Ring
@@ -244,20 +254,25 @@ def begin_body(
         return going.on(starts, join=None if is_long or is_limited else container)
 
 
-def replan(store: Store, programs: Programs, execution_id: str) -> Advance:
-    """Settle an execution from the states of all its steps: recovery, resume and retry are this call."""
+def replan(store: Store, programs: Programs, execution_id: str, *, untold: bool = False) -> Advance:
+    """Settle an execution from the states of all its steps: recovery, resume and retry are this call. `untold`: the
+    caller has no plugins to tell if this ends it."""
     with store.transaction() as connection:
         locked = executions.lock(connection, execution_id)
         if locked is None or locked.status in EXECUTION_TERMINAL:
             return _LOST
-        return go_on_with_all(connection, programs.get(store, locked.workflow_id, locked.version), locked)
+        program = programs.get(store, locked.workflow_id, locked.version)
+        return go_on_with_all(connection, program, locked, untold=untold)
 
 
-def go_on_with_all(connection: Connection, program: Program, locked: Locked) -> Advance:
+def go_on_with_all(connection: Connection, program: Program, locked: Locked, *, untold: bool) -> Advance:
     """The same in a transaction that holds the execution's row."""
     ready = _all_ready(connection, program, locked.id)
     going = _Going(connection, program, locked, None, frozenset())
-    return going.on(ready) if ready else going.beyond(program.scopes.root)
+    advanced = going.on(ready) if ready else going.beyond(program.scopes.root)
+    if untold and advanced.ended:
+        untold_ends.leave(connection, locked.id)
+    return advanced
 
 
 def _all_ready(connection: Connection, program: Program, execution_id: str, inside: str = "") -> list[str]:
@@ -291,32 +306,49 @@ def end_early(
     message: str,
     *,
     again: bool = True,
+    untold: bool = False,
 ) -> Advance:
     """End an execution now, whatever its steps are doing: what has not ended is cancelled. What runs at its end
     still runs; if that is what is ended early, it is over, unless it is not to be ended `again`. What was still waiting
-    for its place needs no end."""
+    for its place needs no end. `untold`: the caller has no plugins to tell of it."""
     with store.transaction() as connection:
+        advanced = _end_early(connection, store, programs, execution_id, outcome, message, again=again)
+        if untold and advanced.ended:
+            untold_ends.leave(connection, execution_id)
+        return advanced
+
+
+def _end_early(
+    connection: Connection,
+    store: Store,
+    programs: Programs,
+    execution_id: str,
+    outcome: ExecutionStatus,
+    message: str,
+    *,
+    again: bool,
+) -> Advance:
+    locked = executions.lock(connection, execution_id)
+    if locked is None or locked.status in EXECUTION_TERMINAL:
+        return _LOST
+    if locked.outcome is not None and not again:
+        return _LOST
+    program = programs.get(store, locked.workflow_id, locked.version)
+    steps.cancel_all(connection, execution_id, cancellable=program.cancellable)
+    if locked.outcome is None and program.has_endings and not executions.is_untouched(connection, execution_id):
+        executions.settle_outcome(connection, execution_id, outcome, message)
         locked = executions.lock(connection, execution_id)
-        if locked is None or locked.status in EXECUTION_TERMINAL:
-            return _LOST
-        if locked.outcome is not None and not again:
-            return _LOST
-        program = programs.get(store, locked.workflow_id, locked.version)
-        steps.cancel_all(connection, execution_id, cancellable=program.cancellable)
-        if locked.outcome is None and program.has_endings and not executions.is_untouched(connection, execution_id):
-            executions.settle_outcome(connection, execution_id, outcome, message)
-            locked = executions.lock(connection, execution_id)
-            assert locked is not None
-            return _Going(connection, program, locked, None, frozenset()).beyond(program.scopes.root)
-        if outcome is ExecutionStatus.CANCELLED:
-            executions.cancel(connection, execution_id, message)
-        else:
-            executions.fail(connection, execution_id, message)
-        plans = plans_of(endings.wake_parent(connection, locked))
-        freed = admission.freed(connection, execution_id)
-        if program.is_counted:
-            workflow_ends.settle(connection, locked.workflow_id)
-        return Advance(True, exhausted=True, ended=True, plans=plans, freed=freed)
+        assert locked is not None
+        return _Going(connection, program, locked, None, frozenset()).beyond(program.scopes.root)
+    if outcome is ExecutionStatus.CANCELLED:
+        executions.cancel(connection, execution_id, message)
+    else:
+        executions.fail(connection, execution_id, message)
+    plans = plans_of(endings.wake_parent(connection, locked))
+    freed = admission.freed(connection, execution_id)
+    if program.is_counted:
+        workflow_ends.settle(connection, locked.workflow_id)
+    return Advance(True, exhausted=True, ended=True, plans=plans, freed=freed)
 
 
 def plans_of(ring: Ring | None) -> tuple[Plan, ...]:

@@ -77,7 +77,7 @@ def _resume(connection: Connection, store: Store, programs: Programs, execution_
 
 def cancel(store: Store, programs: Programs, execution_id: str, message: str) -> list[Plan]:
     """End it now; what is undone by that, and what runs at its end, still runs. What to dispatch."""
-    advanced = end_early(store, programs, execution_id, ExecutionStatus.CANCELLED, message, again=False)
+    advanced = end_early(store, programs, execution_id, ExecutionStatus.CANCELLED, message, again=False, untold=True)
     if not advanced.counted:
         with store.transaction() as connection:
             locked = _locked(connection, execution_id)
@@ -239,7 +239,7 @@ class _Again:
 
 
 def _plans_of_all(connection: Connection, program: Program, execution_id: str) -> list[Plan]:
-    return list(go_on_with_all(connection, program, _locked(connection, execution_id)).plans)
+    return list(go_on_with_all(connection, program, _locked(connection, execution_id), untold=True).plans)
 
 
 def _locked(connection: Connection, execution_id: str) -> Locked:

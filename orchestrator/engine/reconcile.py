@@ -34,6 +34,7 @@ from orchestrator.store import (
     recovery,
     stats,
     step_tests,
+    untold_ends,
     workers,
     workflow_ends,
 )
@@ -159,6 +160,7 @@ class Reconciler:
         yield self.cancel_elsewhere
         yield self.let_in
         yield self.end_overdue
+        yield self.tell_ends
         yield self.end_workflows
         yield self.fire_triggers
         yield self.carry_out_fires
@@ -293,6 +295,17 @@ class Reconciler:
 
     def _end_early(self, execution_id: str, outcome: ExecutionStatus, message: str) -> None:
         self._settle(execution_id, end_early(self.store, self.programs, execution_id, outcome, message))
+
+    def tell_ends(self) -> None:
+        """Those that came by way of the API. Should this process die over it, they are told again."""
+        with self.store.single() as connection:
+            untold = untold_ends.first(connection, _BATCH)
+        if self.observer is not None:
+            for execution_id in untold:
+                self.observer.execution_ended(execution_id)
+        if untold:
+            with self.store.single() as connection:
+                untold_ends.remove(connection, untold)
 
     def end_workflows(self) -> None:
         """Those whose date has come, before their triggers fire once more."""

@@ -77,7 +77,7 @@ def rerun(store: Store, programs: Programs, execution_id: str, wanted: Wanted) -
             return Rerun(existing, is_new=False)
     plans = plans_of_admitted(admit(store, programs.settings))
     if not decided.ready:  # the branch of the step was not taken, so this is the end already
-        plans += replan(store, programs, new_id).plans
+        plans += replan(store, programs, new_id, untold=True).plans
     return Rerun(new_id, True, tuple(plans))
 
 

@@ -396,6 +396,14 @@ rate_line = sa.Table(
     comment="Steps that wait for the rate limit of a connection, in their order; those that have ended do not count.",
 )
 
+rate_looks = sa.Table(
+    "rate_looks",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("at", _Time, nullable=False, index=True),
+    comment="When to look whether a rate limit lets in the next of those that it holds: a row a key that holds any.",
+)
+
 signals = sa.Table(
     "signals",
     metadata,
@@ -423,6 +431,15 @@ cancellations = sa.Table(
     sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
     sa.Column("next_try_at", _Time, nullable=False, server_default=_now),
     comment="What steps have begun elsewhere that nobody wants any more: a row until it is cancelled there.",
+)
+
+untold_ends = sa.Table(
+    "untold_ends",
+    metadata,
+    sa.Column("execution_id", _Id, primary_key=True),
+    sa.Column("ended_at", _Time, nullable=False, server_default=_now),
+    # No foreign key: of one that has been deleted there is nothing to tell.
+    comment="Executions that were ended by somebody who has no plugins to tell: a row until a worker tells its own.",
 )
 
 cached_results = sa.Table(

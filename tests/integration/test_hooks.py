@@ -24,6 +24,7 @@ from orchestrator.plugins import ExecutionEvent, StepEvent, hookimpl, load_plugi
 from orchestrator.store import counters, executions, new_id, steps, workers
 from orchestrator.tally import HOOK_DROPS, HOOK_ERRORS, Measure
 from workers import hooks
+from workers.hooks import Announcer
 from workers.process import WorkerProcess
 
 
@@ -94,6 +95,16 @@ class InProcess:
             worker.store, programs, self.settings, None, lambda plan: None,  # type: ignore[arg-type]
             holder=new_id(), host="here", observer=worker.hooks,
         )  # fmt: skip
+
+
+class Dying(Announcer):
+    """It is killed as it is about to tell."""
+
+    def __init__(self) -> None:
+        pass
+
+    def execution_ended(self, execution_id: str) -> None:
+        raise ProcessLookupError
 
 
 Start = Callable[..., InProcess]
@@ -263,6 +274,51 @@ def test_an_execution_that_had_stalled_is_told_of_when_it_is_settled(start: Star
     process.reconciler().restart_stalled()
     process.reconciler().restart_stalled()
     assert until_told(told, execution_id, 1) == ["workflow_completed"]
+
+
+def test_an_end_that_came_by_way_of_the_api_is_told_of_by_a_worker(start: Start, told: Told):
+    process = start(told=told)
+    execution_id = process.start(step("a"), step("b", needs="a"))
+    process.servers.client.post(f"/api/v1/executions/{execution_id}/cancel")
+    for _ in range(2):
+        process.reconciler().tell_ends()
+    until_told(told, execution_id, 1)
+    process.worker.close()
+    assert told.of(execution_id) == ["workflow_completed"]
+    assert (told.the("workflow_completed").status, told.the("workflow_completed").duration) == ("cancelled", 0)
+
+
+def test_a_paused_execution_that_ends_when_it_is_resumed_is_told_of(start: Start, told: Told):
+    process = start(told=told)
+    execution_id = process.start(step("a"))
+    process.servers.client.post(f"/api/v1/executions/{execution_id}/pause")
+    process.servers.sql(
+        "UPDATE step_executions SET status = 'completed', finished_at = now() WHERE execution_id = %(id)s::uuid",
+        id=execution_id,
+    )
+    process.servers.client.post(f"/api/v1/executions/{execution_id}/resume")
+    process.reconciler().tell_ends()
+    assert until_told(told, execution_id, 1) == ["workflow_completed"]
+
+
+def test_a_worker_that_dies_before_it_has_told_leaves_the_end_to_the_next(start: Start, told: Told):
+    process = start(told=told)
+    execution_id = process.start(step("a"))
+    process.servers.client.post(f"/api/v1/executions/{execution_id}/cancel")
+    dying = process.reconciler()
+    dying.observer = Dying()
+    with pytest.raises(ProcessLookupError):
+        dying.tell_ends()
+    process.reconciler().tell_ends()
+    assert until_told(told, execution_id, 1) == ["workflow_completed"]
+
+
+def test_ends_that_nobody_wants_to_hear_of_are_not_kept(start: Start):
+    process = start()
+    execution_id = process.start(step("a"))
+    process.servers.client.post(f"/api/v1/executions/{execution_id}/cancel")
+    process.reconciler().tell_ends()
+    assert process.servers.sql("SELECT FROM untold_ends") == []
 
 
 def test_secrets_are_masked_in_what_is_told(start: Start, told: Told, monkeypatch: pytest.MonkeyPatch):

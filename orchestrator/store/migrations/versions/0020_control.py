@@ -1,4 +1,4 @@
-"""Attempts that are counted on over a retry; pauses that are shared; retries that are said twice"""
+"""Attempts that are counted on over a retry; pauses that are shared; looks at rate limits; ends to be told of"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -25,6 +25,21 @@ def upgrade() -> None:
         ),
     ):
         op.add_column("executions", column)
+    op.create_table(
+        "rate_looks",
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("key", name=op.f("pk_rate_looks")),
+        comment="When to look whether a rate limit lets in the next of those that it holds: a row a key that holds any.",
+    )
+    op.create_index(op.f("ix_rate_looks_at"), "rate_looks", ["at"])
+    op.create_table(
+        "untold_ends",
+        sa.Column("execution_id", sa.UUID(as_uuid=False), nullable=False),
+        sa.Column("ended_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.PrimaryKeyConstraint("execution_id", name=op.f("pk_untold_ends")),
+        comment="Executions that were ended by somebody who has no plugins to tell: a row until a worker tells its own.",
+    )
     # Statistics count what a retry policy has tried again, not what a user has.
     op.execute("""
         DO $do$ BEGIN
