@@ -39,8 +39,9 @@ def seconds_to_next_turn(connection: Connection) -> float | None:
     return min((seconds for seconds in due if seconds is not None), default=None)
 
 
-def purge_rates(connection: Connection, limit: int) -> None:
-    """Remove what rate limits are no longer counted from, and who does not wait any more."""
+def keep_rates(connection: Connection, limit: int) -> None:
+    """Remove what rate limits are no longer counted from, and who does not wait any more; overlook nobody who does."""
+    admission.look_at_forgotten(connection)
     rates.purge(connection, limit)
     rate_line.purge(connection)
 

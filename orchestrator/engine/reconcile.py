@@ -21,7 +21,7 @@ import psutil
 from orchestrator.config import Settings
 from orchestrator.definition.model import Step
 from orchestrator.engine import triggers
-from orchestrator.engine.admission import admit_all, purge_rates, seconds_to_next_turn
+from orchestrator.engine.admission import admit_all, keep_rates, seconds_to_next_turn
 from orchestrator.engine.advance import Advance, Failure, end_early, end_failed_attempt, replan
 from orchestrator.engine.plan import Message, Plan, plan
 from orchestrator.engine.programs import Programs
@@ -401,7 +401,7 @@ class Reconciler:
             cancellations.purge(connection, _PURGED)
             step_tests.purge(connection, _PURGED)
             stats.merge(connection)
-            purge_rates(connection, _PURGED)
+            keep_rates(connection, _PURGED)
 
     def _ring(self, rings: Iterable[Ring]) -> None:
         """One message a step: what was lost is few, or a whole broker, where speed is not the question."""

@@ -72,6 +72,15 @@ def has_to_wait(moment: str, key: str, limit: str, per: str) -> str:
     )
 
 
+def look_again(moment: str, key: str, limit: str, per: str) -> str:
+    """SQL: a statement that has somebody look at `key` when it is open: it holds one more from `moment` on."""
+    return f"""
+        INSERT INTO rate_looks (key, at)
+        VALUES ({key}, greatest({moment}, {opens_at(key, limit, per)}))
+        ON CONFLICT (key) DO UPDATE SET at = excluded.at WHERE excluded.at < rate_looks.at
+    """
+
+
 def next_turn(workflow: str, priority: str) -> str:
     """SQL: the turn of an execution of `workflow` that begins to wait now, among those of its `priority`."""
     first = f"SELECT e.turn FROM executions e WHERE {BACKLOG} AND e.priority = {priority} ORDER BY e.turn LIMIT 1"
@@ -81,6 +90,8 @@ def next_turn(workflow: str, priority: str) -> str:
     )
 
 
+_LOOK_EVERY = 300
+"""Seconds after which a rate limit that holds executions is looked at again at the latest."""
 _MOST = 100
 """Executions looked at in one call, so that nobody holds the lock for long."""
 
@@ -93,7 +104,8 @@ _ADMIT_NEXT = f"""
     admitted := admitted || next_one.id;
 """
 _NEXT_ONE = "e.id, e.parent_step_id, e.limit_keys, e.limits, e.rate_key, e.rate_limit, e.rate_per"
-_FIRST = "ORDER BY e.priority DESC, e.turn, e.id LIMIT 1 FOR NO KEY UPDATE OF e SKIP LOCKED"
+_NEXT = "ORDER BY e.priority DESC, e.turn, e.id LIMIT 1"
+_FIRST = f"{_NEXT} FOR NO KEY UPDATE OF e SKIP LOCKED"
 
 _ADMIT_ROUTINE = Routine(
     "admit",
@@ -123,6 +135,7 @@ _ADMIT_ROUTINE = Routine(
             CONTINUE WHEN NOT FOUND;
             IF next_one.rate_key IS NOT NULL AND {has_to_wait("moment", *_RATE)} THEN
                 UPDATE executions SET paced = true WHERE id = next_one.id;
+                {look_again("moment", *_RATE)};
             ELSIF next_one.parent_step_id IS NOT NULL THEN
                 {_ADMIT_NEXT}
             ELSE
@@ -144,6 +157,17 @@ _ADMIT_ROUTINE = Routine(
                     ahead := ahead + 1;
                 END IF;
             END LOOP;
+            -- The next look, or none if nobody is held. Of those that come to the backlog first, nobody knows when they
+            -- will have made their uses; and behind the first there may be others with another limit.
+            SELECT {_NEXT_ONE} INTO next_one FROM executions e WHERE {_PACED} AND e.rate_key = open_key {_NEXT};
+            IF FOUND THEN
+                UPDATE rate_looks SET at = CASE WHEN ahead < next_one.rate_limit THEN
+                    least(greatest(moment, {opens_at(*_RATE, "ahead")}), moment + interval '{_LOOK_EVERY} s')
+                    ELSE moment + interval '1 s' END
+                WHERE key = open_key;
+            ELSE
+                DELETE FROM rate_looks WHERE key = open_key;
+            END IF;
         END LOOP;
         FOR looked IN 1..{_MOST} LOOP
             EXIT WHEN free <= 0;
@@ -153,6 +177,7 @@ _ADMIT_ROUTINE = Routine(
                 UPDATE executions SET held = true WHERE id = next_one.id;
             ELSIF next_one.rate_key IS NOT NULL AND NOT {is_open("moment", *_RATE)} THEN
                 UPDATE executions SET held = true, paced = true WHERE id = next_one.id;
+                {look_again("moment", *_RATE)};
             ELSE
                 {_ADMIT_NEXT}
                 free := free - 1;
@@ -228,51 +253,33 @@ def keys_with_room(connection: Connection, limit: int) -> list[str]:
 
 # --- rate limits ---------------------------------------------------------------------------------------------
 
-# The first that each rate limit holds, and when that lets it in: one look a key, however many it holds.
-_PACES = f"""
-    keys AS (
-        (SELECT e.rate_key AS key FROM executions e WHERE {_PACED} ORDER BY e.rate_key LIMIT 1)
-        UNION ALL
-        SELECT (SELECT e.rate_key FROM executions e WHERE {_PACED} AND e.rate_key > k.key ORDER BY e.rate_key LIMIT 1)
-        FROM keys k WHERE k.key IS NOT NULL
-    ), paces AS (
-        SELECT first.key, coalesce({opens_at("first.key", "first.rate_limit", "first.rate_per", "first.ahead")},
-                                   clock_timestamp()) AS opens_at
-        FROM keys k CROSS JOIN LATERAL (
-            SELECT k.key, e.rate_limit, e.rate_per,
-                   (SELECT count(*) FROM executions e WHERE {BACKLOG} AND e.rate_key = k.key) AS ahead
-            FROM executions e WHERE {_PACED} AND e.rate_key = k.key
-            ORDER BY e.priority DESC, e.turn, e.id LIMIT 1
-        ) AS first
-        WHERE first.ahead < first.rate_limit
-    )
-"""
-
-
-_OPEN_ROUTINE = Routine(
-    "rates_that_let_in",
-    f"WITH RECURSIVE {_PACES} SELECT key FROM paces WHERE opens_at <= clock_timestamp() "
-    "ORDER BY opens_at LIMIT %(most)s",
-    {"most": "int"},
-    {"key": "text"},
-)
-_OPENING_ROUTINE = Routine(
-    "next_opening",
-    f"WITH RECURSIVE {_PACES} SELECT extract(epoch FROM min(opens_at) - clock_timestamp())::float8 FROM paces",
-    {},
-    {"seconds": "float8"},
-)
-
 
 def rates_that_let_in(connection: Connection, limit: int) -> list[str]:
-    """The keys of rate limits that hold executions which they need not hold any longer."""
-    return [key for (key,) in run(connection, _OPEN_ROUTINE.call, {"most": limit})]
+    """The keys of rate limits that may hold executions which they need not hold any longer."""
+    rows = run(
+        connection,
+        "SELECT key FROM rate_looks WHERE at <= clock_timestamp() ORDER BY at LIMIT %(limit)s",
+        {"limit": limit},
+    )
+    return [key for (key,) in rows]
 
 
 def seconds_to_next_opening(connection: Connection) -> float | None:
-    """Until a rate limit lets in one of those that it holds; None if none holds any."""
-    seconds: float | None = run(connection, _OPENING_ROUTINE.call).scalar()
+    """Until a rate limit may let in one of those that it holds; None if none holds any."""
+    seconds: float | None = run(
+        connection, "SELECT extract(epoch FROM min(at) - clock_timestamp())::float8 FROM rate_looks"
+    ).scalar()
     return seconds
+
+
+def look_at_forgotten(connection: Connection) -> None:
+    """Have those looked at soon that a rate limit holds and nobody is to look at: they were paused meanwhile, or done
+    again."""
+    run(
+        connection,
+        f"INSERT INTO rate_looks (key, at) SELECT DISTINCT e.rate_key, clock_timestamp() FROM executions e "
+        f"WHERE {_PACED} AND NOT EXISTS (SELECT FROM rate_looks l WHERE l.key = e.rate_key) ON CONFLICT DO NOTHING",
+    )
 
 
 def turn_of(connection: Connection, execution_id: str) -> Turn:

@@ -115,6 +115,8 @@ _INSERT_ROUTINE = Routine(
         admitted := created AND is_admitted;
         IF admitted AND %(rate_key)s IS NOT NULL THEN
             {use("moment", "%(rate_key)s", "%(rate_per)s")};
+        ELSIF created AND is_paced THEN
+            {admission.look_again("moment", "%(rate_key)s", "%(rate_limit)s", "%(rate_per)s")};
         END IF;
         IF created THEN
             INSERT INTO step_executions (id, execution_id, path, step_id, type, queue, status, height, timeout, rung_at)

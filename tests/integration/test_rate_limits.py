@@ -17,7 +17,7 @@ from test_admission import end
 from test_execution import step, workflow
 
 from orchestrator.config import HostSettings, RateLimit
-from orchestrator.engine.admission import admit_all, seconds_to_next_turn
+from orchestrator.engine.admission import admit_all, keep_rates, seconds_to_next_turn
 from orchestrator.store import rate_line, rates
 from orchestrator.store.rates import Rate
 
@@ -39,6 +39,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 def idle(stack: Deployment) -> Deployment:
     stack.sql("DELETE FROM workflows")
     stack.sql("DELETE FROM rate_uses")
+    stack.sql("DELETE FROM rate_looks")
     return stack
 
 
@@ -51,12 +52,23 @@ def let_in(deployment: Deployment) -> list[str]:
     return [plan.execution_id for plan in admit_all(deployment.store, deployment.settings)]
 
 
-def age_uses(deployment: Deployment, seconds: float) -> None:
+def age_uses(deployment: Deployment, seconds: float, of: str = "%") -> None:
+    """What has been used, and is to be looked at, under the keys that are like `of`."""
     deployment.sql(
         "UPDATE rate_uses SET used_at = used_at - %(by)s * interval '1 second', "
-        "expires_at = expires_at - %(by)s * interval '1 second'",
+        "expires_at = expires_at - %(by)s * interval '1 second' WHERE key LIKE %(of)s",
         by=seconds,
+        of=of,
     )
+    deployment.sql(
+        "UPDATE rate_looks SET at = at - %(by)s * interval '1 second' WHERE key LIKE %(of)s", by=seconds, of=of
+    )
+
+
+def keep_house(deployment: Deployment) -> None:
+    """As reconcile does every five seconds."""
+    with deployment.store.single() as connection:
+        keep_rates(connection, 1000)
 
 
 def most_in_any_window(moments: list[float], seconds: float) -> int:
@@ -101,7 +113,7 @@ def test_two_keys_do_not_disturb_each_other(idle: Deployment):
     workflow_id = idle.create(limited(1, key="{{ input.customer }}"))
     a1, a2, b1, b2 = (idle.execute(workflow_id, {"customer": customer}) for customer in ("a", "a", "b", "b"))
     assert admitted(idle) == {a1, b1}
-    idle.sql("UPDATE rate_uses SET used_at = used_at - interval '1 hour' WHERE key LIKE '%%:b'")
+    age_uses(idle, 3600, of="%:b")
     assert let_in(idle) == [b2]
     assert a2 not in admitted(idle)
 
@@ -169,6 +181,8 @@ def test_a_paused_one_keeps_nobody_waiting_and_is_let_in_when_it_is_resumed(idle
     age_uses(idle, 3600)
     assert let_in(idle) == [behind]
     assert idle.client.post(f"/api/v1/executions/{paused}/resume").status_code == 200
+    assert let_in(idle) == []
+    keep_house(idle)
     age_uses(idle, 3600)
     assert let_in(idle) == [paused]
 
@@ -247,6 +261,31 @@ def test_when_the_next_is_let_in_is_known_without_looking_again_and_again(idle: 
     due = seconds()
     assert due is not None
     assert 590 < due <= 600
+
+
+def test_keys_without_number_are_looked_at_a_bounded_number_at_a_time_and_only_when_one_is_due(idle: Deployment):
+    workflow_id = idle.create(limited(1, key="{{ input.key }}"))
+    items = [{"input": {"key": str(n // 2)}} for n in range(300)]
+    answer = idle.client.post(f"/api/v1/workflows/{workflow_id}/execute/bulk", json={"items": items})
+    assert answer.json["started"] == 300
+    assert len(admitted(idle)) == 150
+    assert let_in(idle) == []
+    age_uses(idle, 3600)
+    assert [len(let_in(idle)) for _ in range(3)] == [100, 50, 0]
+    assert idle.sql("SELECT FROM rate_looks") == []
+
+
+def test_behind_one_with_a_long_window_that_is_gone_another_does_not_wait_for_that(idle: Deployment):
+    workflow_id = idle.create(limited(1, "1d"))
+    idle.execute(workflow_id)
+    first = idle.execute(workflow_id)
+    idle.client.put(f"/api/v1/workflows/{workflow_id}", json={"definition": limited(1, "10m")})
+    second = idle.execute(workflow_id)
+    age_uses(idle, 600)
+    assert let_in(idle) == []  # they are let in in their order
+    idle.client.post(f"/api/v1/executions/{first}/cancel")
+    age_uses(idle, 300)
+    assert let_in(idle) == [second]
 
 
 def test_why_names_the_rate_limit_and_when_each_is_let_in(idle: Deployment):
