@@ -4,7 +4,7 @@ DATA   ?= .data
 ARGS   ?=
 BIN     = .venv/bin
 
-.PHONY: install run test check bench chaos clean
+.PHONY: install run test check audit bench chaos clean
 
 install: .venv/installed
 
@@ -19,6 +19,13 @@ check: .venv/installed-dev
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/mypy"
 	"$(BIN)/lint-imports"
+	"$(BIN)/bandit" --quiet --configfile pyproject.toml --recursive orchestrator workers api beat
+
+# What is installed, against the advisories of pypi.org: not in `test`, which is to give the same result tomorrow.
+audit: .venv/installed-dev
+	"$(BIN)/bandit" --quiet --configfile pyproject.toml --recursive orchestrator workers api beat
+	"$(BIN)/python" -m pip --disable-pip-version-check freeze --exclude-editable \
+	    | "$(BIN)/pip-audit" --strict --no-deps --disable-pip --progress-spinner off -r /dev/stdin
 
 bench: .venv/installed-dev
 	"$(BIN)/python" -m benchmarks $(ARGS)

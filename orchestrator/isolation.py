@@ -47,6 +47,8 @@ _ETC = [
     "timezone",
 ]
 
+_TMP, _VAR_TMP = "/tmp", "/var/tmp"  # noqa: S108  # nosec B108 # as the script sees its own
+
 _PROBE_TIME = 10.0
 """Seconds for the program that shows whether bubblewrap works here."""
 
@@ -106,7 +108,7 @@ def enclosure(settings: Settings, folder: Path, interpreter: str, *, network: bo
         *("--unshare-all", "--die-with-parent", "--cap-drop", "ALL"),
         *(["--share-net"] if network else []),
         *_system(),
-        *("--proc", "/proc", "--dev", "/dev", "--bind", str(temporary), "/tmp", "--symlink", "../tmp", "/var/tmp"),  # noqa: S108
+        *("--proc", "/proc", "--dev", "/dev", "--bind", str(temporary), _TMP, "--symlink", "../tmp", _VAR_TMP),
         *(word for path in seen for word in ("--ro-bind-try", str(path), str(path))),
         *(word for path in seen for word in _hidden(settings, path)),
         *("--bind", str(folder), str(folder)),

@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"cannot change from root to user {uid}, which PostgreSQL needs: {error.strerror}")
     try:
         os.chdir(folder)
-        os.execv(command[0], command)  # noqa: S606 - the point of this program
+        os.execv(command[0], command)  # noqa: S606  # nosec B606 # the point of this program
     except OSError as error:
         blocked = error.filename or command[0]
         sys.exit(

@@ -29,7 +29,7 @@ class RetryPolicy:
         """Seconds to rest after attempt number `attempt` (1-based) failed."""
         # The exponent is bounded: past it every delay is max_delay, and a float must not overflow.
         delay = min(self.max_delay, self.initial_delay * self.backoff_factor ** min(attempt - 1, 64))
-        return delay * (1 - self.jitter * random.random())  # noqa: S311  (spreads load, guards nothing)
+        return delay * (1 - self.jitter * random.random())  # noqa: S311  # nosec B311 # spreads load, guards nothing
 
     def allows(self, kind: str, attempt: int) -> bool:
         """Whether a failure of this `kind` at attempt number `attempt` is followed by another attempt."""
