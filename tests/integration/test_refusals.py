@@ -256,8 +256,8 @@ def test_no_endpoint_opens_to_a_credential_that_is_none(servers: Deployment, tea
     servers.sql("UPDATE api_keys SET expires_at = now() - interval '1 s' WHERE id = %(id)s::uuid", id=expired["id"])
     credentials = [
         None, "", "Bearer", "Bearer ", f"Basic {SECRET}", f"Bearer {SECRET}", "Bearer \xff\xfe", "Bearer a.b.c",
-        f"Bearer {'x' * 20_000}", "Bearer " + revoked["key"][:-1], f"Bearer {revoked['key']}", f"Bearer {expired['key']}",
-        f"Bearer {revoked['key']} {expired['key']}",
+        f"Bearer {'x' * 20_000}", f"Bearer {revoked['key'][:-1]}", f"Bearer {revoked['key']}",
+        f"Bearer {expired['key']}", f"Bearer {revoked['key']} {expired['key']}",
     ]  # fmt: skip
     things, since, unchanged = world(servers, team), newest_entry(servers), Unchanged(servers)
     for method, path, *_ in GUARDED:
