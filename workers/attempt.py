@@ -463,9 +463,14 @@ class Attempt:
 
 @dataclass(slots=True)
 class _Interruptible:
-    """A block of the main thread that SIGALRM may interrupt."""
+    """A block of the main thread that SIGALRM may interrupt; at its `deadline`, if it has one."""
 
+    deadline: float | None
     unwanted: bool = False
+
+    def watch_time(self) -> None:
+        left = 0.0 if self.deadline is None else max(0.001, self.deadline - time.monotonic() + ALARM_GRACE)
+        signal.setitimer(signal.ITIMER_REAL, left)
 
     def end(self) -> None:
         self.unwanted = True
@@ -497,15 +502,19 @@ def interruptible(deadline: float | None) -> Iterator[None]:
     # Asked for each step, changed once a process: changing it costs more than all the rest of this.
     if signal.getsignal(signal.SIGALRM) is not _interrupt:
         signal.signal(signal.SIGALRM, _interrupt)
-    _interruptible = block = _Interruptible()
+    around = _interruptible
+    _interruptible = block = _Interruptible(deadline)
     try:
         if deadline is not None:
-            signal.setitimer(signal.ITIMER_REAL, max(0.001, deadline - time.monotonic() + ALARM_GRACE))
+            block.watch_time()
         with ended_by(block.end):
             yield
     finally:
-        _interruptible = None
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _interruptible = around
+        if around is None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        else:  # a step of an execution that is performed in the step which started it
+            around.watch_time()
 
 
 class LogBuffer:

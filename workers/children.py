@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.engine.plan import Plan
-from orchestrator.engine.programs import Programs
-from orchestrator.engine.start import start_execution
+from orchestrator.engine.programs import Program
+from orchestrator.engine.start import check_payload, start_execution
 from orchestrator.errors import Conflict, InputError, NotFound, StepFailed
-from orchestrator.store import Store, executions, workflows
+from orchestrator.lifecycle import ExecutionStatus
+from orchestrator.store import executions, new_id, whole, workflows
 from orchestrator.store.executions import Outcome, Parent
 from orchestrator.store.steps import Claim, ExecutionFacts
+from orchestrator.store.whole import Whole
+from workers.attempt import Attempt
+from workers.inline import only_computes, perform_execution
 from workers.secrets import Secrets
+from workers.steps.contract import Child
+
+if TYPE_CHECKING:
+    from workers.process import WorkerProcess
 
 MAX_DEPTH = 10
 """Executions above one another; a workflow that starts itself would never end."""
@@ -23,40 +32,102 @@ MAX_DEPTH = 10
 class Children:
     """The executions that one step starts."""
 
-    store: Store
-    programs: Programs
+    process: WorkerProcess
     ring: Callable[[Plan | None], None]
     facts: ExecutionFacts
     claim: Claim
     secrets: Secrets
 
-    def start(self, workflow: str, input: Any, *, attached: bool) -> str:
+    def start(self, workflow: str, input: Any, *, attached: bool) -> Child:
         if self.facts.depth + 1 > MAX_DEPTH:
             raise _mistake(f"workflows may start one another {MAX_DEPTH} levels deep; this would be one more")
-        parent = Parent(self.claim.id if attached else None, self.facts.depth)
+        given = self.secrets.mask(input)  # it is stored and shown; the other workflow can name its secrets itself
+        is_known = workflow in self.process.programs.newest
         try:
-            with self.store.single() as connection:
-                workflow_id = workflows.find(connection, workflow, beside=self.facts.workflow_id)
-            started = start_execution(
-                self.store,
-                self.programs,
-                workflow_id,
-                self.secrets.mask(input),  # it is stored and shown; the other workflow can name its secrets itself
-                priority=self.facts.priority,
-                idempotency_key=f"{self.facts.id}:{self.claim.path}",
-                parent=parent,
-            )
+            workflow_id = workflow if is_known else self._found(workflow)
+            performed = self._performed(workflow_id, given) if attached else None
+            return performed or self._started(self._found(workflow) if is_known else workflow_id, given, attached)
         except (NotFound, Conflict, InputError) as error:
             raise _mistake(str(error)) from error
-        self.ring(started.plan)
-        return started.execution_id
 
     def outcome(self, execution_id: str) -> Outcome:
-        with self.store.single() as connection:
+        with self.process.store.single() as connection:
             outcome = executions.outcome(connection, execution_id)
         if outcome is None:
             raise _mistake(f"execution {execution_id}, which this step started, has been deleted")
         return outcome
+
+    def _found(self, workflow: str) -> str:
+        with self.process.store.single() as connection:
+            return workflows.find(connection, workflow, beside=self.facts.workflow_id)
+
+    def _started(self, workflow_id: str, given: Any, attached: bool) -> Child:
+        started = start_execution(
+            self.process.store,
+            self.process.programs,
+            workflow_id,
+            given,
+            priority=self.facts.priority,
+            idempotency_key=self._key,
+            parent=Parent(self.claim.id if attached else None, self.facts.depth),
+        )
+        self.ring(started.plan)
+        return Child(started.execution_id)
+
+    @property
+    def _key(self) -> str:
+        return f"{self.facts.id}:{self.claim.path}"
+
+    def _performed(self, workflow_id: str, given: Any) -> Child | None:
+        """An execution that only computes, performed here and inserted whole. None if it is to be started like any
+        other; so is the first of a workflow that this process comes to know."""
+        process = self.process
+        version = process.programs.newest.get(workflow_id)
+        if version is None or process.hooks is not None:  # who wants to be told of each step is told of each
+            return None
+        program = process.programs.get(process.store, workflow_id, version)
+        if not only_computes(program, process.programs.catalogue):
+            return None
+        check_payload(given, process.settings.executor.max_payload)
+        began = time.monotonic()
+        facts = ExecutionFacts(
+            id=new_id(),
+            workflow_id=workflow_id,
+            version=version,
+            input=program.checked_input(given),
+            priority=self.facts.priority,
+            trigger_id=None,
+            seconds_left=program.timeout,
+            parent_step_id=self.claim.id,
+            depth=self.facts.depth + 1,
+        )
+        performed = perform_execution(self._attempt(program, facts))
+        if performed is None:
+            return None
+        output, rows = performed
+        made = Whole(facts, program.timeout, output, rows, began, self._key)
+        if not whole.insert(process.store, made, beside=self.facts.workflow_id, worker_id=process.lease.id):
+            return None
+        return Child(facts.id, Outcome(ExecutionStatus.COMPLETED, output, None))
+
+    def _attempt(self, program: Program, facts: ExecutionFacts) -> Attempt:
+        process = self.process
+        first = program.definition.steps[0]
+        return Attempt(
+            store=process.store,
+            settings=process.settings,
+            program=program,
+            step=first,
+            claim=Claim(new_id(), first.id, attempt=1, losses=0, token=new_id()),
+            execution=facts,
+            catalogue=process.programs.catalogue,
+            secrets=process.secrets.of(facts.workflow_id),
+            seen={},
+            ends_at=None,
+            watch=process.watch,
+            workflows=None,
+            inlines=True,
+        )
 
 
 def _mistake(message: str) -> StepFailed:

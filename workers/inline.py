@@ -1,9 +1,11 @@
-"""A body whose steps only compute, performed whole in its container's attempt.
+"""A body whose steps only compute, performed whole in its container's attempt; so is an execution of such steps, in
+the attempt of the step that starts it.
 
 `pure` steps (set, condition, and containers of nothing else) touch nothing outside: to perform them twice, or for
 nothing, does no harm. So none of them needs a claim of its own. Their rows are inserted as they ended, all in one
-statement that shows the container's claim, or not at all; a body that turns out to be more than that (a step fails, or
-there are too many) is begun like any other, as if nothing had been performed.
+statement, or not at all: that of a body shows the container's claim, that of an execution has its step's key. What
+turns out to be more than that (a step fails, or there are too many) is begun like any other, as if nothing had been
+performed.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.definition.graph import CONTROL, Graph
 from orchestrator.definition.model import Step
 from orchestrator.engine.bodies import Scope, Spawn, loop_inside, row_of
+from orchestrator.engine.endings import NOT_TRIGGERED, outputs, seen_by_outputs
 from orchestrator.engine.plan import frontier
-from orchestrator.errors import StepFailed
+from orchestrator.engine.programs import Program
+from orchestrator.errors import StepFailed, TemplateError
 from orchestrator.lifecycle import StepStatus
 from orchestrator.store import new_id
 from orchestrator.store.bodies import EndedRow, Inner
@@ -53,6 +57,21 @@ def has_pure_bodies(step: Step, catalogue: Mapping[str, Any]) -> bool:
     return all(_is_pure(inner, catalogue) for body in step.bodies.values() for inner in body.steps)
 
 
+def only_computes(program: Program, catalogue: Mapping[str, Any]) -> bool:
+    """The same of all steps of a workflow, whose executions run under no limits of their own and have nothing to do at
+    their end."""
+    if program.only_computes is None:
+        definition = program.definition
+        limits = (definition.max_concurrent, definition.concurrency, definition.rate_limit)
+        program.only_computes = (
+            all(limit is None for limit in limits)
+            and not program.has_endings
+            and not program.is_counted
+            and all(_is_pure(step, catalogue) for step in definition.steps)
+        )
+    return program.only_computes
+
+
 def _is_pure(step: Step, catalogue: Mapping[str, Any]) -> bool:
     if step.queue != CONTROL or step.cache is not None or step.type not in catalogue:
         return False
@@ -63,7 +82,7 @@ def perform_body(attempt: Attempt, spawn: Spawn, perform_again: PerformAgain) ->
     """What the container comes to after the bodies that it spawns, if they can be performed here.
     `perform_again(attempt, state, rounds)` performs the container as if these had come to their end."""
     inside = replace(attempt, seen=dict(attempt.seen))  # nobody outside sees what is inside
-    body = _Body(inside, time.monotonic() + MOST_SECONDS)
+    body = _Body(inside)
     outcome: Done | Wait | Spawn = spawn
     try:
         while isinstance(outcome, Spawn):
@@ -74,31 +93,65 @@ def perform_body(attempt: Attempt, spawn: Spawn, perform_again: PerformAgain) ->
     return (outcome, Performed(spawn, body.rows)) if isinstance(outcome, Done) else None
 
 
+def perform_execution(attempt: Attempt) -> tuple[Any, Sequence[EndedRow]] | None:
+    """The output of an execution that `only_computes` and its steps, if they can all be performed here. `attempt` is of
+    its first step."""
+    program = attempt.program
+    if len(program.definition.steps) > MOST_ROWS:
+        return None
+    try:
+        rows = list(_Steps(attempt, container=None).perform(program.scopes.root, loop=None))
+        return _output(attempt, rows), rows
+    except (_NotHere, TemplateError):
+        return None
+
+
+def _output(attempt: Attempt, rows: Sequence[EndedRow]) -> Any:
+    program, ended = attempt.program, {row.place.path: row for row in rows}
+    if program.outputs is None:
+        sinks = [ended[path] for path in program.scopes.root.sinks]
+        return {row.place.path: row.output for row in sinks if row.place.status is StepStatus.COMPLETED}
+    rows_seen = {path: ended[path] for path in seen_by_outputs(program) if path in ended}
+    seen = {
+        path: as_seen_by_templates(row.place.status, row.output, variables=row.variables)
+        for path, row in rows_seen.items()
+    }
+    return outputs(program, attempt.execution, seen, NOT_TRIGGERED)
+
+
 class _Body:
     """The scopes of one container, one after the other."""
 
-    def __init__(self, inside: Attempt, until: float) -> None:
+    def __init__(self, inside: Attempt) -> None:
         self._inside = inside
-        self._until = until
+        self._steps = _Steps(inside, inside.claim.path)
         self.rows: list[EndedRow] = []
         self.rounds: list[Round] = []
 
     def run(self, scopes: Sequence[Scope]) -> None:
-        bodies = self._inside.step.bodies
+        program, container, bodies = self._inside.program, self._inside.claim, self._inside.step.bodies
         if len(self.rows) + sum(len(bodies[scope.body].steps) for scope in scopes) > MOST_ROWS:
             raise _NotHere
         for scope in scopes:
-            rows = list(self._ended(scope))
+            graph = program.scopes.at(scope.of(container.path))
+            rows = list(self._steps.perform(graph, loop_inside(program, container.loop, scope.loop)))
             self.rows += rows
             # What stands in containers among these steps is theirs to make something of.
-            own = [_inner(row) for row in rows if row.container == self._inside.claim.path]
+            own = [_inner(row) for row in rows if row.container == container.path]
             self.rounds.append(round_of(scope.name, own, bodies[scope.body]))
 
-    def _ended(self, scope: Scope) -> Iterator[EndedRow]:
+
+class _Steps:
+    """Performs the steps that stand in one `container` (None: in an execution), each with an attempt of its own like
+    `inside`, in which also what they have come to is seen."""
+
+    def __init__(self, inside: Attempt, container: str | None) -> None:
+        self._inside = inside
+        self._container = container
+        self._until = time.monotonic() + MOST_SECONDS
+
+    def perform(self, graph: Graph, loop: Any) -> Iterator[EndedRow]:
         """The rows of a scope, in the order in which its steps end."""
-        program, container = self._inside.program, self._inside.claim
-        graph = program.scopes.at(scope.of(container.path))
-        loop = loop_inside(program, container.loop, scope.loop)
         states = dict.fromkeys(graph.steps, StepStatus.PENDING)
         ready = deque(graph.roots)
         while ready:
@@ -149,7 +202,7 @@ class _Body:
         return EndedRow(
             id=by.claim.id if by else new_id(),
             place=row_of(graph, path, status, loop=loop, sees_loop=self._inside.program.sees_loop),
-            container=self._inside.claim.path,
+            container=self._container,
             input=by.recorded_input if by else None,
             output=output,
             variables=by.variables if by else None,

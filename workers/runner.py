@@ -261,14 +261,7 @@ class Lane:
                 seen=self.seen,
                 ends_at=self.ends_at,
                 watch=self.process.watch,
-                workflows=Children(
-                    self.store,
-                    self.process.programs,
-                    self.onward.add,
-                    self.facts,
-                    claim,
-                    secrets,
-                ),
+                workflows=Children(self.process, self.onward.add, self.facts, claim, secrets),
                 # Who wants to be told of each step is told of each.
                 inlines=self.process.hooks is None,
             )

@@ -26,6 +26,7 @@ from orchestrator.store.admission import Freed
 from orchestrator.store.bodies import InnerRow, Undoable
 from orchestrator.store.executions import Locked
 from orchestrator.store.recovery import Ring
+from orchestrator.store.steps import ExecutionFacts
 
 COMPLETED, FAILED = ExecutionStatus.COMPLETED, ExecutionStatus.FAILED
 
@@ -149,22 +150,35 @@ def _end(
 
 
 def _finish_with_outputs(connection: Connection, program: Program, locked: Locked) -> None:
-    assert program.outputs is not None
-    mappers = program.mappers_of_all()
-    seen = steps.outputs(connection, locked.id, {*program.outputs.steps, *mappers})
-    context: Mapping[str, Any] = {
-        "variables": program.variables_after(locked.input, mappers, seen),
-        "input": locked.input,
-        "steps": seen,
-        "execution": execution_facts(locked.id, locked.workflow_id, locked.version, locked.priority),
-        "trigger": trigger_facts(executions.trigger_data(connection, locked.id) if locked.trigger_id else None),
-    }
+    seen = steps.outputs(connection, locked.id, seen_by_outputs(program))
+    trigger = trigger_facts(executions.trigger_data(connection, locked.id) if locked.trigger_id else None)
     try:
-        output = program.outputs.render(context)
+        output = outputs(program, locked, seen, trigger)
     except TemplateError as error:
         executions.fail(connection, locked.id, f"outputs: {error}")
     else:
         executions.finish(connection, locked.id, output)
+
+
+def seen_by_outputs(program: Program) -> set[str]:
+    """The steps that a workflow's `outputs` may look at."""
+    return {*(program.outputs.steps if program.outputs else ()), *program.mappers_of_all()}
+
+
+def outputs(
+    program: Program, execution: Locked | ExecutionFacts, seen: Mapping[str, Any], trigger: Mapping[str, Any]
+) -> Any:
+    """The workflow's `outputs` for an execution; `seen` has what templates see of `seen_by_outputs`. Raises
+    TemplateError."""
+    assert program.outputs is not None
+    context: Mapping[str, Any] = {
+        "variables": program.variables_after(execution.input, program.mappers_of_all(), seen),
+        "input": execution.input,
+        "steps": seen,
+        "execution": execution_facts(execution.id, execution.workflow_id, execution.version, execution.priority),
+        "trigger": trigger,
+    }
+    return program.outputs.render(context)
 
 
 def execution_facts(id: str, workflow_id: str, version: int, priority: int) -> dict[str, Any]:

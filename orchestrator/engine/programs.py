@@ -48,6 +48,8 @@ class Program:
         """What the worker keeps of each step, by id; see workers/attempt.py."""
         self.surroundings: dict[str, Surroundings | None] = {}
         """Kept by engine/advance.py, by step id."""
+        self.only_computes: bool | None = None
+        """Kept by workers/inline.py."""
         self.timeout = self.definition.timeout or settings.executor.timeout
 
     def retry_policy(self, step: Step) -> RetryPolicy:

@@ -87,12 +87,12 @@ def insert(
 
 @dataclass(frozen=True, slots=True)
 class EndedRow:
-    """A step of a scope that has ended before there was a row of it. `began` (None: nobody looked at it) and `ended`
+    """A step that has ended before there was a row of it. `began` (None: nobody looked at it) and `ended`
     are on time.monotonic()'s clock; `reason` is why it was skipped."""
 
     id: str
     place: InnerRow
-    container: str
+    container: str | None
     input: Any
     output: Any
     variables: Any
@@ -101,28 +101,77 @@ class EndedRow:
     ended: float
 
 
+_ENDED_COLUMNS = {
+    "ids": "uuid[]",
+    "paths": "text[]",
+    "step_ids": "text[]",
+    "scopes": "text[]",
+    "containers": "text[]",
+    "types": "text[]",
+    "queues": "text[]",
+    "statuses": "text[]",
+    "heights": "int[]",
+    "timeouts": "float8[]",
+    "iterations": "jsonb[]",
+    "inputs": "jsonb[]",
+    "outputs": "jsonb[]",
+    "variables": "jsonb[]",
+    "reasons": "text[]",
+    "began": "float8[]",
+    "ended": "float8[]",
+}
+ENDED_PARAMETERS = {"execution": "uuid", "worker": "uuid"} | _ENDED_COLUMNS
+"""What INSERT_ENDED takes."""
+
+INSERT_ENDED = f"""
+    INSERT INTO step_executions (id, execution_id, path, step_id, scope, container, type, queue, status, height,
+                                 timeout, iteration, attempt, worker_id, input, output, variables,
+                                 error_message, started_at, finished_at)
+    SELECT u.id, %(execution)s, u.path, u.step_id, u.scope, u.container, u.type, u.queue, u.status, u.height,
+           u.timeout, u.iteration, CASE WHEN u.began IS NULL THEN 0 ELSE 1 END,
+           CASE WHEN u.began IS NOT NULL THEN %(worker)s END, u.input, u.output, u.variables, u.reason,
+           clock_timestamp() - u.began * interval '1 second', clock_timestamp() - u.ended * interval '1 second'
+    FROM unnest({", ".join(f"%({name})s" for name in _ENDED_COLUMNS)})
+         AS u(id, path, step_id, scope, container, type, queue, status, height, timeout, iteration, input,
+              output, variables, reason, began, ended);
+"""
+
+
+def ended_parameters(execution_id: str, rows: Sequence[EndedRow], worker_id: str) -> dict[str, Any]:
+    now = time.monotonic()
+    places = [row.place for row in rows]
+    return {
+        "execution": execution_id,
+        "worker": worker_id,
+        "ids": [row.id for row in rows],
+        "paths": [place.path for place in places],
+        "step_ids": [place.step_id for place in places],
+        "scopes": [place.scope for place in places],
+        "containers": [row.container for row in rows],
+        "types": [place.type for place in places],
+        "queues": [place.queue for place in places],
+        "statuses": [place.status for place in places],
+        "heights": [place.height for place in places],
+        "timeouts": [place.timeout for place in places],
+        "iterations": [_json(place.iteration) for place in places],
+        "inputs": [_json(row.input) for row in rows],
+        "outputs": [_json(row.output) for row in rows],
+        "variables": [_json(row.variables) for row in rows],
+        "reasons": [row.reason for row in rows],
+        "began": [None if row.began is None else now - row.began for row in rows],
+        "ended": [now - row.ended for row in rows],
+    }
+
+
 _INSERT_ENDED_ROUTINE = Routine(
     "insert_ended",
     f"""
     DECLARE
     BEGIN
         PERFORM FROM step_executions WHERE {HELD} FOR UPDATE;
-        IF FOUND THEN
-            INSERT INTO step_executions (id, execution_id, path, step_id, scope, container, type, queue, status, height,
-                                         timeout, iteration, attempt, worker_id, input, output, variables,
-                                         error_message, started_at, finished_at)
-            SELECT u.id, %(execution)s, u.path, u.step_id, u.scope, u.container, u.type, u.queue, u.status, u.height,
-                   u.timeout, u.iteration, CASE WHEN u.began IS NULL THEN 0 ELSE 1 END,
-                   CASE WHEN u.began IS NOT NULL THEN %(worker)s END, u.input, u.output, u.variables, u.reason,
-                   clock_timestamp() - u.began * interval '1 second', clock_timestamp() - u.ended * interval '1 second'
-            FROM unnest(%(ids)s, %(paths)s, %(step_ids)s, %(scopes)s, %(containers)s, %(types)s, %(queues)s,
-                        %(statuses)s, %(heights)s, %(timeouts)s, %(iterations)s, %(inputs)s, %(outputs)s,
-                        %(variables)s, %(reasons)s, %(began)s, %(ended)s)
-                 AS u(id, path, step_id, scope, container, type, queue, status, height, timeout, iteration, input,
-                      output, variables, reason, began, ended);
-            inserted := true;
-        ELSE
-            inserted := false;
+        inserted := FOUND;
+        IF inserted THEN
+            {INSERT_ENDED}
         END IF;
         RETURN NEXT;
     EXCEPTION WHEN unique_violation THEN
@@ -131,29 +180,7 @@ _INSERT_ENDED_ROUTINE = Routine(
         RETURN NEXT;
     END
     """,
-    {
-        "execution": "uuid",
-        "id": "uuid",
-        "held_token": "uuid",
-        "worker": "uuid",
-        "ids": "uuid[]",
-        "paths": "text[]",
-        "step_ids": "text[]",
-        "scopes": "text[]",
-        "containers": "text[]",
-        "types": "text[]",
-        "queues": "text[]",
-        "statuses": "text[]",
-        "heights": "int[]",
-        "timeouts": "float8[]",
-        "iterations": "jsonb[]",
-        "inputs": "jsonb[]",
-        "outputs": "jsonb[]",
-        "variables": "jsonb[]",
-        "reasons": "text[]",
-        "began": "float8[]",
-        "ended": "float8[]",
-    },
+    {"id": "uuid", "held_token": "uuid"} | ENDED_PARAMETERS,
     {"inserted": "bool"},
 )
 
@@ -161,34 +188,8 @@ _INSERT_ENDED_ROUTINE = Routine(
 def insert_ended(store: Store, execution_id: str, held: Claim, rows: Sequence[EndedRow], worker_id: str) -> bool:
     """Insert the rows of a body that has ended, all of them; or none, if the claim `held` is held no longer or one of
     them is there already."""
-    now = time.monotonic()
-    places = [row.place for row in rows]
-    ((inserted,),) = store.call(
-        _INSERT_ENDED_ROUTINE,
-        {
-            "execution": execution_id,
-            "id": held.id,
-            "held_token": held.token,
-            "worker": worker_id,
-            "ids": [row.id for row in rows],
-            "paths": [place.path for place in places],
-            "step_ids": [place.step_id for place in places],
-            "scopes": [place.scope for place in places],
-            "containers": [row.container for row in rows],
-            "types": [place.type for place in places],
-            "queues": [place.queue for place in places],
-            "statuses": [place.status for place in places],
-            "heights": [place.height for place in places],
-            "timeouts": [place.timeout for place in places],
-            "iterations": [_json(place.iteration) for place in places],
-            "inputs": [_json(row.input) for row in rows],
-            "outputs": [_json(row.output) for row in rows],
-            "variables": [_json(row.variables) for row in rows],
-            "reasons": [row.reason for row in rows],
-            "began": [None if row.began is None else now - row.began for row in rows],
-            "ended": [now - row.ended for row in rows],
-        },
-    )
+    params = {"id": held.id, "held_token": held.token} | ended_parameters(execution_id, rows, worker_id)
+    ((inserted,),) = store.call(_INSERT_ENDED_ROUTINE, params)
     return bool(inserted)
 
 

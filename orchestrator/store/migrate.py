@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 from alembic import command
 from alembic.config import Config
 from sqlalchemy.engine import Connection
 
+from orchestrator import store
 from orchestrator.config import DatabaseSettings
-from orchestrator.store import (  # they register their routines
-    bodies,  # noqa: F401
-    executions,  # noqa: F401
-    partitions,
-    rate_line,  # noqa: F401
-    routines,
-    signals,  # noqa: F401
-    steps,  # noqa: F401
-)
+from orchestrator.store import partitions, routines
 from orchestrator.store.session import create_engine
 
 # Any constant will do, as long as every release uses the same.
@@ -26,6 +21,9 @@ _LOCK = 0x6F726368
 
 def migrate(url: str) -> None:
     """Apply what is missing, in order; a second process that does the same at the same time waits for us."""
+    for module in iter_modules(store.__path__, f"{store.__name__}."):
+        if not module.ispkg:
+            import_module(module.name)  # it registers its routines
     engine = create_engine(DatabaseSettings(url=url))
     try:
         # One transaction for all of it: a release is there whole or not at all.

@@ -20,6 +20,7 @@ from orchestrator.store.rates import Rate
 
 __all__ = [
     "BodyInfo",
+    "Child",
     "Done",
     "Outcome",
     "QueueClass",
@@ -50,13 +51,20 @@ class Round:
     error: Mapping[str, Json] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Child:
+    """An execution that a step has started; `outcome` if it is known that it has ended already."""
+
+    execution_id: str
+    outcome: Outcome | None = None
+
+
 class Workflows(Protocol):
     """What a step may do with other workflows."""
 
-    def start(self, workflow: str, input: Json, *, attached: bool) -> str:
-        """Start an execution of a workflow, named by its id or name; its id. One that is `attached` is cancelled
-        when this step is. Called again by the same step of the same execution, it finds the one that it started.
-        Raises StepFailed."""
+    def start(self, workflow: str, input: Json, *, attached: bool) -> Child:
+        """Start an execution of a workflow, named by its id or name. One that is `attached` is cancelled when this step
+        is. Called again by the same step of the same execution, it finds the one that it started. Raises StepFailed."""
 
     def outcome(self, execution_id: str) -> Outcome:
         """What came of it, as far as it has. Raises StepFailed if it is gone."""

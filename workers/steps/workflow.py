@@ -32,16 +32,15 @@ class Workflow(StepType):
         if workflows is None:
             raise StepFailed("other workflows cannot be started from here", kind="config", retryable=False)
         if context.state is None:
-            execution_id = workflows.start(
-                config["workflow"], config.get("input", context.input), attached=config["wait"]
-            )
+            child = workflows.start(config["workflow"], config.get("input", context.input), attached=config["wait"])
+            execution_id, outcome = child.execution_id, child.outcome
             if not config["wait"]:
                 return Done({"execution_id": execution_id, "status": ExecutionStatus.QUEUED, "output": None})
+        else:
+            execution_id = context.state["execution_id"]
+            outcome = workflows.outcome(execution_id)
+        if outcome is None or outcome.status not in EXECUTION_TERMINAL:
             return Wait(None, {"execution_id": execution_id}, awaits="child")
-        execution_id = context.state["execution_id"]
-        outcome = workflows.outcome(execution_id)
-        if outcome.status not in EXECUTION_TERMINAL:
-            return Wait(None, context.state, awaits="child")
         output = {"execution_id": execution_id, "status": outcome.status, "output": outcome.output}
         if outcome.status is not ExecutionStatus.COMPLETED:
             raise StepFailed(
