@@ -15,15 +15,16 @@ from orchestrator.config import DatabaseSettings
 from orchestrator.store import partitions, routines
 from orchestrator.store.session import create_engine
 
+for _module in iter_modules(store.__path__, f"{store.__name__}."):
+    if not _module.ispkg:
+        import_module(_module.name)  # it registers its routines
+
 # Any constant will do, as long as every release uses the same.
 _LOCK = 0x6F726368
 
 
 def migrate(url: str) -> None:
     """Apply what is missing, in order; a second process that does the same at the same time waits for us."""
-    for module in iter_modules(store.__path__, f"{store.__name__}."):
-        if not module.ispkg:
-            import_module(module.name)  # it registers its routines
     engine = create_engine(DatabaseSettings(url=url))
     try:
         # One transaction for all of it: a release is there whole or not at all.
