@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -201,7 +202,7 @@ def _new_engine(name: str, settings: ConnectionSettings) -> sa.Engine:
     except ImportError as error:
         raise config_mistake(f"connection {name}: its driver is not installed where the worker runs: {error}") from None
     if url.get_backend_name() == "sqlite":
-        sa.event.listen(engine, "connect", _leave_transactions_to_us)
+        sa.event.listen(engine, "connect", _confine)
     return engine
 
 
@@ -221,9 +222,11 @@ def _url(name: str, text: str) -> sa.URL:
     return url
 
 
-def _leave_transactions_to_us(driver: Any, _record: object) -> None:
-    """Python's sqlite3 begins by itself, but only before some statements: a table created first would stay."""
+def _confine(driver: sqlite3.Connection, _record: object) -> None:
+    # Python's sqlite3 begins by itself, but only before some statements: a table created first would stay.
     driver.isolation_level = None
+    # ATTACH and VACUUM INTO would read and write any file that the worker may, and not the connection's alone.
+    driver.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
 
 
 def _forget_engines() -> None:

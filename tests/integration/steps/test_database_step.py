@@ -368,6 +368,15 @@ def test_a_wait_for_a_lock_ends_in_time_and_leaves_nothing(target: Target) -> No
     assert target.items() == [(1, "none")]
 
 
+@pytest.mark.parametrize("sql", ["ATTACH '{}' AS other", "VACUUM INTO '{}'"])
+def test_no_other_file_is_reached_through_sqlite(sqlite: Target, tmp_path: Path, sql: str) -> None:
+    other = tmp_path / "other.db"
+    alone = sqlite.failure("execute", sql=sql.format(other))
+    after_a_commit = sqlite.failure("transaction", statements=[{"sql": "COMMIT"}, {"sql": sql.format(other)}])
+    assert {alone.kind, after_a_commit.kind} == {"sql"}
+    assert not other.exists()
+
+
 def test_a_computation_in_sqlite_ends_in_time(sqlite: Target) -> None:
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) AS c FROM n"
     started = time.monotonic()
