@@ -5,16 +5,20 @@ from __future__ import annotations
 import click
 
 from orchestrator.cli.demo import demo
+from orchestrator.cli.executions import executions
+from orchestrator.cli.keys import keys
 from orchestrator.cli.migrate import migrate
 from orchestrator.cli.run import run
 from orchestrator.cli.schema import schema
 from orchestrator.cli.secrets import secrets
+from orchestrator.cli.triggers import triggers
 from orchestrator.cli.up import up
 from orchestrator.cli.validate import validate
+from orchestrator.cli.workflows import workflows
 
 
 class _Commands(click.Group):
-    """Turns the errors that we raise on purpose into one line and exit code 2."""
+    """Turns the errors that we raise on purpose into a line on stderr and an exit code."""
 
     def invoke(self, ctx: click.Context) -> object:
         from orchestrator.errors import OrchestratorError
@@ -23,7 +27,17 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except OrchestratorError as error:
             click.echo(f"Error: {error}", err=True)
-            ctx.exit(2)
+            ctx.exit(_exit_code(error))
+
+
+def _exit_code(error: Exception) -> int:
+    """3: it is not there. 4: not now, but the same call may do later. 2: not so."""
+    from orchestrator.client import errors
+    from orchestrator.errors import NotFound
+
+    if isinstance(error, NotFound | errors.NotFound):
+        return 3
+    return 4 if isinstance(error, errors.Unreachable | errors.Unavailable | errors.TooManyRequests) else 2
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -46,9 +60,14 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 def main() -> None:
     """Durable workflow orchestration.
 
-    Settings come from the file that ORCHESTRATOR_CONFIG names and from ORCHESTRATOR_* variables.
+    Settings come from the file that ORCHESTRATOR_CONFIG names and from ORCHESTRATOR_* variables. Commands that
+    call a service use the one of the data folder, or that of --server (ORCHESTRATOR_URL) with the key
+    ORCHESTRATOR_KEY.
+
+    Exit codes: 0 done; 1 an execution failed or was cancelled; 2 refused, or not a call that there is; 3 what was
+    named is not there; 4 not now: the service cannot be reached or is busy, try again.
     """
 
 
-for command in (up, run, validate, schema, secrets, migrate, demo):
+for command in (up, run, validate, workflows, executions, triggers, secrets, keys, schema, migrate, demo):
     main.add_command(command)

@@ -44,23 +44,23 @@ def demo(path: Path, server: str) -> None:
 
 
 def _load_and_execute(client: Client, files: list[Path], chosen: Path | None) -> None:
+    from orchestrator.cli.definition_file import DefinitionFile
     from orchestrator.cli.progress import print_problems, print_result, step_line
-    from orchestrator.client import DefinitionFile
-    from orchestrator.errors import DefinitionError, InputError
+    from orchestrator.client import Invalid
+    from orchestrator.errors import DefinitionError
 
     workflows = {}
     for file in files:
         try:
             definition = DefinitionFile.read(file)
-            workflows[file] = client.save(definition.body)
+            workflows[file] = client.workflows.save(definition.body)
         except DefinitionError as error:
             print_problems(file, error.problems)
-        except InputError as error:
-            for line in definition.problems(error.problems):
-                click.echo(line, err=True)
+        except Invalid as error:
+            definition.complain(error)
         else:
             click.echo(f"loaded {file.name} as workflow {workflows[file]['name']!r}")
     if chosen in workflows:
         click.echo(f"executing {chosen.name}:")
-        execution = client.execute(workflows[chosen]["id"], {})
-        print_result(client.follow(execution["id"], lambda step: click.echo(f"  {step_line(step)}")), False)
+        execution = client.workflows.execute(workflows[chosen]["id"], {})
+        print_result(client.executions.follow(execution["id"], lambda step: click.echo(f"  {step_line(step)}")), False)

@@ -27,7 +27,7 @@ _COLOURS = {
 def show_progress(client: Client, execution_id: str) -> Any:
     """The execution at its end, having shown each step as it moved."""
     if not sys.stderr.isatty():
-        return client.follow(execution_id, lambda step: click.echo(step_line(step), err=True))
+        return client.executions.follow(execution_id, lambda step: click.echo(step_line(step), err=True))
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
@@ -39,7 +39,18 @@ def show_progress(client: Client, execution_id: str) -> Any:
             else:
                 click.echo(click.style(step_line(step), fg=_COLOURS.get(step["status"])), err=True)
 
-        return client.follow(execution_id, show)
+        return client.executions.follow(execution_id, show)
+
+
+def watch(client: Client, execution_id: str, as_json: bool) -> int:
+    """Show an execution's progress and its result. The exit code: 0 only if it has completed, 130 after Ctrl-C."""
+    try:
+        execution = show_progress(client, execution_id)
+    except KeyboardInterrupt:
+        click.echo(f"\nexecution {execution_id} goes on: orchestrator executions wait {execution_id}", err=True)
+        return 130
+    print_result(execution, as_json)
+    return 0 if execution["status"] == "completed" else 1
 
 
 def step_line(step: Any) -> str:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
+
+from orchestrator.cli.inputs import input_options, read_inputs
 
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--input", "pairs", multiple=True, metavar="K=V", help="One input; V is JSON, else text.")
+@input_options
 @click.option(
-    "--input-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A JSON or YAML file with all inputs.",
+    "--server", envvar="ORCHESTRATOR_URL", metavar="URL", help="The service to use.  [default: the data folder's]"
 )
-@click.option("--server", metavar="URL", help="The service to use.  [default: the data folder's]")
 @click.option("--json", "as_json", is_flag=True, help="Print the execution as the API gives it.")
 @click.option("--data-dir", type=click.Path(file_okay=False), help="Data folder.  [default: ~/.orchestrator]")
 def run(
@@ -31,17 +29,18 @@ def run(
 
     Without --server, the `orchestrator up` of the data folder is used; if none runs, the service is started
     there for as long as this takes. The exit code is 0 only if the execution completed, 1 if it failed or
-    was cancelled, 2 if it could not be started.
+    was cancelled, 2 or more if it could not be started.
     """
+    from orchestrator.cli.definition_file import DefinitionFile
     from orchestrator.cli.progress import print_problems, print_result, show_progress
     from orchestrator.cli.service import service
     from orchestrator.cli.shared import load
-    from orchestrator.client import DefinitionFile
-    from orchestrator.errors import DefinitionError, InputError
+    from orchestrator.client import Invalid
+    from orchestrator.errors import DefinitionError
 
     context = click.get_current_context()
     settings = load(data_dir=data_dir)
-    given = _inputs(pairs, input_file)
+    given = read_inputs(pairs, input_file)
     try:
         definition = DefinitionFile.read(file)
         body = definition.body
@@ -51,12 +50,11 @@ def run(
     with service(settings, server) as found:
         client = found.client
         try:
-            workflow = client.save(body)
-        except InputError as error:
-            for line in definition.problems(error.problems):
-                click.echo(line, err=True)
+            workflow = client.workflows.save(body)
+        except Invalid as error:
+            definition.complain(error)
             context.exit(2)
-        execution = client.execute(workflow["id"], given)
+        execution = client.workflows.execute(workflow["id"], given)
         try:
             execution = show_progress(client, execution["id"])
         except KeyboardInterrupt:
@@ -69,30 +67,3 @@ def run(
             context.exit(130)
     print_result(execution, as_json)
     context.exit(0 if execution["status"] == "completed" else 1)
-
-
-def _inputs(pairs: tuple[str, ...], file: Path | None) -> dict[str, Any]:
-    """All inputs; one given by name goes before the file's."""
-    import json
-
-    given: dict[str, Any] = {}
-    if file is not None:
-        from orchestrator.client import DefinitionFile
-        from orchestrator.errors import DefinitionError
-
-        try:
-            data = DefinitionFile.read(file).document.data
-        except DefinitionError as error:
-            raise click.BadParameter(f"{file}: {error}", param_hint="--input-file") from error
-        if not isinstance(data, dict):
-            raise click.BadParameter(f"{file} must have an object of inputs", param_hint="--input-file")
-        given.update(data)
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not separator or not name:
-            raise click.BadParameter(f"{pair!r} is not of the form NAME=VALUE", param_hint="--input")
-        try:
-            given[name] = json.loads(value)
-        except ValueError:
-            given[name] = value
-    return given

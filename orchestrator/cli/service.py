@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from orchestrator.cli.shared import load
 from orchestrator.client import Client
 from orchestrator.config import Settings
 from orchestrator.datafolder import DataFolder
@@ -24,6 +26,20 @@ class Service:
 
     client: Client
     lasting: bool
+
+
+def connect(server: str | None, data_dir: str | None) -> Client:
+    """The service at `server`, else the one that runs on the data folder. Raises ConfigurationError if there is none,
+    or no key for it."""
+    settings = load(data_dir=data_dir)
+    folder = DataFolder(settings.data_path)
+    running = folder.running()
+    if not server and running is None:
+        raise ConfigurationError(
+            f"no service runs on the data folder {folder.path}: start it with `orchestrator up`, or say where one is "
+            "with --server URL or ORCHESTRATOR_URL"
+        )
+    return Client(server or (running.url if running else ""), _key(folder, settings))
 
 
 @contextmanager
@@ -43,10 +59,10 @@ def service(settings: Settings, server: str | None) -> Iterator[Service]:
 
 
 def _key(folder: DataFolder, settings: Settings) -> str:
-    key = folder.admin_key(settings.admin_key)
+    key = os.environ.get("ORCHESTRATOR_KEY") or folder.admin_key(settings.admin_key)
     if not key:
         raise ConfigurationError(
-            f"there is no key: set ORCHESTRATOR_ADMIN_KEY, or name the service's data folder with --data-dir "
+            f"there is no key: set ORCHESTRATOR_KEY, or name the service's data folder with --data-dir "
             f"({folder.key_file} does not exist)"
         )
     return key

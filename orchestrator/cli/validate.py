@@ -24,8 +24,8 @@ def validate(files: tuple[Path, ...]) -> None:
     """
     import sys
 
+    from orchestrator.cli.definition_file import DefinitionFile
     from orchestrator.cli.progress import print_problems
-    from orchestrator.client import DefinitionFile
     from orchestrator.config import load_settings
     from orchestrator.definition.step_templates import check_without_templates
     from orchestrator.errors import DefinitionError

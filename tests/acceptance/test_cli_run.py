@@ -114,9 +114,9 @@ def test_a_definition_that_is_not_valid_exits_2_with_file_and_line(up: Up, tmp_p
     assert done.stdout == ""
 
 
-def test_a_server_that_is_not_there_exits_2_and_names_it(add: Path) -> None:
+def test_a_server_that_is_not_there_exits_4_and_names_it(add: Path) -> None:
     done = orchestrator("run", add, "--server", "http://127.0.0.1:1", ORCHESTRATOR_ADMIN_KEY="k")
-    assert done.returncode == 2
+    assert done.returncode == 4
     assert "http://127.0.0.1:1: Connection refused" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -166,7 +166,7 @@ def test_validate_says_what_is_wrong_with_any_text(tmp_path: Path, text: str) ->
 
 def test_help_and_version_load_nothing_heavy() -> None:
     program = (
-        "import sys, orchestrator.cli; heavy = {'sqlalchemy', 'requests', 'yaml', 'rich', 'flask', 'celery', "
+        "import sys, orchestrator.cli; heavy = {'sqlalchemy', 'requests', 'urllib3', 'yaml', 'rich', 'flask', 'celery', "
         "'marshmallow', 'psycopg2'} & set(sys.modules); print(sorted(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

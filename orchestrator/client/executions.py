@@ -1,0 +1,146 @@
+"""Executions and their steps: following them, controlling them, and why they do not run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from orchestrator.client.shapes import Execution, ExecutionDetail, LogLine, Reason, Signal, StepExecution
+from orchestrator.client.transport import Transport
+
+TERMINAL = frozenset(("completed", "failed", "cancelled"))
+
+_ROOT = "/api/v1/executions"
+_STEPS = "/api/v1/step-executions"
+_SOON, _LATE = 0.1, 2.0
+"""Seconds between two looks at what goes on."""
+
+
+class Executions:
+    def __init__(self, transport: Transport) -> None:
+        self._api = transport
+
+    def list(self, **filters: Any) -> Iterator[Execution]:
+        """All of them, newest first, without their steps. Filters: `workflow_id`, `status`, `rerun_of`,
+        `created_after`, `created_before`, `sort`; `limit` is the size of a page."""
+        return self._api.items(Execution, _ROOT, **filters)
+
+    def get(self, id: str) -> ExecutionDetail:
+        """With its `step_executions`."""
+        return self._api.get(ExecutionDetail, f"{_ROOT}/{id}")
+
+    def follow(self, id: str, changed: Callable[[StepExecution], None]) -> ExecutionDetail:
+        """The execution at its end. `changed` is called with each step execution that has moved."""
+        seen: dict[str, tuple[str, int]] = {}
+        while True:
+            asked = time.monotonic()
+            execution = self.get(id)
+            for step in execution["step_executions"]:
+                state = (step["status"], step["attempt"])
+                if seen.get(step["path"]) != state and step["status"] != "pending":
+                    seen[step["path"]] = state
+                    changed(step)
+            if execution["status"] in TERMINAL:
+                return execution
+            # A large execution takes the service longer to show: ask for it in proportion.
+            time.sleep(min(_LATE, max(_SOON, 5 * (time.monotonic() - asked))))
+
+    def wait(self, id: str, timeout: float | None = None) -> ExecutionDetail:
+        """The execution at its end. Raises TimeoutError if that has not come within `timeout` seconds."""
+        began, pause = time.monotonic(), _SOON
+        while (execution := self.get(id))["status"] not in TERMINAL:
+            if timeout is not None and time.monotonic() - began > timeout:
+                raise TimeoutError(f"execution {id} has not ended within {timeout:g} s; it goes on")
+            time.sleep(pause)
+            pause = min(_LATE, pause * 1.2)
+        return execution
+
+    def logs(self, id: str, *, follow: bool = False, **filters: Any) -> Iterator[LogLine]:
+        """The lines that its steps wrote, in their order. With `follow`, those to come as well, until it has ended.
+        Filters: `step_id`, `sort`."""
+        if not follow:
+            return self._api.items(LogLine, f"{_ROOT}/{id}/logs", **filters)
+        return self._follow_logs(id, filters)
+
+    def _follow_logs(self, id: str, filters: Mapping[str, Any]) -> Iterator[LogLine]:
+        """Its last page again and again: lines that were written at the same time may come in between those seen."""
+        cursor, seen = None, set[str]()
+        while True:
+            is_over = self.get(id)["status"] in TERMINAL
+            page = self._api.get(dict[str, Any], f"{_ROOT}/{id}/logs", cursor=cursor, **filters)
+            new = [line for line in page["items"] if line["id"] not in seen]
+            yield from new
+            if page["next"] is not None:
+                cursor, seen = page["next"], set()
+                continue
+            if is_over:
+                return
+            seen.update(line["id"] for line in new)
+            time.sleep(_SOON if new else 5 * _SOON)
+
+    def delete(self, id: str) -> None:
+        """Remove it with its steps and their logs; Conflict while it is live."""
+        self._api.delete(f"{_ROOT}/{id}")
+
+    def pause(self, id: str) -> ExecutionDetail:
+        """Let no step of it begin any more; those that run come to their end."""
+        return self._control(id, "pause")
+
+    def resume(self, id: str) -> ExecutionDetail:
+        return self._control(id, "resume")
+
+    def cancel(self, id: str) -> ExecutionDetail:
+        """End it within seconds. What undoes its steps, and what runs at its end, still runs."""
+        return self._control(id, "cancel")
+
+    def retry(self, id: str) -> ExecutionDetail:
+        """Do again what failed or was cancelled; what completed is kept."""
+        return self._control(id, "retry")
+
+    def _control(self, id: str, action: str) -> ExecutionDetail:
+        return self._api.post(ExecutionDetail, f"{_ROOT}/{id}/{action}", repeated=True)
+
+    def rerun(self, id: str, *, idempotency_key: str | None = None, **changes: Any) -> ExecutionDetail:
+        """A new execution that does this one again. Changes: `from_step`, before which results are kept, `input`,
+        `version`, `priority`."""
+        return self._api.start(ExecutionDetail, f"{_ROOT}/{id}/rerun", changes, idempotency_key)
+
+    def why(self, id: str) -> Reason:
+        """Why it is not running now."""
+        return self._api.get(Reason, f"{_ROOT}/{id}/why")
+
+    def signal(self, id: str, name: str, payload: Any = None) -> Signal:
+        """Send a message to the step that waits for this name, now or when it comes to it."""
+        return self._api.post(Signal, f"{_ROOT}/{id}/signals", {"name": name, "payload": payload})
+
+    def bulk(self, action: str, *, limit: int = 1000, **which: Any) -> Mapping[str, Any]:
+        """`cancel`, `retry` or `delete` many, the oldest first. Which: `ids`, `workflow_id`, `status`, `created_after`,
+        `created_before`."""
+        return self._api.post(dict[str, Any], f"{_ROOT}/bulk", {"action": action, "filter": which, "limit": limit})
+
+
+class Steps:
+    """Step executions, by their own ids."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._api = transport
+
+    def get(self, id: str) -> StepExecution:
+        return self._api.get(StepExecution, f"{_STEPS}/{id}")
+
+    def output(self, id: str) -> Any:
+        return self._api.get(dict[str, Any], f"{_STEPS}/{id}/output")["output"]
+
+    def why(self, id: str) -> Reason:
+        """Why it is not running now."""
+        return self._api.get(Reason, f"{_STEPS}/{id}/why")
+
+    def retry(self, id: str) -> StepExecution:
+        """Do it again after it failed or was cancelled, and what hangs on it."""
+        return self._api.post(StepExecution, f"{_STEPS}/{id}/retry", repeated=True)
+
+    def decide(self, id: str, *, approved: bool, comment: str | None = None, by: str | None = None) -> StepExecution:
+        """Approve or reject what an approval step waits for."""
+        body = {"approved": approved, "comment": comment, "by": by}
+        return self._api.post(StepExecution, f"{_STEPS}/{id}/decision", body)

@@ -1,0 +1,209 @@
+"""`orchestrator workflows`, `executions`, `triggers`, `secrets` and `keys`, with the real processes behind them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from deployment import wait_until
+from test_cli_run import ADD, FAILS, WRONG
+from test_cli_up import Up
+
+from orchestrator.cli import main
+
+TALKS = """
+steps:
+  - id: first
+    type: script
+    config: {runtime: bash, source: "echo one >&2"}
+  - id: rest
+    type: signal
+    depends_on: [first]
+    config: {name: go on}
+"""
+
+
+class Calls:
+    """The command line, in this process, with the service of one data folder."""
+
+    def __init__(self, up: Up) -> None:
+        up.wait_ready()
+        self.environment = {"ORCHESTRATOR_DATA_DIR": str(up.folder)}
+
+    def __call__(self, *arguments: object, code: int = 0, input: str = "", **environment: str) -> Result:
+        done = CliRunner().invoke(main, list(map(str, arguments)), input, self.environment | environment)
+        assert done.exit_code == code, (done.stdout, done.stderr, done.exception)
+        return done
+
+    def json(self, *arguments: object, code: int = 0, input: str = "") -> Any:
+        return json.loads(self(*arguments, "--json", code=code, input=input).stdout)
+
+    def table(self, *arguments: object) -> list[list[str]]:
+        """Its lines by columns, the headings first: columns are two spaces apart."""
+        lines = self(*arguments).stdout.splitlines()
+        return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def call(up: Up) -> Calls:
+    return Calls(up)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Any:
+    def write(text: str, name: str) -> Path:
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def test_a_workflow_is_created_listed_shown_changed_and_removed(call: Calls, written: Any, tmp_path: Path) -> None:
+    file = written(ADD, "by hand")
+    made = call.json("workflows", "create", "-f", file)
+    assert (made["name"], made["status"]) == ("by hand", "draft")
+    heading, *rows = call.table("workflows", "list", "by hand")
+    assert heading == ["ID", "NAME", "STATUS", "VERSION", "PROJECT", "CHANGED"]
+    assert [row[:5] for row in rows] == [[made["id"], "by hand", "draft", "1", "default"]]
+    assert [one["id"] for one in call.json("workflows", "list", "by", "hand", "--status", "draft")] == [made["id"]]
+    assert ["steps", "first, second"] in call.table("workflows", "show", "by hand")
+
+    file.write_text(ADD.replace("a + 1", "a + 2"))
+    assert "has version 2" in call("workflows", "update", "by hand", "-f", file, "--version", 1).stdout
+    assert "412" in call("workflows", "update", "by hand", "-f", file, "--version", 1, code=2).stderr
+    assert [row[0] for row in call.table("workflows", "versions", "by hand")] == ["VERSION", "2", "1"]
+    assert call.json("workflows", "activate", made["id"])["status"] == "active"
+
+    exported = tmp_path / "exported.yaml"
+    call("workflows", "export", "by hand", "-o", exported)
+    assert "name: by hand" in exported.read_text()
+    copy = call.json("workflows", "import", exported)
+    assert copy["definition"] == call.json("workflows", "show", made["id"])["definition"]
+    for id in made["id"], copy["id"]:
+        assert "is removed" in call("workflows", "delete", id, "--yes").stdout
+    call("workflows", "show", made["id"], code=3)
+
+
+def test_a_removal_is_asked_for_twice(call: Calls, written: Any) -> None:
+    made = call.json("workflows", "create", "-f", written(ADD, "kept"))
+    call("workflows", "delete", made["id"], input="n\n", code=1)
+    assert call.json("workflows", "show", made["id"])["id"] == made["id"]
+
+
+def test_what_is_wrong_with_a_file_is_said_with_its_lines(call: Calls, written: Any) -> None:
+    file = written(WRONG, "wrong")
+    done = call("workflows", "create", "-f", file, code=2)
+    assert any(line.startswith(f"{file}:5: steps[1].id: ") for line in done.stderr.splitlines()), done.stderr
+    file.write_text("steps: [")
+    assert call("workflows", "create", "-f", file, code=2).stderr.startswith(f"{file}:")
+
+
+def test_an_execution_is_waited_for_listed_shown_and_done_again(call: Calls, written: Any) -> None:
+    call("workflows", "create", "-f", written(ADD, "waited for"), "--activate")
+    done = call("workflows", "execute", "waited for", "--input", "a=41", "--input", "b=it is", "--wait")
+    assert "second  completed" in done.stderr
+    assert '"text": "it is 42"' in done.stdout
+    (execution,) = call.json("executions", "list", "--workflow", "waited for")
+    rows = call.table("executions", "list", "--workflow", "waited for", "--status", "completed")
+    assert [row[0] for row in rows] == ["ID", execution["id"]]
+    shown = call.table("executions", "show", execution["id"])
+    assert ["status", "completed"] in shown
+    assert [row[:3] for row in shown[-2:]] == [["first", "set", "completed"], ["second", "set", "completed"]]
+    assert ["reason", "completed"] in call.table("executions", "why", execution["id"])
+    again = call.json("executions", "rerun", execution["id"], "--from-step", "second")
+    assert again["rerun_of"] == execution["id"]
+    assert call.json("executions", "wait", again["id"])["output"]["text"] == "it is 42"
+    call("executions", "delete", again["id"], "-y")
+
+
+def test_an_execution_that_fails_exits_1_and_can_be_retried(call: Calls, written: Any) -> None:
+    call("workflows", "create", "-f", written(FAILS, "failing"), "--activate")
+    failed = call.json("workflows", "execute", "failing", "--input", "zero=0", "--wait", code=1)
+    assert failed["status"] == "failed"
+    assert call.json("executions", "retry", failed["id"])["id"] == failed["id"]
+    call("executions", "wait", failed["id"], code=1)
+
+
+def test_logs_are_followed_until_the_end(call: Calls, written: Any) -> None:
+    call("workflows", "create", "-f", written(TALKS, "talking"), "--activate")
+    id = call.json("workflows", "execute", "talking")["id"]
+    command = [sys.executable, "-u", "-m", "orchestrator.cli", "executions", "logs", "-f", id]
+    following = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | call.environment)
+    assert following.stdout is not None
+    assert following.stdout.readline().split()[-3:] == ["first", "warning", "one"]
+    assert call.json("executions", "pause", id)["status"] == "paused"
+    assert call.json("executions", "resume", id)["status"] == "running"
+    assert following.poll() is None
+    assert call.json("executions", "cancel", id)["status"] == "cancelled"
+    assert following.wait(20) == 0
+    assert call.json("executions", "logs", id, "--step", "first")["message"] == "one"
+
+
+def test_ctrl_c_ends_the_watching_and_not_the_execution(call: Calls, written: Any) -> None:
+    call("workflows", "create", "-f", written(TALKS, "left alone"), "--activate")
+    command = [sys.executable, "-m", "orchestrator.cli", "workflows", "execute", "left alone", "--wait"]
+    watching = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | call.environment)
+    (execution,) = wait_until(lambda: call.json("executions", "list", "--workflow", "left alone"))
+    assert watching.stderr is not None
+    watching.stderr.readline()
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(20) == 130
+    assert "goes on" in watching.stderr.read()
+    assert call.json("executions", "cancel", execution["id"])["status"] == "cancelled"
+
+
+def test_a_trigger_is_made_fired_and_removed(call: Calls, written: Any) -> None:
+    call("workflows", "create", "-f", written(ADD, "triggered"), "--activate")
+    made = call.json(
+        "triggers", "create", "triggered", "schedule", "--name", "nightly", "--config", "cron=0 3 * * *", "--disabled"
+    )
+    assert (made["config"]["cron"], made["is_enabled"]) == ("0 3 * * *", False)
+    assert call.table("triggers", "list", "triggered")[1] == [made["id"], "nightly", "schedule", "no", "0"]
+    fired = call.json("triggers", "fire", made["id"], "--input", "a=1", "--input", "b=x")
+    call("executions", "wait", fired["execution_id"])
+    assert call.table("triggers", "fires", made["id"])[1][-2:] == ["started", fired["execution_id"]]
+    assert call.json("triggers", "enable", made["id"])["is_enabled"] is True
+    assert call.json("triggers", "disable", made["id"])["is_enabled"] is False
+    assert ["enabled", "no"] in call.table("triggers", "show", made["id"])
+    call("triggers", "delete", made["id"], "--yes")
+    call("triggers", "show", made["id"], code=3)
+
+
+def test_a_secret_is_written_from_stdin_and_never_shown(call: Calls) -> None:
+    def write(value: str) -> Any:
+        done = call("secrets", "set", "of_the_cli", "--description", "x", "--json", input=f"{value}\n")
+        assert value not in done.output
+        return json.loads(done.stdout)
+
+    first, second = write("hush"), write("hush hush")
+    assert first["id"] == second["id"]
+    assert first["updated_at"] < second["updated_at"]
+    assert [first["id"], "of_the_cli", "all"] in [row[:3] for row in call.table("secrets", "list")]
+    call("secrets", "delete", first["id"], "-y")
+
+
+def test_a_key_opens_what_its_role_may(call: Calls, up: Up) -> None:
+    key = call("keys", "create", "of the command line", "--role", "viewer", "--expires", "1h").stdout.strip()
+    own = {"ORCHESTRATOR_URL": up.wait_ready(), "ORCHESTRATOR_KEY": key}
+    call("workflows", "list", **own)
+    assert "403" in call("keys", "list", code=2, **own).stderr
+    (id,) = [one["id"] for one in call.json("keys", "list") if one["name"] == "of the command line"]
+    call("keys", "revoke", id, "--yes")
+    wait_until(lambda: "401" in CliRunner().invoke(main, ["workflows", "list"], env=own).stderr)
+
+
+def test_exit_codes_tell_what_is_not_there_from_what_is_not_there_now(call: Calls, tmp_path: Path) -> None:
+    assert "orchestrator workflows list" in call("workflows", "show", "no such name", code=3).stderr
+    assert call("workflows", "no-such-command", code=2).stdout == ""
+    nowhere = call("workflows", "list", "--server", "http://127.0.0.1:1", code=4)
+    assert nowhere.stdout == ""
+    assert "Connection refused" in nowhere.stderr
+    assert "orchestrator up" in call("workflows", "list", "--data-dir", tmp_path / "nobody's", code=2).stderr
