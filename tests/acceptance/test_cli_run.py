@@ -166,8 +166,8 @@ def test_validate_says_what_is_wrong_with_any_text(tmp_path: Path, text: str) ->
 
 def test_help_and_version_load_nothing_heavy() -> None:
     program = (
-        "import sys, orchestrator.cli; heavy = {'sqlalchemy', 'requests', 'urllib3', 'yaml', 'rich', 'flask', 'celery', "
-        "'marshmallow', 'psycopg2'} & set(sys.modules); print(sorted(heavy))"
+        "import sys, orchestrator.cli; heavy = {'sqlalchemy', 'requests', 'urllib3', 'yaml', 'rich', 'flask', "
+        "'celery', 'marshmallow', 'psycopg2'} & set(sys.modules); print(sorted(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
