@@ -78,7 +78,7 @@ class Recorder:
         suppressed = self._flood.admit(request.remote_addr or "")
         if suppressed is None:
             return
-        kind, id = object_in_url()
+        kind, id = g.get("object") or object_in_url()
         action = (rule.action if rule else "") or f"{request.method} {request.url_rule or request.path[:200]}"
         said = "it is in a project of others" if response.status_code == 404 else _detail(response)
         more = f" ({suppressed} more refusals before it have no entry)" if suppressed else ""
@@ -158,6 +158,12 @@ def tell(done: Mapping[str, Any]) -> None:
     """What this request has done in each project, by its id, where no one object in the URL says so: the log then has
     an entry for each. Nothing, if nothing was done."""
     g.done_in = done
+
+
+def about(kind: str, id: str) -> None:
+    """What this request is about, where its URL does not have the id: a refusal is then kept with it, and so with its
+    project."""
+    g.object = (kind, id)
 
 
 def request_id() -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from flask import Response, jsonify, request
 from werkzeug.exceptions import BadRequest, MethodNotAllowed
 
+from api.audit import about
 from api.body import Blueprint, raw_body
 from api.errors import MEDIA_TYPE, ProblemSchema, problem
 from api.inbound_schemas import WebhookAccepted, WebhookResult
@@ -54,6 +55,7 @@ def receive(path: str) -> Response:
         delivery_id = webhooks.delivery_id(config, delivery)
         payload = webhooks.payload(config, delivery, webhooks.content(delivery))
     except Unsigned as error:
+        about("trigger", trigger.id)
         return problem(401, str(error))
     except ValueError as error:
         raise BadRequest(str(error)) from None

@@ -325,6 +325,24 @@ def test_what_a_body_names_of_others_is_told_of_like_what_nobody_has(servers: De
     unchanged.check("what is named of others")
 
 
+def test_a_delivery_that_is_not_signed_is_kept_for_the_trigger_s_project(
+    servers: Deployment, team: Team, guarded: FlaskClient
+) -> None:
+    hook = {"type": "webhook", "config": {"path": f"/webhook/{uuid4()}", "secret": SECRET}}
+    new = {"name": "hooked", "definition": {"steps": [{"id": "a", "type": "noop"}], "triggers": [hook]}}
+    workflow_id = servers.client.post("/api/v1/workflows", json={**new, "project": team.name}).json["id"]
+    (trigger,) = servers.client.get(f"/api/v1/workflows/{workflow_id}/triggers").json["items"]
+    unchanged = Unchanged(servers)
+    signed_by_others = {"webhook-id": "1", "webhook-timestamp": "1", "webhook-signature": f"v1,{'A' * 43}="}
+    for headers in ({}, signed_by_others):
+        refused(guarded.post(hook["config"]["path"], json={"a": 1}, headers=headers), 401)
+    unchanged.check("a delivery that is not signed")
+    seen = team.keys["admin"].get(f"/api/v1/audit?object_id={trigger['id']}&denied=true").json["items"]
+    assert [(entry["status"], entry["actor_kind"], entry["object_kind"]) for entry in seen] == [
+        (401, "anonymous", "trigger")
+    ] * 2
+
+
 def used_key(servers: Deployment, *grants: dict[str, Any]) -> dict[str, Any]:
     """A key whose last use has just been written down, and will not be for a minute."""
     made = new_key(servers, *grants)
