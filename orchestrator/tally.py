@@ -65,7 +65,8 @@ class Tally:
         os.register_at_fork(after_in_child=self._clear)
 
     def _clear(self) -> None:
-        self._lock = threading.Lock()
+        # One that a signal's handler can take while the thread that it interrupts has it.
+        self._lock = threading.RLock()
         self._counts: dict[Key, float] = {}
 
     def add(self, measure: Measure, *labels: str, number: float = 1.0) -> None:
