@@ -33,6 +33,11 @@ def connected(command: Function) -> Function:
     return called
 
 
+def id_argument(name: str) -> Callable[[Function], Function]:
+    """What is named by its id alone."""
+    return click.argument(name, metavar="ID", type=click.UUID, callback=lambda _, __, value: str(value))
+
+
 def at_most(command: Function) -> Function:
     """--limit, for lists."""
     option = click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Items at most.")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.connection import asked_before, at_most, connected
+from orchestrator.cli.connection import asked_before, at_most, connected, id_argument
 from orchestrator.cli.output import Output, field, moment, seconds
 
 if TYPE_CHECKING:
     from orchestrator.client import Client
 
-_EXECUTION = click.argument("execution", metavar="ID")
+_EXECUTION = id_argument("execution")
 _SHOWN = {
     "id": field("id"),
     "workflow": field("workflow_id"),
@@ -54,12 +55,14 @@ def list_executions(client: Client, output: Output, workflow: str | None, status
     """List executions, newest first."""
     from orchestrator.cli.workflows import workflow_id
 
+    names = cache(lambda id: client.workflows.get(id)["name"])
+
     of = None if workflow is None else workflow_id(client, workflow)
     output.rows(
         islice(client.executions.list(workflow_id=of, status=status, limit=min(limit, 200)), limit),
         {
             "ID": field("id"),
-            "WORKFLOW": field("workflow_id"),
+            "WORKFLOW": field("workflow_id", names),
             "VERSION": field("version"),
             "STATUS": field("status"),
             "CREATED": field("created_at", moment),

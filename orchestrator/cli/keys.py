@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.connection import asked_before, at_most, connected
+from orchestrator.cli.connection import asked_before, at_most, connected, id_argument
 from orchestrator.cli.output import Output, field, moment
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _from_now(duration: str) -> datetime:
 
 
 @keys.command()
-@click.argument("key", metavar="ID")
+@id_argument("key")
 @asked_before("Revoke the key for good?")
 @connected
 def revoke(client: Client, output: Output, key: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -45,9 +44,8 @@ class Output:
         for item in found:
             texts = (_text(cell(item)) for cell in columns.values())
             table.add_row(*(Text(text, style=STATUS_COLOURS.get(text, "")) for text in texts))
-        # What is read by another program is never cut to a screen's width.
-        width = None if sys.stdout.isatty() else 10_000
-        console = Console(width=width, highlight=False)
+        # An id that is cut to the screen's width is of no use.
+        console = Console(width=10_000, highlight=False)
         with console.capture() as captured:
             console.print(table)
         click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.connection import asked_before, at_most, connected
+from orchestrator.cli.connection import asked_before, at_most, connected, id_argument
 from orchestrator.cli.output import Output, field, moment
 from orchestrator.cli.workflows import workflow_id
 
@@ -87,7 +87,7 @@ def _there(client: Client, name: str, scope: dict[str, str]) -> Secret | None:
 
 
 @secrets.command()
-@click.argument("secret", metavar="ID")
+@id_argument("secret")
 @asked_before("Remove the secret? Steps that name it fail from then on.")
 @connected
 def delete(client: Client, output: Output, secret: str) -> None:

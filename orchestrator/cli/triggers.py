@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.connection import asked_before, at_most, connected
+from orchestrator.cli.connection import asked_before, at_most, connected, id_argument
 from orchestrator.cli.inputs import input_options, read_inputs
 from orchestrator.cli.output import Output, field, moment
 from orchestrator.cli.workflows import workflow_id
@@ -16,7 +16,7 @@ from orchestrator.cli.workflows import workflow_id
 if TYPE_CHECKING:
     from orchestrator.client import Client
 
-_TRIGGER = click.argument("trigger", metavar="ID")
+_TRIGGER = id_argument("trigger")
 _WORKFLOW = click.argument("workflow", metavar="ID|NAME")
 _SHOWN = {
     "id": field("id"),

@@ -56,7 +56,7 @@ __all__ = [
 class Client:
     """One service. Threads may share it; its connections are kept and used again.
 
-    `url` and `key` come from ORCHESTRATOR_URL and ORCHESTRATOR_KEY if they are not given. A call waits for `timeout`
+    `url` and `key` come from ORCHESTRATOR_URL and ORCHESTRATOR_KEY if they are not given. A try waits for `timeout`
     seconds. What may safely be repeated is tried `retries` times more after a connection that broke: calls that read,
     control, or start something. Every method raises ClientError.
     """

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from orchestrator.client.shapes import Execution, ExecutionDetail, LogLine, Reason, Signal, StepExecution
-from orchestrator.client.transport import Transport
+from orchestrator.client.transport import Transport, at
 
 TERMINAL = frozenset(("completed", "failed", "cancelled"))
 
@@ -28,7 +28,7 @@ class Executions:
 
     def get(self, id: str) -> ExecutionDetail:
         """With its `step_executions`."""
-        return self._api.get(ExecutionDetail, f"{_ROOT}/{id}")
+        return self._api.get(ExecutionDetail, at(_ROOT, id))
 
     def follow(self, id: str, changed: Callable[[StepExecution], None]) -> ExecutionDetail:
         """The execution at its end. `changed` is called with each step execution that has moved."""
@@ -60,7 +60,7 @@ class Executions:
         """The lines that its steps wrote, in their order. With `follow`, those to come as well, until it has ended.
         Filters: `step_id`, `sort`."""
         if not follow:
-            return self._api.items(LogLine, f"{_ROOT}/{id}/logs", **filters)
+            return self._api.items(LogLine, at(_ROOT, id, "logs"), **filters)
         return self._follow_logs(id, filters)
 
     def _follow_logs(self, id: str, filters: Mapping[str, Any]) -> Iterator[LogLine]:
@@ -68,7 +68,7 @@ class Executions:
         cursor, seen = None, set[str]()
         while True:
             is_over = self.get(id)["status"] in TERMINAL
-            page = self._api.get(dict[str, Any], f"{_ROOT}/{id}/logs", cursor=cursor, **filters)
+            page = self._api.get(dict[str, Any], at(_ROOT, id, "logs"), cursor=cursor, **filters)
             new = [line for line in page["items"] if line["id"] not in seen]
             yield from new
             if page["next"] is not None:
@@ -81,7 +81,7 @@ class Executions:
 
     def delete(self, id: str) -> None:
         """Remove it with its steps and their logs; Conflict while it is live."""
-        self._api.delete(f"{_ROOT}/{id}")
+        self._api.delete(at(_ROOT, id))
 
     def pause(self, id: str) -> ExecutionDetail:
         """Let no step of it begin any more; those that run come to their end."""
@@ -99,20 +99,20 @@ class Executions:
         return self._control(id, "retry")
 
     def _control(self, id: str, action: str) -> ExecutionDetail:
-        return self._api.post(ExecutionDetail, f"{_ROOT}/{id}/{action}", repeated=True)
+        return self._api.post(ExecutionDetail, at(_ROOT, id, action), repeated=True)
 
     def rerun(self, id: str, *, idempotency_key: str | None = None, **changes: Any) -> ExecutionDetail:
         """A new execution that does this one again. Changes: `from_step`, before which results are kept, `input`,
         `version`, `priority`."""
-        return self._api.start(ExecutionDetail, f"{_ROOT}/{id}/rerun", changes, idempotency_key)
+        return self._api.start(ExecutionDetail, at(_ROOT, id, "rerun"), changes, idempotency_key)
 
     def why(self, id: str) -> Reason:
         """Why it is not running now."""
-        return self._api.get(Reason, f"{_ROOT}/{id}/why")
+        return self._api.get(Reason, at(_ROOT, id, "why"))
 
     def signal(self, id: str, name: str, payload: Any = None) -> Signal:
         """Send a message to the step that waits for this name, now or when it comes to it."""
-        return self._api.post(Signal, f"{_ROOT}/{id}/signals", {"name": name, "payload": payload})
+        return self._api.post(Signal, at(_ROOT, id, "signals"), {"name": name, "payload": payload})
 
     def bulk(self, action: str, *, limit: int = 1000, **which: Any) -> Mapping[str, Any]:
         """`cancel`, `retry` or `delete` many, the oldest first. Which: `ids`, `workflow_id`, `status`, `created_after`,
@@ -127,20 +127,20 @@ class Steps:
         self._api = transport
 
     def get(self, id: str) -> StepExecution:
-        return self._api.get(StepExecution, f"{_STEPS}/{id}")
+        return self._api.get(StepExecution, at(_STEPS, id))
 
     def output(self, id: str) -> Any:
-        return self._api.get(dict[str, Any], f"{_STEPS}/{id}/output")["output"]
+        return self._api.get(dict[str, Any], at(_STEPS, id, "output"))["output"]
 
     def why(self, id: str) -> Reason:
         """Why it is not running now."""
-        return self._api.get(Reason, f"{_STEPS}/{id}/why")
+        return self._api.get(Reason, at(_STEPS, id, "why"))
 
     def retry(self, id: str) -> StepExecution:
         """Do it again after it failed or was cancelled, and what hangs on it."""
-        return self._api.post(StepExecution, f"{_STEPS}/{id}/retry", repeated=True)
+        return self._api.post(StepExecution, at(_STEPS, id, "retry"), repeated=True)
 
     def decide(self, id: str, *, approved: bool, comment: str | None = None, by: str | None = None) -> StepExecution:
         """Approve or reject what an approval step waits for."""
         body = {"approved": approved, "comment": comment, "by": by}
-        return self._api.post(StepExecution, f"{_STEPS}/{id}/decision", body)
+        return self._api.post(StepExecution, at(_STEPS, id, "decision"), body)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Any, TypeVar, cast
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 from uuid import UUID, uuid4
 
 import urllib3
@@ -115,6 +115,11 @@ class Transport:
             f"cannot reach the service at {self.url}: {_in_the_systems_words(cause)}. Check the address, and that "
             "`orchestrator up` runs there."
         )
+
+
+def at(root: str, *parts: object) -> str:
+    """The path below `root`; an id is one part of it, whatever is in it."""
+    return "/".join((root, *(quote(str(part), safe="") for part in parts)))
 
 
 def _shaped(_: type[T], content: bytes) -> T:

@@ -113,7 +113,7 @@ def test_an_execution_is_waited_for_listed_shown_and_done_again(call: Calls, wri
     assert '"text": "it is 42"' in done.stdout
     (execution,) = call.json("executions", "list", "--workflow", "waited for")
     rows = call.table("executions", "list", "--workflow", "waited for", "--status", "completed")
-    assert [row[0] for row in rows] == ["ID", execution["id"]]
+    assert [row[:2] for row in rows] == [["ID", "WORKFLOW"], [execution["id"], "waited for"]]
     shown = call.table("executions", "show", execution["id"])
     assert ["status", "completed"] in shown
     assert [row[:3] for row in shown[-2:]] == [["first", "set", "completed"], ["second", "set", "completed"]]
@@ -202,7 +202,7 @@ def test_a_key_opens_what_its_role_may(call: Calls, up: Up) -> None:
 
 def test_exit_codes_tell_what_is_not_there_from_what_is_not_there_now(call: Calls, tmp_path: Path) -> None:
     assert "orchestrator workflows list" in call("workflows", "show", "no such name", code=3).stderr
-    assert call("workflows", "no-such-command", code=2).stdout == ""
+    assert "not a valid UUID" in call("executions", "show", "no-id", code=2).stderr
     nowhere = call("workflows", "list", "--server", "http://127.0.0.1:1", code=4)
     assert nowhere.stdout == ""
     assert "Connection refused" in nowhere.stderr

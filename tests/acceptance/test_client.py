@@ -162,6 +162,8 @@ def test_an_error_says_what_is_wrong_and_where(client: Client) -> None:
     assert problem.path == "definition.steps[0].type"
     assert "POST" in str(invalid.value)
     assert problem.message in str(invalid.value)
+    with pytest.raises(package.NotFound):
+        client.workflows.get("../keys")
     with pytest.raises(package.Unauthorized, match="ORCHESTRATOR_KEY"):
         Client(client.url, "wrong").me()
     with pytest.raises(package.Unreachable, match=r"http://127\.0\.0\.1:1: Connection refused"):
