@@ -165,26 +165,27 @@ class HaltingStore(Store):
     """The lanes of simulated workers stand still before each access, unless they are within a transaction."""
 
     def call(self, routine: Routine, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        with _halted():
+        with _halted(routine.name):
             return super().call(routine, params)
 
     @contextmanager
     def transaction_from(self, first: str, params: Mapping[str, Any]) -> Iterator[Any]:
-        with _halted(), super().transaction_from(first, params) as opened:
+        with _halted("transaction"), super().transaction_from(first, params) as opened:
             yield opened
 
     @contextmanager
     def single(self) -> Iterator[Any]:
-        with _halted(), super().single() as connection:
+        with _halted("single"), super().single() as connection:
             yield connection
 
 
 @contextmanager
-def _halted() -> Iterator[None]:
+def _halted(doing: str) -> Iterator[None]:
     task = _task()
     if task is None or task.is_in_store:
         yield
         return
+    task.doing = doing
     order = task.halt("store")
     task.is_in_store = True
     try:
@@ -202,6 +203,8 @@ class Task:
         self.worker = worker
         self.message = message
         self.at = "begin"
+        self.doing = ""
+        """The routine that it calls at the point `store`, or how else it gets there."""
         self.is_over = False
         self.is_in_store = False
         self.token: str | None = None

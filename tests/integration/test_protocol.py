@@ -49,6 +49,8 @@ EXAMPLES = int(os.environ.get("PROTOCOL_EXAMPLES", "0"))
 PHASES = [Phase.generate, Phase.shrink] if EXAMPLES else [Phase.generate]
 """To find the shortest example of a failure takes minutes."""
 PLACES, WORKERS, MAX_LOSSES = 2, 3, 2
+POINTS = 30
+"""That a worker may pass until it dies between two commits."""
 LEASE = 600.0
 """Seconds, so that a slow machine takes no lease away; the test ages the rows of those that are to lose theirs."""
 
@@ -522,7 +524,7 @@ class Protocol(RuleBasedStateMachine):
             yield "lose"
         if self.busy():
             yield from ("go_on",) * 4
-            yield from ("creep", "creep", "die", "freeze", "beat", "stop", "overstay", "lose_database")
+            yield from ("creep", "creep", "die", "die_between", "freeze", "beat", "stop", "overstay", "lose_database")
         yield from ("tick", "tick", "lose_patience", "user")
 
     # --- what users do ---------------------------------------------------------------------------------------------
@@ -656,6 +658,22 @@ class Protocol(RuleBasedStateMachine):
         worker = self._creep_on(data)
         if worker.task is not None:
             self._replace(worker)
+
+    def die_between(self, data: st.DataObject) -> None:
+        """The record of a step is one commit, and another look at what follows, where it takes one, is a second: nobody
+        else knows of it."""
+        worker = self._busy_one(data)
+        for _ in range(POINTS):
+            if worker.task is None and self.broker.messages:
+                worker.take(self.broker.messages.pop(0))
+            if worker.task is None:
+                break
+            records = worker.task.at == "store" and worker.task.doing.startswith("complete_and")
+            worker.task.outcome = Outcome.COMPLETED
+            worker.go_to("perform", "store", "ring")
+            if records and worker.task is not None and worker.task.doing == "transaction":
+                self._replace(worker)
+                break
 
     def _creep_on(self, data: st.DataObject) -> Worker:
         worker = self._busy_one(data)
