@@ -28,6 +28,8 @@ class _Commands(click.Group):
         except OrchestratorError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(_exit_code(error))
+        except KeyboardInterrupt:
+            ctx.exit(130)
 
 
 def _exit_code(error: Exception) -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from http.client import responses
 from typing import Any
 
 from orchestrator.errors import OrchestratorError, Problem
@@ -35,7 +36,7 @@ class Refused(ClientError):
 
     def __init__(self, call: str, status: int, body: Mapping[str, Any], headers: Mapping[str, str]) -> None:
         self.status = status
-        self.detail = str(body.get("detail") or body.get("title") or "no reason was given")
+        self.detail: str = body.get("detail") or responses.get(status, "an answer that says no more")
         self.problems = tuple(Problem(one["path"], one["message"], one.get("line")) for one in body.get("errors", ()))
         found = "".join(f"\n  {problem}" for problem in self.problems)
         super().__init__(f"{call}: {status} {self.detail}{found}")
@@ -98,10 +99,7 @@ _OF_STATUS: Mapping[int, type[Refused]] = {
 
 
 def refusal(call: str, status: int, content: bytes, headers: Mapping[str, str]) -> Refused:
-    """The error that an answer is; one of a proxy in between has no problem+json."""
-    try:
-        body = json.loads(content)
-    except ValueError:
-        body = None
+    """The error that an answer is; one of a proxy in between says no more than its status."""
+    is_ours = headers.get("Content-Type", "").startswith("application/problem+json")
     kind = _OF_STATUS.get(status, Unavailable if status >= 500 else Refused)
-    return kind(call, status, body if isinstance(body, dict) else {}, headers)
+    return kind(call, status, json.loads(content) if is_ours else {}, headers)

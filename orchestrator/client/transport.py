@@ -19,6 +19,8 @@ from orchestrator.client.errors import Unreachable, refusal
 T = TypeVar("T")
 
 _CONNECTS_WITHIN = 10.0
+_KEPT = 8
+"""Connections that are kept, for as many threads."""
 _COMES_BACK = frozenset((502, 503, 504))
 """Answers of a service that starts, or of a proxy before it."""
 
@@ -37,7 +39,9 @@ class Transport:
         key = key or os.environ.get("ORCHESTRATOR_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         within = Timeout(connect=min(timeout, _CONNECTS_WITHIN), read=timeout)
-        self._pool = urllib3.PoolManager(headers={"User-Agent": "orchestrator-client", **headers}, timeout=within)
+        self._pool = urllib3.PoolManager(
+            maxsize=_KEPT, headers={"User-Agent": "orchestrator-client", **headers}, timeout=within
+        )
 
     def get(self, shape: type[T], path: str, **query: Any) -> T:
         return _shaped(shape, self.send("GET", path, query=query))

@@ -157,6 +157,15 @@ def test_ctrl_c_ends_the_watching_and_not_the_execution(call: Calls, written: An
     watching.send_signal(signal.SIGINT)
     assert watching.wait(20) == 130
     assert "goes on" in watching.stderr.read()
+    command = [sys.executable, "-u", "-m", "orchestrator.cli", "executions", "logs", "-f", execution["id"]]
+    reading = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | call.environment
+    )
+    assert reading.stdout is not None
+    reading.stdout.readline()
+    reading.send_signal(signal.SIGINT)
+    _, told = reading.communicate(timeout=20)
+    assert (reading.returncode, told) == (130, "")
     assert call.json("executions", "cancel", execution["id"])["status"] == "cancelled"
 
 
