@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +18,7 @@ from api.service import service
 from orchestrator.definition.durations import parse_duration
 from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus
 from orchestrator.store import stats, workflows
-from orchestrator.store.stats import Which
+from orchestrator.store.stats import Ended, Which
 
 blueprint = Blueprint("stats", __name__, url_prefix="/api/v1", description="Statistics")
 
@@ -134,32 +136,52 @@ def of_all(query: dict[str, Any]) -> Response:
 def _shown(connection: Any, which: Which, window: float) -> dict[str, Any]:
     until = datetime.now(UTC)
     since = _slot(until - timedelta(seconds=window))
-    counts = stats.counts(connection, which, since)
-    before = stats.counts(connection, which, since - timedelta(seconds=window), since)
-    rate, rate_before = _rate(counts), _rate(before)
     width = next((width for width in _WIDTHS if window / width <= _POINTS), _WIDTHS[-1])
-    times = stats.times(connection, which, since)
-    retried, completed = stats.retries(connection, which, since)
+    ended = stats.ended(connection, which, since, width)
+    counts = _counts((row.status, row.number) for row in ended)
+    before = stats.counts(connection, which, since - timedelta(seconds=window), since)
+    rate, rate_before = _rate(counts), _rate(_counts(before.items()))
+    measured = [row for row in ended if row.status != ExecutionStatus.CANCELLED]
+    number = sum(row.number for row in measured)
+    durations = stats.buckets(sum(row.durations for row in measured))
+    trouble = stats.trouble(connection, which, since)
+    retried, completed = trouble.retried, trouble.retried_completed
     return {
         "since": since,
         "until": until,
         "counts": counts,
         "success_rate": rate,
         "success_rate_change": None if rate is None or rate_before is None else round(rate - rate_before, 6),
-        "series": [point | {"success_rate": _rate(point)} for point in stats.series(connection, which, since, width)],
+        "series": _series(ended),
         "duration": {
-            "mean": times.seconds / times.number if times.number > 0 else None,
-            **_quantiles(times.durations),
+            "mean": sum(row.seconds for row in measured) / number if number > 0 else None,
+            **_quantiles(durations),
             "histogram": [
-                {"up_to": round(stats.upper_bound(bucket), 6), "count": number}
-                for bucket, number in enumerate(times.durations)
-                if number > 0
+                {"up_to": round(stats.upper_bound(bucket), 6), "count": count}
+                for bucket, count in enumerate(durations)
+                if count > 0
             ],
         },
-        "queue_wait": _quantiles(times.waits),
-        "error_kinds": stats.error_kinds(connection, which, since),
+        "queue_wait": _quantiles(stats.buckets(sum(row.waits for row in measured))),
+        "error_kinds": trouble.error_kinds,
         "retries": {"steps": retried, "completed": completed, "success_rate": completed / retried if retried else None},
     }
+
+
+def _series(ended: Iterable[Ended]) -> list[dict[str, Any]]:
+    points = []
+    for begins, rows in groupby(ended, key=lambda row: row.begins):
+        counts = _counts((row.status, row.number) for row in rows)
+        points.append({"begins": begins, **counts, "success_rate": _rate(counts)})
+    return points
+
+
+def _counts(numbers: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """By each status that an end can have."""
+    counts: dict[str, int] = dict.fromkeys(sorted(EXECUTION_TERMINAL), 0)
+    for status, number in numbers:
+        counts[status] += number
+    return counts
 
 
 def _slot(moment: datetime) -> datetime:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -626,21 +626,63 @@ def listing(
     created_before: datetime | None = None,
 ) -> list[dict[str, Any]]:
     """Executions without their steps, made at `created_after` or later, and before `created_before`."""
-    query = window.of(sa.select(*_SHOWN))
-    if projects is not None:
-        query = query.where(in_projects(projects))
+    conditions: list[sa.ColumnElement[bool]] = []
     if workflow_id is not None:
-        query = query.where(_e.c.workflow_id == workflow_id)
+        conditions.append(_e.c.workflow_id == workflow_id)
     if status is not None:
-        query = query.where(_e.c.status == status)
+        conditions.append(_e.c.status == status)
     if rerun_of is not None:
-        query = query.where(_e.c.rerun_of == rerun_of)
+        conditions.append(_e.c.rerun_of == rerun_of)
     # The ids lead an index to about there; a clock that is wrong by more than _SKEW would need another look.
     if created_after is not None:
-        query = query.where(_e.c.created_at >= created_after, _e.c.id >= id_at(_milliseconds(created_after) - _SKEW))
+        conditions += [_e.c.created_at >= created_after, _e.c.id >= id_at(_milliseconds(created_after) - _SKEW)]
     if created_before is not None:
-        query = query.where(_e.c.created_at < created_before, _e.c.id < id_at(_milliseconds(created_before) + _SKEW))
+        conditions += [_e.c.created_at < created_before, _e.c.id < id_at(_milliseconds(created_before) + _SKEW)]
+    # Of one workflow, of one original, and of what has not ended, there are few, or an index in their order.
+    are_many = workflow_id is None and rerun_of is None and (status is None or status in EXECUTION_TERMINAL)
+    if projects is not None and are_many:
+        query = _of_their_workflows(window, projects, conditions)
+    else:
+        among = [] if projects is None else [in_projects(projects)]
+        query = window.of(sa.select(*_SHOWN).where(*conditions, *among))
     return as_dicts(connection.execute(query).all())
+
+
+def _of_their_workflows(
+    window: Window, projects: Collection[str], conditions: Sequence[sa.ColumnElement[bool]]
+) -> sa.Select[Any]:
+    """The page of what is in the projects, put together from those of their workflows, each in the order of an index.
+
+    Going through all executions for those of the projects would take as long as these are rare. A page can only have
+    executions of as many workflows as it has rows: those whose first ones come first.
+    """
+
+    def page_of(workflow_id: sa.ColumnElement[Any], limit: int) -> sa.FromClause:
+        mine = sa.select(_e.c.id).where(_e.c.workflow_id == workflow_id, *conditions)
+        return replace(window, limit=limit).of(mine).lateral()
+
+    def in_order(id: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        return id.desc() if window.order.descending else id
+
+    workflows = tables.workflows
+    first = page_of(workflows.c.id, 1)
+    chosen = (
+        sa.select(workflows.c.id)
+        .select_from(workflows.join(first, sa.true()))
+        .where(workflows.c.project_id.in_(projects))
+        .order_by(in_order(first.c.id))
+        .limit(window.limit)
+        .subquery()
+    )
+    candidates = page_of(chosen.c.id, window.limit)
+    found = (
+        sa.select(candidates.c.id)
+        .select_from(chosen.join(candidates, sa.true()))
+        .order_by(in_order(candidates.c.id))
+        .limit(window.limit)
+        .subquery()
+    )
+    return window.of(sa.select(*_SHOWN).join(found, found.c.id == _e.c.id))
 
 
 def _milliseconds(moment: datetime) -> float:

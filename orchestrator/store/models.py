@@ -209,7 +209,9 @@ executions = sa.Table(
     ),
     # What makes a repeated POST with the same Idempotency-Key one execution, whatever races.
     sa.UniqueConstraint("workflow_id", "idempotency_key", name="uq_executions_idempotency"),
-    sa.Index("ix_executions_workflow_id_id", "workflow_id", "id"),
+    # With the time, so that a list by time reads no more than the index; else PostgreSQL goes through the executions of
+    # all workflows for it, since those of one stand apart.
+    sa.Index("ix_executions_workflow_id_id", "workflow_id", "id", postgresql_include=["created_at"]),
     # Reconcile and /health look at what has not ended: few rows, however many have.
     sa.Index(
         "ix_executions_live",
@@ -268,11 +270,20 @@ executions = sa.Table(
         "id",
         postgresql_where=sa.text(f"status IN ({sql_words(EXECUTION_TERMINAL)})"),
     ),
+    # The same of one workflow, of which most may have ended in another way.
+    sa.Index(
+        "ix_executions_ended_of_workflow",
+        "workflow_id",
+        "status",
+        "id",
+        postgresql_include=["created_at"],
+        postgresql_where=sa.text(f"status IN ({sql_words(EXECUTION_TERMINAL)})"),
+    ),
     sa.Index("ix_executions_rerun_of", "rerun_of", postgresql_where=sa.text("rerun_of IS NOT NULL")),
 )
 
 
-def _stats(name: str, comment: str, *columns: sa.Column[Any]) -> sa.Table:
+def _stats(name: str, comment: str, *columns: sa.Column[Any] | sa.Index) -> sa.Table:
     """Counts of what ended in a slot: five minutes, later merged to hours and days. A trigger on executions (migration
     0014) keeps them in the transaction of the end itself, each server process in rows of its own (`shard`). There is
     no foreign key, by which an end would wait for whoever changes the workflow."""
@@ -283,6 +294,9 @@ def _stats(name: str, comment: str, *columns: sa.Column[Any]) -> sa.Table:
         sa.Column("slot", _Time, primary_key=True),
         sa.Column("shard", sa.Integer, primary_key=True, autoincrement=False),
         *columns,
+        # What is to be merged when it is old enough.
+        sa.Index(f"ix_{name}_slots", "slot", postgresql_where=sa.text("shard > 0")),
+        sa.Index(f"ix_{name}_hours", "slot", postgresql_where=sa.text("shard = 0")),
         comment=comment,
     )
 
@@ -293,8 +307,8 @@ execution_stats = _stats(
     sa.Column("status", sa.Text, primary_key=True),
     sa.Column("number", sa.BigInteger, nullable=False),
     sa.Column("seconds", sa.Double, nullable=False),
-    sa.Column("durations", ARRAY(sa.Integer), nullable=False),
-    sa.Column("waits", ARRAY(sa.Integer), nullable=False),
+    sa.Column("durations", sa.Numeric, nullable=False, comment="a histogram, see store/stats.py"),
+    sa.Column("waits", sa.Numeric, nullable=False),
 )
 
 step_stats = _stats(
@@ -307,6 +321,8 @@ step_stats = _stats(
         for name in ("completed", "failed", "skipped", "cancelled", "retried", "retried_completed")
     ),
     sa.Column("seconds", sa.Double, nullable=False),
+    # What failed or was retried is little, and asked for of all workflows together.
+    sa.Index("ix_step_stats_trouble", "slot", postgresql_where=sa.text("failed <> 0 OR retried <> 0")),
 )
 
 step_executions = sa.Table(
@@ -651,6 +667,11 @@ audit_log = sa.Table(
     sa.Index("ix_audit_log_project_id_id", "project_id", "id"),
     sa.Index("ix_audit_log_object_id_id", "object_id", "id"),
     sa.Index("ix_audit_log_actor_id_id", "actor_id", "id"),
+    # Most entries are of executions that somebody started; what is looked for is often something else.
+    sa.Index("ix_audit_log_action_id", "action", "id"),
+    sa.Index("ix_audit_log_object_kind_id", "object_kind", "id"),
+    sa.Index("ix_audit_log_request_id", "request_id"),
+    sa.Index("ix_audit_log_denied", "id", postgresql_where=sa.text("status IN (401, 403, 404, 429)")),
     postgresql_partition_by="RANGE (id)",
     comment="Append-only: a trigger refuses UPDATE, DELETE and TRUNCATE.",
 )

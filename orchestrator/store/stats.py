@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -14,6 +15,21 @@ from orchestrator.store.session import as_dicts, run
 
 PER_OCTAVE = 4
 """Buckets of a histogram from a time to twice that."""
+
+
+_BASE = 10**12
+
+
+def buckets(histogram: int) -> list[int]:
+    """How many a histogram has in each bucket. It is the sum over the buckets, from 0, of their numbers times 10 to the
+    power of 12 times the bucket, so that PostgreSQL adds histograms by sum() and keeps no zeros."""
+    found = []
+    while histogram:
+        histogram, number = divmod(histogram, _BASE)
+        if number > _BASE // 2:  # below zero: what is taken back was merged to a slot that begins before the window
+            histogram, number = histogram + 1, number - _BASE
+        found.append(number)
+    return found
 
 
 def upper_bound(bucket: int) -> float:
@@ -56,61 +72,41 @@ class Which:
         return {"workflow": self.workflow_id, "projects": list(self.projects or ())}
 
 
-def counts(connection: Connection, which: Which, since: datetime, before: datetime | None = None) -> dict[str, int]:
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What ended as `status` within some time: how many, the seconds that they took together, and histograms of how
+    long they took and waited before they began, as `buckets` reads them."""
+
+    begins: datetime
+    status: str
+    number: int
+    seconds: float
+    durations: int
+    waits: int
+
+
+def ended(connection: Connection, which: Which, since: datetime, width: float) -> list[Ended]:
+    """For each `width` seconds from `since` on in which something ended, in their order."""
+    rows = run(
+        connection,
+        "SELECT date_bin(%(width)s * interval '1 second', slot, %(since)s) AS begins, status, "
+        "sum(number)::bigint AS number, sum(seconds)::float8 AS seconds, sum(durations) AS durations, "
+        f"sum(waits) AS waits FROM execution_stats WHERE {which.sql} AND slot >= %(since)s "
+        "GROUP BY begins, status ORDER BY begins",
+        {**which.params, "since": since, "width": width},
+    )
+    return [Ended(row.begins, row.status, row.number, row.seconds, int(row.durations), int(row.waits)) for row in rows]
+
+
+def counts(connection: Connection, which: Which, since: datetime, before: datetime) -> dict[str, int]:
     """How many ended as what."""
     rows = run(
         connection,
         f"SELECT status, sum(number)::bigint AS number FROM execution_stats WHERE {which.sql} "
-        "AND slot >= %(since)s AND (%(before)s::timestamptz IS NULL OR slot < %(before)s) GROUP BY status",
+        "AND slot >= %(since)s AND slot < %(before)s GROUP BY status",
         {**which.params, "since": since, "before": before},
     )
-    return dict.fromkeys(sorted(EXECUTION_TERMINAL), 0) | {row.status: row.number for row in rows}
-
-
-def series(connection: Connection, which: Which, since: datetime, width: float) -> list[dict[str, Any]]:
-    """The same for each `width` seconds in which something ended."""
-    rows = run(
-        connection,
-        "SELECT date_bin(%(width)s * interval '1 second', slot, %(since)s) AS begins, status, "
-        f"sum(number)::bigint AS number FROM execution_stats WHERE {which.sql} AND slot >= %(since)s "
-        "GROUP BY begins, status ORDER BY begins",
-        {**which.params, "since": since, "width": width},
-    )
-    points: dict[datetime, dict[str, Any]] = {}
-    for row in rows:
-        empty = {"begins": row.begins} | dict.fromkeys(sorted(EXECUTION_TERMINAL), 0)
-        points.setdefault(row.begins, empty)[row.status] = row.number
-    return list(points.values())
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """Of the executions that completed or failed: seconds in all, and histograms of how long they took, and waited
-    before they began."""
-
-    number: int
-    seconds: float
-    durations: Sequence[int]
-    waits: Sequence[int]
-
-
-def times(connection: Connection, which: Which, since: datetime) -> Times:
-    chosen = f"{which.sql} AND slot >= %(since)s AND status IN ('completed', 'failed')"
-    row = run(
-        connection,
-        f"""
-        SELECT coalesce(sum(number), 0)::bigint AS number, coalesce(sum(seconds), 0)::float8 AS seconds,
-               (SELECT array_agg(d ORDER BY i) FROM (
-                    SELECT i, sum(d)::bigint AS d FROM execution_stats, unnest(durations) WITH ORDINALITY AS u(d, i)
-                    WHERE {chosen} GROUP BY i) AS sums) AS durations,
-               (SELECT array_agg(w ORDER BY i) FROM (
-                    SELECT i, sum(w)::bigint AS w FROM execution_stats, unnest(waits) WITH ORDINALITY AS u(w, i)
-                    WHERE {chosen} GROUP BY i) AS sums) AS waits
-        FROM execution_stats WHERE {chosen}
-        """,
-        {**which.params, "since": since},
-    ).one()
-    return Times(row.number, row.seconds, row.durations or (), row.waits or ())
+    return {row.status: row.number for row in rows}
 
 
 def steps(connection: Connection, which: Which, since: datetime) -> list[dict[str, Any]]:
@@ -131,26 +127,31 @@ def steps(connection: Connection, which: Which, since: datetime) -> list[dict[st
     )
 
 
-def error_kinds(connection: Connection, which: Which, since: datetime) -> dict[str, int]:
-    """How many steps failed in which way, the most frequent first."""
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Steps that failed or took more than one attempt: how many failed in which way, the most frequent first; how many
+    took more than one attempt, and those of them that completed."""
+
+    error_kinds: Mapping[str, int]
+    retried: int
+    retried_completed: int
+
+
+_KINDS_SHOWN = 50
+
+
+def trouble(connection: Connection, which: Which, since: datetime) -> Trouble:
     rows = run(
         connection,
-        f"SELECT error_kind, sum(failed)::bigint AS number FROM step_stats WHERE {which.sql} AND slot >= %(since)s "
-        "AND failed <> 0 GROUP BY error_kind ORDER BY number DESC, error_kind LIMIT 50",
+        "SELECT error_kind, sum(failed)::bigint AS failed, sum(retried)::bigint AS retried, "
+        f"sum(retried_completed)::bigint AS completed FROM step_stats WHERE {which.sql} AND slot >= %(since)s "
+        "AND (failed <> 0 OR retried <> 0) GROUP BY error_kind ORDER BY failed DESC, error_kind",
         {**which.params, "since": since},
+    ).all()
+    kinds = {row.error_kind: row.failed for row in rows if row.failed}
+    return Trouble(
+        dict(islice(kinds.items(), _KINDS_SHOWN)), sum(row.retried for row in rows), sum(row.completed for row in rows)
     )
-    return {row.error_kind: row.number for row in rows}
-
-
-def retries(connection: Connection, which: Which, since: datetime) -> tuple[int, int]:
-    """Steps that took more than one attempt, and those of them that completed."""
-    row = run(
-        connection,
-        "SELECT coalesce(sum(retried), 0)::bigint AS retried, coalesce(sum(retried_completed), 0)::bigint AS completed "
-        f"FROM step_stats WHERE {which.sql} AND slot >= %(since)s",
-        {**which.params, "since": since},
-    ).one()
-    return row.retried, row.completed
 
 
 def of_workflow(connection: Connection, workflow_id: str) -> Mapping[str, Any]:
@@ -192,51 +193,36 @@ def all_steps(connection: Connection) -> dict[str, int]:
 
 _MERGED = 2000
 """Rows merged at a time."""
-_ADD = "(SELECT array_agg(a + b ORDER BY i) FROM unnest(s.{0}, excluded.{0}) WITH ORDINALITY AS u(a, b, i))"
+_COLUMNS = {
+    "execution_stats": ("status", ("number", "seconds", "durations", "waits")),
+    "step_stats": (
+        "step_id, error_kind",
+        ("completed", "failed", "skipped", "cancelled", "retried", "retried_completed", "seconds"),
+    ),
+}
+"""What the rows of a table are about besides a workflow, a slot and a shard; and what is added up."""
 
 
 def merge(connection: Connection) -> None:
-    """Merge what is older than a day to hours, and what is older than a week to days, some at a time."""
-    for unit, age in (("hour", "25 hours"), ("day", "8 days")):
-        old = (
-            f"SELECT ctid FROM {{table}} WHERE slot < clock_timestamp() - interval '{age}' "
-            f"AND (shard <> 0 OR slot <> date_trunc('{unit}', slot, 'UTC')) LIMIT {_MERGED} FOR UPDATE SKIP LOCKED"
-        )
-        slot = f"date_trunc('{unit}', slot, 'UTC') AS slot"
-        run(
-            connection,
-            f"""
-            WITH gone AS (
-                DELETE FROM execution_stats WHERE ctid = ANY(ARRAY({old.format(table="execution_stats")})) RETURNING *
-            ), sums AS (
-                SELECT workflow_id, {slot}, status, sum(number) AS number, sum(seconds) AS seconds
-                FROM gone GROUP BY 1, 2, 3
-            ), buckets AS (
-                SELECT workflow_id, {slot}, status, i, sum(d)::int AS d, sum(w)::int AS w
-                FROM gone, unnest(durations, waits) WITH ORDINALITY AS u(d, w, i) GROUP BY 1, 2, 3, 4
-            ), arrays AS (
-                SELECT workflow_id, slot, status, array_agg(d ORDER BY i) AS durations, array_agg(w ORDER BY i) AS waits
-                FROM buckets GROUP BY 1, 2, 3
+    """Merge what is older than a day to hours, and what is older than a week to days, some at a time. Shard 0 has the
+    hours and shard -1 the days, so that an index finds what is left to do."""
+    for old, merged, unit in (
+        ("shard > 0 AND slot < now() - interval '25 hours'", 0, "hour"),
+        ("shard = 0 AND slot < now() - interval '8 days'", -1, "day"),
+    ):
+        for table, (about, sums) in _COLUMNS.items():
+            run(
+                connection,
+                f"""
+                WITH gone AS (
+                    DELETE FROM {table} WHERE ctid = ANY(ARRAY(
+                        SELECT ctid FROM {table} WHERE {old} LIMIT {_MERGED} FOR UPDATE SKIP LOCKED)) RETURNING *
+                )
+                INSERT INTO {table} AS s (workflow_id, slot, shard, {about}, {", ".join(sums)})
+                SELECT workflow_id, date_trunc('{unit}', slot, 'UTC') AS begins, {merged}, {about},
+                       {", ".join(f"sum({name})" for name in sums)}
+                FROM gone GROUP BY workflow_id, begins, {about}
+                ON CONFLICT (workflow_id, slot, shard, {about}) DO UPDATE SET
+                    {", ".join(f"{name} = s.{name} + excluded.{name}" for name in sums)}
+                """,
             )
-            INSERT INTO execution_stats AS s (workflow_id, slot, shard, status, number, seconds, durations, waits)
-            SELECT workflow_id, slot, 0, status, number, seconds, durations, waits
-            FROM sums JOIN arrays USING (workflow_id, slot, status)
-            ON CONFLICT (workflow_id, slot, shard, status) DO UPDATE SET number = s.number + excluded.number,
-                seconds = s.seconds + excluded.seconds, durations = {_ADD.format("durations")},
-                waits = {_ADD.format("waits")}
-            """,
-        )
-        columns = ("completed", "failed", "skipped", "cancelled", "retried", "retried_completed", "seconds")
-        run(
-            connection,
-            f"""
-            WITH gone AS (
-                DELETE FROM step_stats WHERE ctid = ANY(ARRAY({old.format(table="step_stats")})) RETURNING *
-            )
-            INSERT INTO step_stats AS s (workflow_id, slot, shard, step_id, error_kind, {", ".join(columns)})
-            SELECT workflow_id, {slot}, 0, step_id, error_kind, {", ".join(f"sum({name})" for name in columns)}
-            FROM gone GROUP BY 1, 2, 4, 5
-            ON CONFLICT (workflow_id, slot, shard, step_id, error_kind) DO UPDATE SET
-                {", ".join(f"{name} = s.{name} + excluded.{name}" for name in columns)}
-            """,
-        )

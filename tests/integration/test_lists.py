@@ -16,8 +16,10 @@ WORKFLOWS = "/api/v1/workflows"
 MANY = 8_000
 
 
-def page(deployment: Deployment, path: str, **query: Any) -> Any:
-    answer = deployment.client.get(path, query_string=query)
+def page(deployment: Deployment, path: str, *, key: str | None = None, **query: Any) -> Any:
+    """What the owner of `key` is shown, or else the administrator."""
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    answer = deployment.client.get(path, query_string=query, headers=headers)
     assert answer.status_code == 200, answer.text
     return answer.json
 
@@ -208,6 +210,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment,
                        now() FROM {rows}""",
             f"""INSERT INTO step_logs (id, execution_id, step_execution_id, step_id, attempt, level, message, at)
                 SELECT ({id})::uuid, %(e)s::uuid, %(s)s::uuid, 'a', 1, 'info', 'x', now() FROM {rows}""",
+            f"""INSERT INTO audit_log (id, actor_kind, action, object_kind, object_id, status, request_id)
+                SELECT ({id})::uuid, 'key', 'workflow.execute', 'workflow', %(w)s, 202, n::text FROM {rows}""",
             "ANALYZE",
         ):  # fmt: skip
             full.sql(statement, w=w, t=t, e=e, s=row[0][0])
@@ -251,7 +255,60 @@ def test_a_rare_status_and_an_old_time_are_found_by_an_index(full: tuple[Deploym
     assert buffers(deployment, "/api/v1/executions", created_before="2020-01-01T00:00:00Z", limit="50") < 10
 
 
-def buffers(deployment: Deployment, path: str, **query: str) -> int:
+@pytest.fixture(scope="module")
+def hidden(full: tuple[Deployment, dict[str, str]]) -> tuple[Deployment, str, list[str]]:
+    """Two workflows in a project of their own; the key of one who sees only that; and the ids of the few executions of
+    one of them, the newest first, which are older than all others."""
+    deployment, _ = full
+    assert deployment.client.post("/api/v1/projects", json={"name": "small"}).status_code == 201
+    made(deployment, "never ran", project="small")
+    w = made(deployment, "rarely", project="small")
+    rows = deployment.sql(
+        """INSERT INTO executions (id, workflow_id, version, status, input, finished_at, created_at)
+           SELECT ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, %(w)s::uuid, 1,
+                  CASE WHEN n %% 3 = 0 THEN 'failed' ELSE 'completed' END, '{}', '1970-01-02', '1970-01-01'
+           FROM generate_series(1, 9) AS n RETURNING id::text""",
+        w=w,
+    )
+    deployment.sql("VACUUM ANALYZE executions")
+    grants = [{"project": "small", "role": "viewer"}]
+    key = deployment.client.post("/api/v1/keys", json={"name": "small", "grants": grants}).json["key"]
+    return deployment, key, [id for (id,) in rows][::-1]
+
+
+@pytest.mark.parametrize("sort", ["created_at", "-created_at"])
+@pytest.mark.parametrize("status", [None, "failed"])
+def test_who_sees_few_executions_gets_them_in_pages_without_a_look_at_the_others(
+    hidden: tuple[Deployment, str, list[str]], sort: str, status: str | None
+) -> None:
+    deployment, key, ids = hidden
+    expected = [id for id in ids if status is None or int(id[-1]) % 3 == 0]
+    query = {"sort": sort, **({"status": status} if status else {})}
+    found = [row["id"] for row in walked(deployment, "/api/v1/executions", key=key, limit=2, **query)]
+    assert found == (expected if sort.startswith("-") else expected[::-1])
+    assert buffers(deployment, "/api/v1/executions", key=key, **query) < 100
+    late = {"created_after": "1970-01-01T00:00:01Z"}
+    assert page(deployment, "/api/v1/executions", key=key, **query, **late)["items"] == []
+    assert buffers(deployment, "/api/v1/executions", key=key, **query, **late) < 100
+
+
+def test_whether_a_workflow_ever_failed_is_found_by_an_index(full: tuple[Deployment, dict[str, str]]) -> None:
+    deployment, ids = full
+    assert buffers(deployment, "/api/v1/executions", workflow_id=ids["w"], status="cancelled") < 10
+
+
+@pytest.mark.parametrize(
+    "query", [{"action": "key.revoke"}, {"object_kind": "secret"}, {"request_id": "x"}, {"denied": "true"}]
+)
+def test_rare_entries_of_the_audit_log_are_found_by_an_index(
+    full: tuple[Deployment, dict[str, str]], query: dict[str, str]
+) -> None:
+    deployment, _ = full
+    assert page(deployment, "/api/v1/audit", **query)["items"] == []
+    assert buffers(deployment, "/api/v1/audit", **query) < 20
+
+
+def buffers(deployment: Deployment, path: str, *, key: str | None = None, **query: str) -> int:
     """Pages of the database that this list's own statement reads (the last of those that the call takes)."""
     found: list[tuple[str, Any]] = []
     engine = deployment.client.application.extensions["orchestrator"].store.engine
@@ -262,7 +319,7 @@ def buffers(deployment: Deployment, path: str, **query: str) -> int:
 
     sa.event.listen(engine, "before_cursor_execute", watch)
     try:
-        page(deployment, path, **query)
+        page(deployment, path, key=key, **query)
     finally:
         sa.event.remove(engine, "before_cursor_execute", watch)
     statement, parameters = found[-1]

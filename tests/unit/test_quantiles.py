@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from orchestrator.store.stats import PER_OCTAVE, quantile, upper_bound
+from orchestrator.store.stats import PER_OCTAVE, buckets, quantile, upper_bound
 
 
 def bucket_of(seconds: float) -> int:
@@ -27,6 +27,17 @@ def test_a_quantile_is_right_to_within_a_tenth(share: float, scale: float):
     times = sorted(scale * chance.lognormvariate(0, 1) for _ in range(10_000))
     exact = times[int(share * len(times))]
     assert quantile(histogram(times), share) == pytest.approx(exact, rel=0.1)
+
+
+def test_histograms_are_added_as_numbers():
+    one, other = 2 + 5 * 10**24, 7 * 10**24 + 10**1428
+    assert buckets(one + other) == [2, 0, 12, *[0] * 116, 1]
+    assert buckets(0) == []
+
+
+def test_what_is_taken_back_from_a_bucket_takes_nothing_from_the_next():
+    assert buckets(3 * 10**12 - 1) == [-1, 3]
+    assert buckets(-(10**24)) == [0, 0, -1]
 
 
 def test_nothing_has_no_quantiles():
