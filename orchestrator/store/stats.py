@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from orchestrator.lifecycle import EXECUTION_LIVE, EXECUTION_TERMINAL, sql_words
+from orchestrator.lifecycle import EXECUTION_LIVE, sql_words
 from orchestrator.store.session import as_dicts, run
 
 PER_OCTAVE = 4

@@ -190,6 +190,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment,
         w = full.create({**workflow(step("a")), "triggers": [daily]})
         t, e = page(full, f"{WORKFLOWS}/{w}/triggers")["items"][0]["id"], full.execute(w)
         row = full.sql("SELECT id::text FROM step_executions WHERE execution_id = %(e)s::uuid", e=e)
+        o = full.create(workflow(step("a")))
         rows = f"generate_series(1, {MANY}) AS n"
         # Ids as the service makes them: one a millisecond, until now.
         id = f"""overlay(lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint - {MANY} + n), 12, '0') PLACING '-'
@@ -206,15 +207,15 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment,
             f"""INSERT INTO trigger_fires (id, trigger_id, input)
                 SELECT ({id})::uuid, %(t)s::uuid, '{{}}' FROM {rows}""",
             f"""INSERT INTO executions (id, workflow_id, version, status, input, finished_at)
-                SELECT ({id})::uuid, %(w)s::uuid, 1, CASE WHEN n %% 400 = 0 THEN 'failed' ELSE 'completed' END, '{{}}',
-                       now() FROM {rows}""",
+                SELECT ({id})::uuid, CASE n %% 2 WHEN 0 THEN %(w)s ELSE %(o)s END::uuid, 1,
+                       CASE WHEN n %% 400 = 0 THEN 'failed' ELSE 'completed' END, '{{}}', now() FROM {rows}""",
             f"""INSERT INTO step_logs (id, execution_id, step_execution_id, step_id, attempt, level, message, at)
                 SELECT ({id})::uuid, %(e)s::uuid, %(s)s::uuid, 'a', 1, 'info', 'x', now() FROM {rows}""",
             f"""INSERT INTO audit_log (id, actor_kind, action, object_kind, object_id, status, request_id)
                 SELECT ({id})::uuid, 'key', 'workflow.execute', 'workflow', %(w)s, 202, n::text FROM {rows}""",
             "ANALYZE",
         ):  # fmt: skip
-            full.sql(statement, w=w, t=t, e=e, s=row[0][0])
+            full.sql(statement, w=w, o=o, t=t, e=e, s=row[0][0])
         yield full, {"w": w, "t": t, "e": e}
 
 
@@ -240,13 +241,14 @@ def test_the_last_page_costs_what_the_first_does(
     deployment, ids = full
     address = f"/api/v1/{path.format(**ids)}"
     query = {name: value.format(**ids) for name, value in query.items()}
-    first, cursor = buffers(deployment, address, **query, limit="50"), None
-    for _ in range(MANY * 9 // 10 // 200):
+    # Fewer than the planner takes to be of one status, of which it knows nothing but the number of all.
+    first, cursor = buffers(deployment, address, **query, limit="5"), None
+    for _ in range(MANY * 4 // 10 // 200):
         cursor = page(deployment, address, **query, limit=200, **({"cursor": cursor} if cursor else {}))["next"]
         assert cursor is not None
-    last = buffers(deployment, address, **query, limit="50", cursor=cursor)
+    last = buffers(deployment, address, **query, limit="5", cursor=cursor)
     assert last <= first + 15, f"{first} pages of the database are read for the first, {last} for the last"
-    assert first < 150  # two for each of the rows, which stand anywhere, and some for the index
+    assert first < 30  # two for each of the rows, which stand anywhere, and some for the index
 
 
 def test_a_rare_status_and_an_old_time_are_found_by_an_index(full: tuple[Deployment, dict[str, str]]) -> None:
@@ -286,10 +288,10 @@ def test_who_sees_few_executions_gets_them_in_pages_without_a_look_at_the_others
     query = {"sort": sort, **({"status": status} if status else {})}
     found = [row["id"] for row in walked(deployment, "/api/v1/executions", key=key, limit=2, **query)]
     assert found == (expected if sort.startswith("-") else expected[::-1])
-    assert buffers(deployment, "/api/v1/executions", key=key, **query) < 100
+    assert buffers(deployment, "/api/v1/executions", key=key, **query, limit="5") < 100
     late = {"created_after": "1970-01-01T00:00:01Z"}
     assert page(deployment, "/api/v1/executions", key=key, **query, **late)["items"] == []
-    assert buffers(deployment, "/api/v1/executions", key=key, **query, **late) < 100
+    assert buffers(deployment, "/api/v1/executions", key=key, **query, **late, limit="5") < 100
 
 
 def test_whether_a_workflow_ever_failed_is_found_by_an_index(full: tuple[Deployment, dict[str, str]]) -> None:
