@@ -162,7 +162,8 @@ def _inside(here: Orchestrator) -> Iterator[Case]:
     yield Case("loop", _loops(5, items=200), 5 * 200, "item", rows=5 + 5 * 200)
     yield Case("parallel", _forks(50, branches=8), 50 * 8, "branch step", rows=50 + 50 * 8)
     child = here.create("child", [step("one", type="set", **VALUES)])
-    yield Case("workflow", chain(100, "workflow", workflow=child), 100, "child")
+    # Each has an execution of one step: half of the steps are theirs.
+    yield Case("workflow", chain(100, "workflow", workflow=child), 2 * 100, "step", rows=100)
     yield Case("signal", _signals(200), 200, signals=200)
 
 

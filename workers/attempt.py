@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from types import FrameType
@@ -26,16 +26,19 @@ from orchestrator.engine.start import check_payload
 from orchestrator.errors import InputError, StepFailed, StepTimeout, TemplateError
 from orchestrator.lifecycle import StepStatus
 from orchestrator.store import Store, cached_results, executions, logs, rate_line, signals, steps
+from orchestrator.store.bodies import EndedRow
 from orchestrator.store.logs import LogLine
 from orchestrator.store.rates import AWAITS_RATE, Rate
+from orchestrator.store.session import Call
 from orchestrator.store.steps import Claim, ExecutionFacts
 from orchestrator.tally import tally
-from workers.inline import Performed, has_pure_bodies, perform_body
+from workers.inline import has_pure_bodies, perform_body
 from workers.rounds import named, rounds
 from workers.secrets import Secrets
 from workers.steps.condition import is_true
 from workers.steps.contract import Done, LogLevel, Round, Spawn, StepContext, StepType, Wait, Workflows
 from workers.stopping import Watch, ended_by
+from workers.untaken import Untaken
 
 T = TypeVar("T")
 
@@ -198,8 +201,12 @@ class Attempt:
     """What the output was mapped to."""
     inlines: bool = False
     """Bodies that only compute are performed in this attempt."""
-    body: Performed | None = None
-    """That which was."""
+    body: Sequence[EndedRow] = ()
+    """The steps in those that were."""
+    untaken: Untaken | None = None
+    """Signals that are taken when the result is recorded; None to take them at once."""
+    besides: list[Call] = field(default_factory=list)
+    """What is recorded with the result, or neither is."""
 
     def perform(self) -> Done | Wait | Spawn | Skipped | StepFailed:
         """The outcome, fit to be stored: secrets masked, JSON, within the size limit."""
@@ -428,7 +435,15 @@ class Attempt:
             raise StepFailed(f"a setting of the worker: {error}", kind="config", retryable=False) from None
 
     def _take_signal(self, name: str) -> Any:
-        return signals.take(self.store, self.execution.id, self.claim, name)
+        # What an attempt took that was lost with its worker is the next one's.
+        if self.untaken is None or self.claim.attempt > 1 or self.claim.losses:
+            return signals.take(self.store, self.execution.id, self.claim, name)
+        found = self.untaken.next(name)
+        if found is None:
+            return None
+        signal_id, signal = found
+        self.besides.append(signals.taking(self.execution.id, self.claim.id, signal_id))
+        return signal
 
     def _deadline(self) -> float | None:
         limits = [self.ends_at] if self.ends_at is not None else []

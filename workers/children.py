@@ -14,6 +14,7 @@ from orchestrator.errors import Conflict, InputError, NotFound, StepFailed
 from orchestrator.lifecycle import ExecutionStatus
 from orchestrator.store import executions, new_id, whole, workflows
 from orchestrator.store.executions import Outcome, Parent
+from orchestrator.store.session import Call
 from orchestrator.store.steps import Claim, ExecutionFacts
 from orchestrator.store.whole import Whole
 from workers.attempt import Attempt
@@ -37,6 +38,8 @@ class Children:
     facts: ExecutionFacts
     claim: Claim
     secrets: Secrets
+    besides: list[Call] | None
+    """Takes the insertion of an execution that was performed whole; None to start each like any other."""
 
     def start(self, workflow: str, input: Any, *, attached: bool) -> Child:
         if self.facts.depth + 1 > MAX_DEPTH:
@@ -83,7 +86,7 @@ class Children:
         other; so is the first of a workflow that this process comes to know."""
         process = self.process
         version = process.programs.newest.get(workflow_id)
-        if version is None or process.hooks is not None:  # who wants to be told of each step is told of each
+        if version is None or self.besides is None:
             return None
         program = process.programs.get(process.store, workflow_id, version)
         if not only_computes(program, process.programs.catalogue):
@@ -106,8 +109,7 @@ class Children:
             return None
         output, rows = performed
         made = Whole(facts, program.timeout, output, rows, began, self._key)
-        if not whole.insert(process.store, made, beside=self.facts.workflow_id, worker_id=process.lease.id):
-            return None
+        self.besides.append(whole.insertion(made, beside=self.facts.workflow_id, worker_id=process.lease.id))
         return Child(facts.id, Outcome(ExecutionStatus.COMPLETED, output, None))
 
     def _attempt(self, program: Program, facts: ExecutionFacts) -> Attempt:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.definition.graph import CONTROL, Graph
@@ -44,14 +44,6 @@ class _NotHere(Exception):
     """The body is to be begun like any other."""
 
 
-@dataclass(frozen=True, slots=True)
-class Performed:
-    """A body as it ended; `spawn` begins it anew, should the rows not be wanted."""
-
-    spawn: Spawn
-    rows: Sequence[EndedRow]
-
-
 def has_pure_bodies(step: Step, catalogue: Mapping[str, Any]) -> bool:
     """Whether all that stands in a step's bodies computes and does nothing else, and any worker may perform it."""
     return all(_is_pure(inner, catalogue) for body in step.bodies.values() for inner in body.steps)
@@ -78,8 +70,8 @@ def _is_pure(step: Step, catalogue: Mapping[str, Any]) -> bool:
     return catalogue[step.type].pure or (bool(step.bodies) and has_pure_bodies(step, catalogue))
 
 
-def perform_body(attempt: Attempt, spawn: Spawn, perform_again: PerformAgain) -> tuple[Done, Performed] | None:
-    """What the container comes to after the bodies that it spawns, if they can be performed here.
+def perform_body(attempt: Attempt, spawn: Spawn, perform_again: PerformAgain) -> tuple[Done, Sequence[EndedRow]] | None:
+    """What the container comes to after the bodies that it spawns, and their steps, if they can be performed here.
     `perform_again(attempt, state, rounds)` performs the container as if these had come to their end."""
     inside = replace(attempt, seen=dict(attempt.seen))  # nobody outside sees what is inside
     body = _Body(inside)
@@ -90,7 +82,7 @@ def perform_body(attempt: Attempt, spawn: Spawn, perform_again: PerformAgain) ->
             outcome = perform_again(inside, outcome.state, body.rounds)
     except (_NotHere, StepFailed):  # a failure is retried, told and kept on the other way
         return None
-    return (outcome, Performed(spawn, body.rows)) if isinstance(outcome, Done) else None
+    return (outcome, body.rows) if isinstance(outcome, Done) else None
 
 
 def perform_execution(attempt: Attempt) -> tuple[Any, Sequence[EndedRow]] | None:
@@ -181,7 +173,7 @@ class _Steps:
         if isinstance(outcome, Done):
             row = self._row(graph, path, loop, StepStatus.COMPLETED, output=outcome.output, by=attempt, began=began)
             self._inside.seen[path] = as_seen_by_templates("completed", row.output, variables=row.variables)
-            return row, attempt.body.rows if attempt.body else (), outcome.skip
+            return row, attempt.body, outcome.skip
         reason = getattr(outcome, "reason", None)
         if reason is None:
             raise _NotHere

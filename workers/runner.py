@@ -38,6 +38,7 @@ from orchestrator.errors import StepFailed
 from orchestrator.lifecycle import StepStatus
 from orchestrator.store import bodies, executions, steps
 from orchestrator.store.admission import Freed
+from orchestrator.store.session import Call, Refused
 from orchestrator.store.steps import Claim, ExecutionFacts, Result
 from orchestrator.tally import RETRIES, tally
 from workers.attempt import Attempt, Skipped
@@ -45,6 +46,7 @@ from workers.children import Children
 from workers.dispatch import Doorbell
 from workers.hooks import Report
 from workers.steps.contract import Done, Spawn, Wait
+from workers.untaken import Untaken
 
 if TYPE_CHECKING:
     from workers.process import WorkerProcess
@@ -229,6 +231,7 @@ class Lane:
         self.pack = Pack()
         self.pack.add(starts)
         self.seen: dict[str, dict[str, Any]] = {}
+        self.untaken = Untaken(process.store, execution_id)
         self.onward = Onward(process.doorbell)
         self.freed: Freed | None = None
         """Its execution has ended, and somebody may wait for its place."""
@@ -246,31 +249,46 @@ class Lane:
 
     def go(self, claim: Claim | None) -> None:
         while claim is not None:
-            step = self.program.scopes.step(claim.path)
-            self._heed_phase(claim.path)
-            secrets = self.process.secrets.of(self.facts.workflow_id)
-            attempt = Attempt(
-                store=self.store,
-                settings=self.process.settings,
-                program=self.program,
-                step=step,
-                claim=claim,
-                execution=self.facts,
-                catalogue=self.process.programs.catalogue,
-                secrets=secrets,
-                seen=self.seen,
-                ends_at=self.ends_at,
-                watch=self.process.watch,
-                workflows=Children(self.process, self.onward.add, self.facts, claim, secrets),
-                # Who wants to be told of each step is told of each.
-                inlines=self.process.hooks is None,
-            )
-            if self.process.hooks is not None:
-                self.report = self.process.hooks.step_taken(self.facts, step, claim)
-            outcome = attempt.perform()
-            if self.report is not None:
-                self.report.performed(outcome)
-            claim = self._record(claim, attempt, outcome)
+            claim = self._perform(claim)
+
+    def _perform(self, claim: Claim) -> Claim | None:
+        """Perform a step, and take on what it leads to."""
+        self._heed_phase(claim.path)
+        hooks = self.process.hooks
+        # Who wants to be told of each step is told of each.
+        attempt = self._attempt(claim, inlines=hooks is None)
+        if hooks is not None:
+            self.report = hooks.step_taken(self.facts, attempt.step, claim)
+        outcome = attempt.perform()
+        if self.report is not None:
+            self.report.performed(outcome)
+        try:
+            return self._record(claim, attempt, outcome)
+        except Refused:
+            # What it took is somebody else's by now, or what it did beside its own work is done: the long way, then.
+            attempt = self._attempt(claim, inlines=False)
+            return self._record(claim, attempt, attempt.perform())
+
+    def _attempt(self, claim: Claim, *, inlines: bool) -> Attempt:
+        secrets = self.process.secrets.of(self.facts.workflow_id)
+        besides: list[Call] = []
+        return Attempt(
+            store=self.store,
+            settings=self.process.settings,
+            program=self.program,
+            step=self.program.scopes.step(claim.path),
+            claim=claim,
+            execution=self.facts,
+            catalogue=self.process.programs.catalogue,
+            secrets=secrets,
+            seen=self.seen,
+            ends_at=self.ends_at,
+            watch=self.process.watch,
+            workflows=Children(self.process, self.onward.add, self.facts, claim, secrets, besides if inlines else None),
+            inlines=inlines,
+            untaken=self.untaken if inlines else None,
+            besides=besides,
+        )
 
     def hand_back_after(self, seconds: float) -> None:
         if self.pack.first() is not None:
@@ -318,12 +336,11 @@ class Lane:
         self, claim: Claim, attempt: Attempt, outcome: Done | Wait | Spawn | Skipped | StepFailed
     ) -> Claim | None:
         given = attempt.recorded_input
-        if attempt.body is not None and not bodies.insert_ended(
-            self.store, self.execution_id, claim, attempt.body.rows, self.process.lease.id
-        ):
-            outcome = attempt.body.spawn
         if isinstance(outcome, Done):
-            result = Result(given, outcome.output, variables=attempt.variables)
+            besides = attempt.besides
+            if attempt.body:
+                besides.append(bodies.insertion_of_ended(self.execution_id, claim, attempt.body, self.process.lease.id))
+            result = Result(given, outcome.output, variables=attempt.variables, besides=tuple(besides))
             return self._completed(claim, result, outcome.skip)
         if isinstance(outcome, Wait):
             return self._rested(claim, given, outcome)
@@ -373,7 +390,7 @@ class Lane:
     def _completed(self, claim: Claim, result: Result, skip: frozenset[str]) -> Claim | None:
         path, graph = claim.path, self.program.scopes.of(claim.path)
         self.seen[path] = steps.as_seen_by_templates("completed", result.output, variables=result.variables)
-        following = None if skip else self._straight_on(path)
+        following = None if skip else self._straight_on(path, alone=bool(result.besides))
         if following is not None:
             return self._complete_and_follow(claim, result, following)
         if self._ends_execution(path):
@@ -392,16 +409,17 @@ class Lane:
             advance(self.store, self.program, self.execution_id, end, worker=self._keeper(), rung=self.rung)
         )
 
-    def _straight_on(self, path: str) -> str | None:
-        """The step to go on with that takes no look at the others: the next of this run, or the next run of
-        the pack if whoever waits for this one waits for that one too."""
+    def _straight_on(self, path: str, *, alone: bool) -> str | None:
+        """The step to go on with that takes no look at the others: the next of this run, or (unless `alone`: what is
+        taken from the pack cannot be put back) the next run of the pack if whoever waits for this one waits for that
+        one too."""
         if self._over_budget():
             return None
         graph = self.program.scopes.of(path)
         following = graph.next_in_run(path, self.queue)
         if following is not None:
             return following
-        upcoming = self.pack.first()
+        upcoming = None if alone else self.pack.first()
         if upcoming is None:
             return None
         other = self.program.scopes.of(upcoming)

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from orchestrator.lifecycle import STEP_LIVE, WAKE, StepStatus, sql_words
 from orchestrator.store.executions import AWAITS_BODY
 from orchestrator.store.routines import Routine
-from orchestrator.store.session import Store, new_id, run, to_json
+from orchestrator.store.session import REFUSE, Call, new_id, run, to_json
 from orchestrator.store.steps import HELD, Claim
 
 _UNFINISHED = f"status IN ({sql_words(STEP_LIVE)})"
@@ -169,28 +169,22 @@ _INSERT_ENDED_ROUTINE = Routine(
     DECLARE
     BEGIN
         PERFORM FROM step_executions WHERE {HELD} FOR UPDATE;
-        inserted := FOUND;
-        IF inserted THEN
-            {INSERT_ENDED}
+        IF NOT FOUND THEN
+            {REFUSE};
         END IF;
-        RETURN NEXT;
-    EXCEPTION WHEN unique_violation THEN
-        -- An attempt before this one has begun the body in the usual way.
-        inserted := false;
-        RETURN NEXT;
+        {INSERT_ENDED}
     END
     """,
     {"id": "uuid", "held_token": "uuid"} | ENDED_PARAMETERS,
-    {"inserted": "bool"},
+    {"nothing": "bool"},
 )
 
 
-def insert_ended(store: Store, execution_id: str, held: Claim, rows: Sequence[EndedRow], worker_id: str) -> bool:
-    """Insert the rows of a body that has ended, all of them; or none, if the claim `held` is held no longer or one of
-    them is there already."""
+def insertion_of_ended(execution_id: str, held: Claim, rows: Sequence[EndedRow], worker_id: str) -> Call:
+    """Inserts the rows of a body that has ended. It refuses if the claim `held` is held no longer, or one of them is
+    there already: an attempt before this one has begun the body in the usual way."""
     params = {"id": held.id, "held_token": held.token} | ended_parameters(execution_id, rows, worker_id)
-    ((inserted,),) = store.call(_INSERT_ENDED_ROUTINE, params)
-    return bool(inserted)
+    return Call(_INSERT_ENDED_ROUTINE, params)
 
 
 def _json(value: Any) -> str | None:

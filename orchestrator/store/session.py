@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
 import psycopg2
 import sqlalchemy as sa
 import uuid_utils
+from psycopg2.errorcodes import UNIQUE_VIOLATION
 from sqlalchemy.engine import Connection, Engine, Row
 
 from orchestrator.config import DatabaseSettings
@@ -55,6 +57,23 @@ def to_json(value: object) -> str:
     return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
+REFUSED = "OR001"
+REFUSE = f"RAISE EXCEPTION 'refused' USING ERRCODE = '{REFUSED}'"
+"""PL/pgSQL of a routine that is called together with another."""
+
+
+class Refused(Exception):
+    """What was to be done together with something else could not be: nothing was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A routine to be called together with another: both take effect, or neither."""
+
+    routine: Routine
+    params: Params
+
+
 class Store:
     """One pool of connections. A process makes its own after a fork: psycopg2 connections do not cross it.
 
@@ -73,11 +92,16 @@ class Store:
             yield connection
 
     @contextmanager
-    def transaction_from(self, first: str, params: Params) -> Iterator[tuple[Connection, Row[Any] | None]]:
-        """A transaction whose first statements, `first`, travel with its BEGIN; the first row of their last."""
+    def transaction_from(
+        self, first: str, params: Params, before: Sequence[Call] = ()
+    ) -> Iterator[tuple[Connection, Row[Any] | None]]:
+        """A transaction whose first statements, `first`, travel with its BEGIN; the first row of their last. What is
+        called `before` may refuse: Refused."""
         with self.engine.connect() as connection:
             try:
-                row = run(connection, f"BEGIN; {first}", params).first()
+                if before:
+                    _call_all(connection, before)
+                row = run(connection, first if before else f"BEGIN; {first}", params).first()
                 yield connection, row
                 connection.exec_driver_sql("COMMIT")
             except BaseException:
@@ -90,14 +114,21 @@ class Store:
         with self.engine.connect() as connection:
             yield connection
 
-    def call(self, routine: Routine, params: Params) -> list[tuple[Any, ...]]:
-        """The rows of one of the hot statements, past everything that SQLAlchemy would add to it."""
+    def call(self, routine: Routine, params: Params, first: Sequence[Call] = ()) -> list[tuple[Any, ...]]:
+        """The rows of one of the hot statements, past everything that SQLAlchemy would add to it. What is called
+        `first` travels with it, in one transaction; Refused if one of these refuses."""
         connection = self.engine.raw_connection()
         try:
             cursor = connection.cursor()
-            cursor.execute(routine.call, cast(Any, params))
+            if first:
+                calls = [cursor.mogrify(one.routine.call, one.params) for one in (*first, Call(routine, params))]
+                cursor.execute(b"; ".join(calls))
+            else:
+                cursor.execute(routine.call, cast(Any, params))
             return cast("list[tuple[Any, ...]]", cursor.fetchall())
         except Exception as error:
+            if first and _is_refusal(error):
+                raise Refused from error
             connection.invalidate(error)
             if isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
                 tally.add(STORE_ERRORS)
@@ -109,6 +140,22 @@ class Store:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _call_all(connection: Connection, calls: Sequence[Call]) -> None:
+    connection.exec_driver_sql("BEGIN")
+    try:
+        for call in calls:
+            run(connection, call.routine.call, call.params)
+    except sa.exc.DBAPIError as error:
+        if _is_refusal(error.orig):
+            raise Refused from error
+        raise
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """What is there already under the same key is refused, too."""
+    return getattr(error, "pgcode", None) in (REFUSED, UNIQUE_VIOLATION)
 
 
 def _roll_back(connection: Connection) -> None:

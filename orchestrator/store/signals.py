@@ -12,7 +12,7 @@ from orchestrator.lifecycle import WAKE, StepStatus
 from orchestrator.store.executions import AWAITS_CHILD
 from orchestrator.store.recovery import Ring
 from orchestrator.store.routines import Routine
-from orchestrator.store.session import Store, new_id, run, to_json
+from orchestrator.store.session import REFUSE, Call, Store, new_id, run, to_json
 from orchestrator.store.steps import HELD, Claim
 
 AWAITS_DECISION = "decision"
@@ -59,6 +59,45 @@ def take(store: Store, execution_id: str, held: Claim, name: str) -> Any:
     """Give the oldest untaken signal `name` to the step that runs under the claim `held`; None if there is none."""
     rows = store.call(_TAKE_ROUTINE, {"execution": execution_id, "name": name, "id": held.id, "held_token": held.token})
     return rows[0][0] if rows else None
+
+
+_UNTAKEN_ROUTINE = Routine(
+    "untaken_signals",
+    """
+    SELECT id::text, name, jsonb_build_object('payload', payload, 'sent_at', sent_at) FROM signals
+    WHERE execution_id = %(execution)s AND taken_by IS NULL ORDER BY id LIMIT %(most)s
+    """,
+    {"execution": "uuid", "most": "int"},
+    {"id": "text", "name": "text", "signal": "jsonb"},
+)
+
+
+def untaken(store: Store, execution_id: str, most: int) -> list[tuple[str, str, Any]]:
+    """(id, name, signal) of the oldest that nobody has taken."""
+    rows = store.call(_UNTAKEN_ROUTINE, {"execution": execution_id, "most": most})
+    return [(id, name, signal) for id, name, signal in rows]
+
+
+_TAKE_THIS_ROUTINE = Routine(
+    "take_this_signal",
+    f"""
+    DECLARE
+    BEGIN
+        PERFORM FROM executions WHERE id = %(execution)s FOR NO KEY UPDATE;
+        UPDATE signals SET taken_by = %(step)s WHERE id = %(signal)s AND taken_by IS NULL;
+        IF NOT FOUND THEN
+            {REFUSE};
+        END IF;
+    END
+    """,
+    {"execution": "uuid", "step": "uuid", "signal": "uuid"},
+    {"nothing": "bool"},
+)
+
+
+def taking(execution_id: str, step_execution_id: str, signal_id: str) -> Call:
+    """Gives a signal to a step. It refuses if somebody has taken it."""
+    return Call(_TAKE_THIS_ROUTINE, {"execution": execution_id, "step": step_execution_id, "signal": signal_id})
 
 
 def deliver(connection: Connection, execution_id: str, name: str) -> str | None:

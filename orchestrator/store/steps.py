@@ -32,7 +32,7 @@ from orchestrator.store.cancellations import CANCEL_ELSEWHERE
 from orchestrator.store.executions import Locked, locked_row
 from orchestrator.store.rates import AWAITS_RATE
 from orchestrator.store.routines import Routine
-from orchestrator.store.session import Store, new_id, run, to_json
+from orchestrator.store.session import Call, Store, new_id, run, to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,8 @@ class Result:
     error_kind: str | None = None
     error_message: str | None = None
     variables: Any = None
+    besides: tuple[Call, ...] = ()
+    """What is recorded with it, or neither is: Refused."""
 
 
 EMPTY = Result()
@@ -289,7 +291,7 @@ def complete_and_follow(
         "worker": worker_id,
         "token": token,
     }
-    ((recorded, *claimed),) = store.call(_COMPLETE_AND_FOLLOW_ROUTINE, params)
+    ((recorded, *claimed),) = store.call(_COMPLETE_AND_FOLLOW_ROUTINE, params, result.besides)
     return recorded, _claim(claimed, token) if claimed[0] else None
 
 
@@ -406,7 +408,7 @@ def complete_and_go_on(
         "worker": worker_id,
         "token": token,
     }
-    ((recorded, settled, *claimed, queued),) = store.call(_COMPLETE_AND_GO_ON_ROUTINE, params)
+    ((recorded, settled, *claimed, queued),) = store.call(_COMPLETE_AND_GO_ON_ROUTINE, params, result.besides)
     claim = _claim(claimed, token) if claimed[0] else None
     return GoneOn(recorded, settled, claim, tuple(queued or ()))
 
@@ -448,7 +450,7 @@ def complete_and_finish(
     Only for the last step of an execution that is a single run: nobody else can be ending a step of it.
     """
     params = _written(held, result) | {"execution": execution_id, "path": held.path}
-    ((recorded, finished, asked, keys),) = store.call(_COMPLETE_AND_FINISH_ROUTINE, params)
+    ((recorded, finished, asked, keys),) = store.call(_COMPLETE_AND_FINISH_ROUTINE, params, result.besides)
     return recorded, finished, Freed(tuple(keys or ())) if finished and (asked or keys) else None
 
 
@@ -501,7 +503,7 @@ def ending(
     """
     written = _written(held, result) if held is not None else dict.fromkeys(_WRITTEN)
     params = written | {"status": status, "execution": execution_id, "outlook": list(outlook)}
-    with store.transaction_from(_LOCK + _END_ROUTINE.call, params) as (connection, row):
+    with store.transaction_from(_LOCK + _END_ROUTINE.call, params, result.besides) as (connection, row):
         if row is None or not row.recorded:
             yield None
             return

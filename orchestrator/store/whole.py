@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.lifecycle import STARTABLE, ExecutionStatus, sql_words
 from orchestrator.store.bodies import ENDED_PARAMETERS, INSERT_ENDED, EndedRow, ended_parameters
 from orchestrator.store.routines import Routine
-from orchestrator.store.session import Store, to_json
+from orchestrator.store.session import REFUSE, Call, to_json
 from orchestrator.store.steps import ExecutionFacts
 
 
@@ -39,15 +39,13 @@ _INSERT_ROUTINE = Routine(
         FROM workflows w, clock_timestamp() AS now(now)
         WHERE w.id = %(workflow)s AND w.version = %(version)s AND NOT w.is_template
           AND w.status IN ({sql_words(STARTABLE)})
-          AND w.project_id = (SELECT b.project_id FROM workflows b WHERE b.id = %(beside)s)
-        ON CONFLICT (workflow_id, idempotency_key) DO NOTHING;
-        inserted := FOUND;
-        IF inserted THEN
-            {INSERT_ENDED}
-            -- As the trigger does when an execution ends.
-            PERFORM count_execution(e, 1, NULL) FROM executions e WHERE e.id = %(execution)s;
+          AND w.project_id = (SELECT b.project_id FROM workflows b WHERE b.id = %(beside)s);
+        IF NOT FOUND THEN
+            {REFUSE};
         END IF;
-        RETURN NEXT;
+        {INSERT_ENDED}
+        -- As the trigger does when an execution ends.
+        PERFORM count_execution(e, 1, NULL) FROM executions e WHERE e.id = %(execution)s;
     END
     """,
     {
@@ -64,13 +62,13 @@ _INSERT_ROUTINE = Routine(
         "took": "float8",
     }
     | ENDED_PARAMETERS,
-    {"inserted": "bool"},
+    {"nothing": "bool"},
 )
 
 
-def insert(store: Store, whole: Whole, beside: str, worker_id: str) -> bool:
-    """Insert an execution with all its steps; or nothing, if its version is not the newest of its workflow, or that may
-    not be started or is not of the project of the workflow `beside`, or there is an execution with this key."""
+def insertion(whole: Whole, beside: str, worker_id: str) -> Call:
+    """Inserts an execution with all its steps. It refuses if its version is not the newest of its workflow, or that may
+    not be started or is not of the project of the workflow `beside`, or if there is an execution with this key."""
     facts = whole.facts
     params = {
         "workflow": facts.workflow_id,
@@ -85,5 +83,4 @@ def insert(store: Store, whole: Whole, beside: str, worker_id: str) -> bool:
         "depth": facts.depth,
         "took": time.monotonic() - whole.began,
     }
-    ((inserted,),) = store.call(_INSERT_ROUTINE, params | ended_parameters(facts.id, whole.rows, worker_id))
-    return bool(inserted)
+    return Call(_INSERT_ROUTINE, params | ended_parameters(facts.id, whole.rows, worker_id))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from orchestrator.engine.reconcile import Listed
 from orchestrator.errors import StepFailed
 from orchestrator.store import Store, new_id, recovery, workers
 from orchestrator.store.routines import Routine
+from orchestrator.store.session import Call
 from workers.canvas import canvas
 from workers.runner import run_steps
 from workers.secrets import Secrets
@@ -164,13 +165,13 @@ class Broker:
 class HaltingStore(Store):
     """The lanes of simulated workers stand still before each access, unless they are within a transaction."""
 
-    def call(self, routine: Routine, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    def call(self, routine: Routine, params: Mapping[str, Any], first: Sequence[Call] = ()) -> list[tuple[Any, ...]]:
         with _halted(routine.name):
-            return super().call(routine, params)
+            return super().call(routine, params, first)
 
     @contextmanager
-    def transaction_from(self, first: str, params: Mapping[str, Any]) -> Iterator[Any]:
-        with _halted("transaction"), super().transaction_from(first, params) as opened:
+    def transaction_from(self, first: str, params: Mapping[str, Any], before: Sequence[Call] = ()) -> Iterator[Any]:
+        with _halted("transaction"), super().transaction_from(first, params, before) as opened:
             yield opened
 
     @contextmanager

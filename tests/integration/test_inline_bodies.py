@@ -13,6 +13,7 @@ from test_execution import step, workflow
 
 from orchestrator.lifecycle import EXECUTION_TERMINAL
 from orchestrator.store import bodies, recovery, steps
+from orchestrator.store.session import Call
 from workers import attempt, inline
 from workers.process import WorkerProcess
 from workers.runner import Lane
@@ -202,19 +203,19 @@ def test_a_body_of_many_rows_is_spread_over_the_workers(worker: OneWorker, monke
 
 
 def test_a_body_is_not_recorded_under_a_claim_that_was_taken_away(worker: OneWorker, monkeypatch: pytest.MonkeyPatch):
-    insert = bodies.insert_ended
+    insertion = bodies.insertion_of_ended
 
-    def cancelled_before(*given: Any) -> bool:
+    def cancelled_before(*given: Any) -> Call:
         assert worker.servers.client.post(f"/api/v1/executions/{execution_id}/cancel").status_code < 300
-        return insert(*given)
+        return insertion(*given)
 
-    monkeypatch.setattr(bodies, "insert_ended", cancelled_before)
+    monkeypatch.setattr(bodies, "insertion_of_ended", cancelled_before)
     execution_id = worker.start(workflow(*BODIES["items"]))
     worker.perform(execution_id)
     assert worker.servers.statuses(execution_id) == {"each": "cancelled"}
 
 
-def test_a_worker_that_dies_over_a_recorded_body_leaves_it_to_the_next(
+def test_a_worker_that_dies_over_a_body_leaves_all_of_it_to_the_next(
     worker: OneWorker, monkeypatch: pytest.MonkeyPatch
 ):
     class Died(BaseException):
@@ -228,9 +229,7 @@ def test_a_worker_that_dies_over_a_recorded_body_leaves_it_to_the_next(
         patched.setattr(Lane, "_completed", dies)
         with pytest.raises(Died):
             worker.perform(execution_id)
-    recorded = {row["path"]: row for row in worker.servers.execution(execution_id)["step_executions"]}
-    assert recorded["outer"]["status"] == "running"
-    assert len(recorded) > 1
+    assert worker.servers.statuses(execution_id) == {"outer": "running"}
     ((id, token),) = worker.servers.sql(
         "SELECT id::text, claim_token::text FROM step_executions WHERE execution_id = %(id)s::uuid AND path = 'outer'",
         id=execution_id,
@@ -241,9 +240,7 @@ def test_a_worker_that_dies_over_a_recorded_body_leaves_it_to_the_next(
     execution = worker.servers.execution(execution_id)
     assert execution["status"] == "completed"
     after = {row["path"]: row for row in execution["step_executions"]}
-    assert {path: row for path, row in after.items() if path != "outer"} == {
-        path: row for path, row in recorded.items() if path != "outer"
-    }
+    assert len(after) > 10
     assert [one["v"] for one in after["outer"]["output"]["results"]] == [
         [{"v": "a of 1"}, {"v": "b of 1"}], [{"v": "a of 2"}, {"v": "b of 2"}],
     ]  # fmt: skip

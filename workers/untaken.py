@@ -1,0 +1,34 @@
+"""Signals that a lane has seen and nobody had taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.store import Store, signals
+
+_MOST = 20
+"""Read at a time: their payloads may be large."""
+
+
+class Untaken:
+    """Those of one execution, the oldest first. Somebody else may take one meanwhile: whoever takes it has to see."""
+
+    def __init__(self, store: Store, execution_id: str) -> None:
+        self._store = store
+        self._execution_id = execution_id
+        self._known: list[tuple[str, str, Any]] = []
+
+    def next(self, name: str) -> tuple[str, Any] | None:
+        """The id of the oldest of this name that was not asked for yet, and what a step sees of it."""
+        found = self._find(name)
+        if found is None:
+            self._known = signals.untaken(self._store, self._execution_id, _MOST)
+            found = self._find(name)
+        return found
+
+    def _find(self, name: str) -> tuple[str, Any] | None:
+        for place, (id, its_name, signal) in enumerate(self._known):
+            if its_name == name:
+                del self._known[place]
+                return id, signal
+        return None
