@@ -10,8 +10,9 @@ from deployment import Deployment, deployed, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 from test_execution import step, workflow
 
+from orchestrator.config import DatabaseSettings
 from orchestrator.store import Store, counters
-from orchestrator.tally import BOUNDS, LE, LOSSES, RETRIES, Tally, tally
+from orchestrator.tally import BOUNDS, LE, LOSSES, RETRIES, STORE_ERRORS, Tally, tally
 
 
 def scraped(deployment: Deployment) -> dict[tuple[str, tuple[str, ...]], float]:
@@ -59,36 +60,30 @@ def test_metrics_ask_for_a_key(servers: Deployment):
 # --- what workers count -----------------------------------------------------------------------------------------
 
 
-def test_attempts_retries_and_durations_are_counted_by_type(deployment: Deployment):
-    before = scraped(deployment)
+def test_attempts_retries_and_durations_are_counted_and_outlive_the_workers(
+    tmp_path_factory: pytest.TempPathFactory,
+):
     policy = {"max_attempts": 3, "initial_delay": "10ms"}
-    deployment.run(workflow(step("a"), step("b", needs="a"), step("f", "fail", needs="b", retry_policy=policy)))
-
-    def more(name: str, *labels: str) -> float:
-        return found.get((name, labels), 0) - before.get((name, labels), 0)
-
-    def counted() -> bool:
-        nonlocal found
-        found = scraped(deployment)
-        return more("orchestrator_step_attempts_total", "failed", "fail") >= 3
-
-    found = before
-    wait_until(counted, what="the beat that brings the counts")
-    assert more("orchestrator_step_attempts_total", "failed", "fail") == 3
-    assert more("orchestrator_step_attempts_total", "completed", "noop") == 2
-    assert more("orchestrator_step_retries_total", "fail") == 2
-    assert more("orchestrator_step_seconds_count", "noop") == 2
-    assert more("orchestrator_step_seconds_bucket", "+Inf", "noop") == 2
-    assert 0 < more("orchestrator_step_seconds_sum", "noop") < 10
-
-
-def test_counts_outlive_the_workers_that_made_them(tmp_path_factory: pytest.TempPathFactory):
+    steps = [step("a"), step("b", needs="a"), step("f", "fail", needs="b", retry_policy=policy)]
     with deployed(tmp_path_factory.mktemp("counting")) as own:
-        for expected in (1, 2):
+        for times in (1, 2):
             worker = own.start_worker(concurrency=1)
-            own.run(workflow(step("a")))
+            own.run(workflow(*steps))
             own.stop_worker(worker)
-            assert scraped(own)["orchestrator_step_attempts_total", ("completed", "noop")] == expected
+            found = scraped(own)
+            assert found["orchestrator_step_attempts_total", ("failed", "fail")] == 3 * times
+            assert found["orchestrator_step_attempts_total", ("completed", "noop")] == 2 * times
+            assert found["orchestrator_step_retries_total", ("fail",)] == 2 * times
+            assert found["orchestrator_step_seconds_count", ("noop",)] == 2 * times
+            assert found["orchestrator_step_seconds_bucket", ("+Inf", "noop")] == 2 * times
+            assert 0 < found["orchestrator_step_seconds_sum", ("noop",)] < 10
+
+
+def test_what_workers_count_is_shown_while_they_run(deployment: Deployment):
+    name = "orchestrator_step_attempts_total", ("completed", "noop")
+    before = scraped(deployment).get(name, 0)
+    deployment.run(workflow(step("a")))
+    wait_until(lambda: scraped(deployment).get(name, 0) > before, what="the beat that brings the counts")
 
 
 def test_what_cannot_be_told_is_kept_for_the_next_time(servers: Deployment):
@@ -105,6 +100,15 @@ def test_what_cannot_be_told_is_kept_for_the_next_time(servers: Deployment):
         assert counters.read(connection)[RETRIES.name, ("kept",)] == 2
         assert not tally.take()
     away.close()
+
+
+def test_a_database_that_is_away_is_counted():
+    nowhere = Store(DatabaseSettings(url="postgresql://nobody@127.0.0.1:1/nothing"))
+    tally.take()
+    with pytest.raises(sa.exc.OperationalError), nowhere.single():
+        pass
+    assert tally.take() == {(STORE_ERRORS.name, ()): 1.0}
+    nowhere.close()
 
 
 def test_a_child_does_not_tell_what_its_parent_has_counted():

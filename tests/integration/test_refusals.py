@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
+from itertools import product
 from typing import Any
 from uuid import uuid4
 
@@ -183,6 +184,43 @@ def test_every_body_that_cannot_be_read_is_refused_and_changes_nothing(
             unchanged.check(said)
         refused(servers.client.open(address, method=method, data=b"<a/>", content_type="text/xml"), 415)
     unchanged.check("a body of another type")
+
+
+# --- what others deliver, in whatever form --------------------------------------------------------------------------
+
+_EVENT = {"specversion": "1.0", "id": "1", "source": "/tests", "type": "delivered"}
+_DELIVERED = [
+    *_UNREADABLE.values(),
+    b"", b"\0", b"[]", b"null", b'{"a": "\\u0000"}', b'{"a": "\\ud800"}', b"a=%00&b=%ff", b"--x\r\n",
+    *(json.dumps(odd).encode() for odd in (
+        _EVENT, [_EVENT] * 3, {**_EVENT, "id": "\0"}, {**_EVENT, "id": 5, "source": [], "type": {}},
+        {**_EVENT, "data_base64": "###", "time": "never"}, {**_EVENT, "id": "1" * 20_000, "source": "/x" * 20_000},
+        {**_EVENT, "datacontenttype": "application/xml", "data": {"a": 1}, "other": {"a": 1}, "subject": 5},
+    )),
+]  # fmt: skip
+_TYPES = (
+    JSON, "application/json; charset=utf-16", "text/plain; charset=rot13", ";;;", "", "multipart/form-data; boundary=x",
+    "application/cloudevents+json", "application/cloudevents-batch+json; charset=latin-1",
+    "application/x-www-form-urlencoded",
+)  # fmt: skip
+
+
+def test_whatever_is_delivered_is_taken_or_refused(servers: Deployment) -> None:
+    paths = ["/api/v1/events"]
+    for more in ({"mapping": {"all": "{{ body }}", "query": "{{ query }}"}}, {"secret": SECRET}):
+        paths.append(f"/webhook/{uuid4()}")
+        hook = {"type": "webhook", "config": {"path": paths[-1], **more}}
+        workflow_id = servers.create({"steps": [{"id": "a", "type": "noop"}], "triggers": [hook]})
+        servers.client.post(f"/api/v1/workflows/{workflow_id}/activate")
+    unchanged = Unchanged(servers)
+    for path, body, media in product(paths, _DELIVERED, _TYPES):
+        answer = servers.client.post(f"{path}?a=%00&b=%ff&b=2", data=body, content_type=media)
+        if answer.status_code == 202:
+            unchanged.again()
+        else:
+            refused(answer, 400, 401, 413, 415, 422)
+            if answer.status_code != 422:  # an input that does not fit is kept with its fire
+                unchanged.check(f"{path} {media} {body[:100]!r}")
 
 
 # --- what stands in an address ------------------------------------------------------------------------------------

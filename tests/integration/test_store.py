@@ -27,7 +27,7 @@ from orchestrator.store import Store, executions, new_id, recovery, session, ste
 from orchestrator.store.migrate import migrate
 from orchestrator.store.models import metadata
 from orchestrator.store.steps import Claim
-from orchestrator.tally import LOSSES, tally
+from orchestrator.tally import BROKER_ERRORS, LOSSES, RECONCILE_ERRORS, tally
 from workers.broker import Broker
 
 
@@ -446,10 +446,12 @@ def test_what_one_act_stumbles_over_keeps_no_other_from_its_work(
     monkeypatch.setattr(bench.reconciler, "find_lost_workers", find_lost_workers)
     execution_id = started(at_rest)
     claimed(at_rest, execution_id, worker=new_id())
+    tally.take()
     bench.reconciler.tick(0.0)
     bench.reconciler.tick(1.0)
     assert bench.rung == [(execution_id, "cpu", ("a",))]
     assert bench.reconciler.stumbled == {"find_lost_workers": 2}
+    assert tally.take()[RECONCILE_ERRORS.name, ("find_lost_workers",)] == 2
 
 
 def test_one_odd_execution_keeps_no_other_from_being_seen_to(at_rest: Deployment, bench: Bench):
@@ -481,8 +483,10 @@ def test_a_broker_that_is_away_is_tried_once_a_tick(at_rest: Deployment, bench: 
     ids = [started(at_rest) for _ in range(3)]
     for execution_id in ids:
         claimed(at_rest, execution_id, worker=new_id())
+    tally.take()
     bench.reconciler.tick(0.0)
     assert len(tried) == 1
+    assert tally.take()[BROKER_ERRORS.name, ()] == 1
     assert {row(at_rest, execution_id).status for execution_id in ids} == {"queued"}
 
 
