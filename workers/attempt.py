@@ -23,7 +23,7 @@ from orchestrator.definition.templates import Compiled, compile_expression, comp
 from orchestrator.engine.endings import NOT_TRIGGERED, execution_facts, trigger_facts
 from orchestrator.engine.programs import Program
 from orchestrator.engine.start import check_payload
-from orchestrator.errors import InputError, StepFailed, StepTimeout, TemplateError
+from orchestrator.errors import InputError, OrchestratorError, StepFailed, StepTimeout, TemplateError
 from orchestrator.lifecycle import StepStatus
 from orchestrator.store import Store, cached_results, executions, logs, rate_line, signals, steps
 from orchestrator.store.bodies import EndedRow
@@ -169,6 +169,17 @@ class StoreFailed(Exception):
     """What the step reads could not be had from our own store: no failure of the step."""
 
 
+@contextmanager
+def own_store() -> Iterator[None]:
+    """Raise StoreFailed for whatever fails in the block, unless it is an answer."""
+    try:
+        yield
+    except OrchestratorError:
+        raise
+    except Exception as error:
+        raise StoreFailed from error
+
+
 def _counted_as(outcome: Done | Wait | Spawn | Skipped | StepFailed) -> str:
     if isinstance(outcome, Done):
         return "completed"
@@ -257,7 +268,7 @@ class Attempt:
         if cached is not None:
             log.add("the result was taken from the cache")
         elif key is not None and self.step.cache is not None:
-            with self.store.single() as connection:
+            with own_store(), self.store.single() as connection:
                 cached_results.keep(connection, key, done.output, self.step.cache.ttl)
         return done
 
@@ -273,7 +284,7 @@ class Attempt:
         key = cached_results.key(self.execution.workflow_id, self.step.id, rendered)
         if self.claim.state is not None:
             return None, key
-        with self.store.single() as connection:
+        with own_store(), self.store.single() as connection:
             found = cached_results.find(connection, key)
         return (None if found is None else Done(found[0])), key
 
@@ -312,10 +323,8 @@ class Attempt:
         )
 
     def _may_begin(self, rate: Rate) -> bool:
-        try:
+        with own_store():
             return rate_line.take(self.store, rate, self.claim.id)
-        except Exception as error:
-            raise StoreFailed from error
 
     def _perform_type(self, prepared: Prepared, step_context: StepContext) -> Done | Wait | Spawn:
         with self.watch.over(self.claim.token), interruptible(step_context.deadline):
@@ -381,37 +390,26 @@ class Attempt:
         unread = paths - known.keys()
         if not unread:
             return known
-        try:
-            with self.store.single() as connection:
-                read = steps.outputs(connection, self.execution.id, unread)
-        except Exception as error:
-            raise StoreFailed from error
+        with own_store(), self.store.single() as connection:
+            read = steps.outputs(connection, self.execution.id, unread)
         self.seen |= {path: one for path, one in read.items() if one["status"] == StepStatus.COMPLETED}
         return known | read
 
     def _rounds(self, *names: int | str) -> Sequence[Round]:
         """What became of the scopes of the step's own body."""
-        try:
+        with own_store():
             return rounds(self.store, self.execution.id, self.claim.path, self.step, *names)
-        except Exception as error:
-            raise StoreFailed from error
 
     def _trigger(self) -> Mapping[str, Any]:
         if self.execution.trigger_id is None:
             return NOT_TRIGGERED
-        try:
-            with self.store.single() as connection:
-                return trigger_facts(executions.trigger_data(connection, self.execution.id))
-        except Exception as error:
-            raise StoreFailed from error
+        with own_store(), self.store.single() as connection:
+            return trigger_facts(executions.trigger_data(connection, self.execution.id))
 
     def _outcome(self) -> dict[str, Any]:
         """What a step that runs at the end sees of how its execution ends."""
-        try:
-            with self.store.single() as connection:
-                locked = executions.look(connection, self.execution.id)
-        except Exception as error:
-            raise StoreFailed from error
+        with own_store(), self.store.single() as connection:
+            locked = executions.look(connection, self.execution.id)
         if locked is None or locked.outcome is None:
             return {}
         return {"status": locked.outcome.value, "error": locked.error_message}
@@ -436,9 +434,10 @@ class Attempt:
 
     def _take_signal(self, name: str) -> Any:
         # What an attempt took that was lost with its worker is the next one's.
-        if self.untaken is None or self.claim.attempt > 1 or self.claim.losses:
-            return signals.take(self.store, self.execution.id, self.claim, name)
-        found = self.untaken.next(name)
+        with own_store():
+            if self.untaken is None or self.claim.attempt > 1 or self.claim.losses:
+                return signals.take(self.store, self.execution.id, self.claim, name)
+            found = self.untaken.next(name)
         if found is None:
             return None
         signal_id, signal = found

@@ -17,7 +17,7 @@ from orchestrator.store.executions import Outcome, Parent
 from orchestrator.store.session import Call
 from orchestrator.store.steps import Claim, ExecutionFacts
 from orchestrator.store.whole import Whole
-from workers.attempt import Attempt
+from workers.attempt import Attempt, own_store
 from workers.inline import only_computes, perform_execution
 from workers.secrets import Secrets
 from workers.steps.contract import Child
@@ -47,14 +47,15 @@ class Children:
         given = self.secrets.mask(input)  # it is stored and shown; the other workflow can name its secrets itself
         is_known = workflow in self.process.programs.newest
         try:
-            workflow_id = workflow if is_known else self._found(workflow)
-            performed = self._performed(workflow_id, given) if attached else None
-            return performed or self._started(self._found(workflow) if is_known else workflow_id, given, attached)
+            with own_store():
+                workflow_id = workflow if is_known else self._found(workflow)
+                performed = self._performed(workflow_id, given) if attached else None
+                return performed or self._started(self._found(workflow) if is_known else workflow_id, given, attached)
         except (NotFound, Conflict, InputError) as error:
             raise _mistake(str(error)) from error
 
     def outcome(self, execution_id: str) -> Outcome:
-        with self.process.store.single() as connection:
+        with own_store(), self.process.store.single() as connection:
             outcome = executions.outcome(connection, execution_id)
         if outcome is None:
             raise _mistake(f"execution {execution_id}, which this step started, has been deleted")
