@@ -17,7 +17,7 @@ from marshmallow import Schema, fields
 from werkzeug.exceptions import BadRequest, HTTPException, ServiceUnavailable
 from werkzeug.http import HTTP_STATUS_CODES
 
-from api.examples import ERRORS
+from api.examples import example_error
 from orchestrator.definition.paths import join
 from orchestrator.errors import (
     Conflict,
@@ -121,7 +121,8 @@ class ProblemApi(Api):
         """As flask-smorest does, with the media type that our errors have."""
         for status in http.HTTPStatus:
             if status >= 400:
-                self._register_response(status.name, status.phrase, **_example(status))
+                example = example_error(status)
+                self._register_response(status.name, status.phrase, **({"example": example} if example else {}))
         self._register_response(self.DEFAULT_ERROR_RESPONSE_NAME, "Any other error")
 
     def _register_response(self, name: str, phrase: str, **more: Any) -> None:
@@ -134,13 +135,6 @@ class ProblemApi(Api):
         tags = list(self.spec._tags)
         super().register_blueprint(blp, **options)
         self.spec._tags = tags
-
-
-def _example(status: http.HTTPStatus) -> dict[str, Any]:
-    known = ERRORS.get(status)
-    if known is None:
-        return {}
-    return {"example": {"type": "about:blank", "title": status.phrase, "status": status.value, **known}}
 
 
 def _translate(error: OrchestratorError) -> Response:

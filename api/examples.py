@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from werkzeug.http import HTTP_STATUS_CODES
+
 _ID = "01980d2c-7a31-7c52-9f0e-6a4b1f2d3c4e"
 
 _DEFINITION: dict[str, Any] = {
@@ -82,6 +84,7 @@ ERRORS: Mapping[int, dict[str, Any]] = {
     403: {"detail": "this takes the role editor in the project", "role": "editor"},
     404: {"detail": f"there is no workflow {_ID}"},
     409: {"detail": "a workflow that is cancelled cannot be activated", "state": "cancelled"},
+    405: {"detail": "this webhook takes POST, not GET"},
     412: {"detail": "the workflow has version 4 by now, not 3; get it, and make your change of that"},
     413: {
         "detail": "the body is larger than 1,048,576 bytes, a limit that follows from the setting executor.max_payload"
@@ -95,4 +98,12 @@ ERRORS: Mapping[int, dict[str, Any]] = {
     },
     429: {"detail": "600 requests a minute have been made with this key; try again in 12 s"},
     503: {"detail": "the database does not answer; try again"},
+    504: {"detail": "no worker took the step within 40 s, and none will now: start one for the queue 'io', or more"},
 }
+
+
+def example_error(status: int) -> dict[str, Any] | None:
+    """The whole body of an error with this status, if there is one."""
+    if status not in ERRORS:
+        return None
+    return {"type": "about:blank", "title": HTTP_STATUS_CODES[status], "status": status, **ERRORS[status]}

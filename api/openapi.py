@@ -1,5 +1,5 @@
 """What every operation in /openapi.json has, whatever its view says: a name, a tag, a summary and a description, the
-role that it takes, an example of its body, and the errors that any of them may answer with."""
+role that it takes, examples of its body and its answers, and the errors that any of them may answer with."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from apispec import BasePlugin
+from apispec import APISpec, BasePlugin
 
 from api.access import RULES, Rule, Where
-from api.examples import BODIES
+from api.example_answers import example_answer
+from api.examples import BODIES, example_error
 
 TAGS = {
     "workflows": "Definitions in versions, their executions by hand, their triggers, and copies of them.",
@@ -46,6 +47,9 @@ _RULES: Mapping[str, Rule] = {_IN_CONVERTER.sub(r"{\1}", name): rule for name, r
 
 
 class EveryOperation(BasePlugin):
+    def init_spec(self, spec: APISpec) -> None:
+        self._spec = spec
+
     def path_helper(self, path: Any = None, operations: Any = None, parameters: Any = None, **_: object) -> None:  # noqa: ARG002
         for parameter in parameters or ():
             name = parameter["name"]
@@ -60,10 +64,26 @@ class EveryOperation(BasePlugin):
             _describe(operation, rule)
             for status, name in _errors(method, path, operation):
                 operation["responses"].setdefault(status, name)
-            for media in operation.get("requestBody", {}).get("content", {}).values():
-                example = BODIES.get(str(media["schema"].get("$ref")).rpartition("/")[2])
-                if example is not None:
-                    media.setdefault("example", example)
+            self._give_examples(operation)
+
+    def _give_examples(self, operation: Mapping[str, Any]) -> None:
+        for name, media in _media(operation.get("requestBody")):
+            if name in BODIES:
+                media.setdefault("example", BODIES[name])
+        for status, response in operation["responses"].items():
+            for name, media in _media(response):
+                known = self._spec.components.schemas
+                media.setdefault(
+                    "example", example_error(int(status)) if name == "Problem" else example_answer(name, known)
+                )
+
+
+def _media(content: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name of the schema, media type object) of a body or an answer that has a schema of ours."""
+    for media in content.get("content", {}).values() if isinstance(content, dict) else ():
+        reference = media["schema"].get("$ref")
+        if reference:
+            yield reference.rpartition("/")[2], media
 
 
 def _words(path: str) -> list[str]:
