@@ -278,7 +278,9 @@ class RerunIn(_In):
 
     from_step = fields.String(
         validate=[validate.Length(1, 500), _is_stored_as_text],
-        metadata={"description": "id of the first step that is done again; what stands before it is kept"},
+        metadata={
+            "description": "the first step that is done again, by its id, or its path in a body; what stands before it is kept"
+        },
     )
     input = fields.Dict(keys=fields.String())
     version = fields.Integer(strict=True, validate=validate.Range(1, 2**31 - 1))

@@ -93,6 +93,13 @@ class Scopes:
                 path = graph.container
                 graph = self.of(path)
 
+    def around(self, path: str) -> list[str]:
+        """The steps in whose bodies a step stands, from the inside out."""
+        found: list[str] = []
+        while (container := self.of(path).container) is not None:
+            found.append(path := container)
+        return found
+
     def _outwards(self, path: str) -> Iterator[Graph]:
         if path.startswith(f"{COMPENSATE}."):
             path = path.removeprefix(f"{COMPENSATE}.")

@@ -144,27 +144,19 @@ def retry_step(store: Store, programs: Programs, step_execution_id: str) -> list
 def _check_around(connection: Connection, program: Program, locked: Locked, path: str) -> None:
     """Raises Conflict if a step around it has completed: its result is made of this failure, and others may have gone
     on with that."""
-    around = _containers(program, path)
+    around = program.scopes.around(path)
     for container, status in steps.states(connection, locked.id, around).items():
         if status is StepStatus.COMPLETED:
             raise Conflict(
                 f"step {path} stands in the body of {container}, which has completed all the same; do the execution "
-                f"again from there: POST /api/v1/executions/{locked.id}/rerun with from_step '{around[-1]}'",
+                f"again from there: POST /api/v1/executions/{locked.id}/rerun with from_step '{path}'",
                 status,
             )
 
 
-def _containers(program: Program, path: str) -> list[str]:
-    """The steps in whose bodies it stands, from the inside out."""
-    found: list[str] = []
-    while (container := program.scopes.of(path).container) is not None:
-        found.append(path := container)
-    return found
-
-
 def _with_what_hangs_on_it(program: Program, path: str) -> list[str]:
     """A step, its dependents near and far, and the same of each step around it."""
-    return [below for at in (path, *_containers(program, path)) for below in _below(program.scopes.of(at), at)]
+    return [below for at in (path, *program.scopes.around(path)) for below in _below(program.scopes.of(at), at)]
 
 
 def _below(graph: Graph, path: str) -> list[str]:

@@ -7,14 +7,15 @@ depends on a step that is done again is done again as well, so that no result is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy.engine import Connection
 
 from orchestrator.definition.complaints import Hints
 from orchestrator.definition.graph import Graph
+from orchestrator.definition.scopes import scope_of
 from orchestrator.engine.admission import admit, plans_of_admitted
 from orchestrator.engine.advance import replan
 from orchestrator.engine.plan import Frontier, Plan, whole_frontier
@@ -66,10 +67,11 @@ def rerun(store: Store, programs: Programs, execution_id: str, wanted: Wanted) -
         check_startable(original.workflow_id, original.workflow_status, original.is_template)
         version = original.version if wanted.version is None else wanted.version
         program = _program(store, programs, original, version)
-        kept: Mapping[str, StepStatus] = {}
+        kept = _Kept()
         if wanted.from_step is not None:
             before = programs.get(store, original.workflow_id, original.version)
-            kept = _kept(connection, original, before, _After(program, version, wanted.from_step))
+            is_other = version != original.version or wanted.input not in (None, original.input)
+            kept = _kept(connection, original, before, _After(program, version, wanted.from_step, is_other))
         new_id, decided = _insert(connection, original, wanted, program, version, kept)
         if new_id is None:  # another call with this key was quicker
             existing = _existing(connection, original, wanted)
@@ -100,11 +102,11 @@ def _insert(
     wanted: Wanted,
     program: Program,
     version: int,
-    kept: Mapping[str, StepStatus],
+    kept: _Kept,
 ) -> tuple[str | None, Frontier]:
     given = program.checked_input(original.input if wanted.input is None else wanted.input)
     graph = program.scopes.root
-    states = {path: kept.get(path, StepStatus.PENDING) for path in graph.steps}
+    states = {path: kept.ends.get(path, StepStatus.PENDING) for path in graph.steps}
     decided = whole_frontier(graph, states)
     states |= dict.fromkeys(decided.ready, StepStatus.QUEUED)
     new_id = reruns.insert(
@@ -113,7 +115,8 @@ def _insert(
         version,
         given,
         replace(program.step_rows, statuses=tuple(states[path] for path in program.step_rows.paths)),
-        kept=kept,
+        kept=kept.ends.keys(),
+        inner=kept.inner,
         priority=original.priority if wanted.priority is None else wanted.priority,
         timeout=program.timeout,
         limits=program.own_limits(original.workflow_id, given),
@@ -135,32 +138,43 @@ class _After:
     program: Program
     version: int
     from_step: str
+    is_other: bool
+    """With other input, or another version, than the original."""
 
     @property
     def graph(self) -> Graph:
         return self.program.scopes.root
 
 
-def _kept(connection: Connection, original: Original, before: Program, after: _After) -> Mapping[str, StepStatus]:
-    """How the steps ended of which the results are kept: with each of them, all that it depends on."""
-    _check_step(after)
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """How the steps ended of which the results are kept; and, in their order, all those that stand in bodies of which
+    some are."""
+
+    ends: Mapping[str, StepStatus] = field(default_factory=dict)
+    inner: Sequence[str] = ()
+
+
+def _kept(connection: Connection, original: Original, before: Program, after: _After) -> _Kept:
+    """With each of the steps that are kept, all that it depends on."""
+    start = _outermost(after.from_step)
+    _check_step(after, start)
     if original.status not in EXECUTION_TERMINAL:
         raise Conflict(
             f"execution {original.id} is {original.status}; it can be done again from a step once it has ended",
             original.status,
         )
-    ends = {
-        path: status
-        for path, status in reruns.ends(connection, original.id).items()
-        if status in (StepStatus.COMPLETED, StepStatus.SKIPPED)
-        or (status is StepStatus.FAILED and path in after.program.tolerated)
-    }
+    ends = _good_ends(after.program, reruns.ends(connection, original.id))
     _check_version(before.scopes.root, after, ends)
-    graph = after.graph
-    again = _with_what_follows(graph, [after.from_step, *(path for path in graph.steps if path not in ends)])
-    kept = {path: ends[path] for path in graph.steps if path not in again}
-    undone = sorted(reruns.undone(connection, original.id), key=_outermost)
-    undone = [path for path in undone if _outermost(path) in kept]
+    if start == after.from_step:
+        kept = _Kept(_before(after.graph, ends, start))
+    else:
+        kept = _kept_with_bodies(connection, original, after, ends)
+    undone = [
+        path
+        for path in sorted(reruns.undone(connection, original.id))
+        if not kept.ends.keys().isdisjoint((path, *before.scopes.around(path)))
+    ]
     if undone:
         raise Conflict(
             f"of what would be kept, steps have been undone by their compensate: {_listed(undone)}; do the whole "
@@ -170,22 +184,77 @@ def _kept(connection: Connection, original: Original, before: Program, after: _A
     return kept
 
 
-def _check_step(after: _After) -> None:
-    wanted, known = after.from_step, after.graph.steps
-    if wanted in known:
-        return
-    outer = _outermost(wanted)
-    if outer in known:
-        message = f"'{wanted}' stands in the body of '{outer}', which is done as a whole; start from '{outer}'"
+def _good_ends(program: Program, ends: Mapping[str, StepStatus | None]) -> dict[str, StepStatus]:
+    """Of those that completed, were not wanted, or failed without harm."""
+    return {
+        path: status
+        for path, status in ends.items()
+        if status in (StepStatus.COMPLETED, StepStatus.SKIPPED)
+        or (status is StepStatus.FAILED and path.rpartition(".")[2] in program.tolerated)
+    }
+
+
+def _before(graph: Graph, ends: Mapping[str, StepStatus], start: str | None) -> dict[str, StepStatus]:
+    """What is kept of a graph that goes on from `start`, if that stands in it."""
+    left = [path for path in graph.steps if path not in ends]
+    again = _with_what_follows(graph, left if start is None else [start, *left])
+    return {path: ends[path] for path in graph.steps if path not in again}
+
+
+def _kept_with_bodies(
+    connection: Connection, original: Original, after: _After, ends: Mapping[str, StepStatus]
+) -> _Kept:
+    """The same where the step stands in a body: the steps around it are performed again, and find there what is kept
+    of their bodies, the other rounds and branches included."""
+    scopes = after.program.scopes
+    if not reruns.stands_in_a_body(connection, original.id, after.from_step):
+        message = f"execution {original.id} has no step '{after.from_step}'; GET it to see which there are"
+        raise InputError([Problem("from_step", message)])
+    around = scopes.around(after.from_step)
+    found = reruns.inside(connection, original.id, around)
+    starts = {scope_of(path): path for path in (after.from_step, *around)}
+    by_scope: dict[str, dict[str, StepStatus]] = {"": dict(ends)}
+    for path in found:
+        by_scope.setdefault(scope_of(path), {})
+    for path, end in _good_ends(after.program, found).items():
+        by_scope[scope_of(path)][path] = end
+    for container in around:
+        _check_container(scopes.of(container), by_scope[scope_of(container)], container)
+    kept: dict[str, StepStatus] = {}
+    for scope, good in by_scope.items():
+        kept |= _before(scopes.at(scope), good, starts.get(scope))
+    return _Kept(kept, tuple(found))
+
+
+def _check_container(graph: Graph, ends: Mapping[str, StepStatus], container: str) -> None:
+    """Refuse to go on in a body that may not be what it was."""
+    if "while" in graph.steps[container].config:
+        message = f"the rounds of '{container}' follow from each other (while)"
+    elif container in _with_what_follows(graph, [path for path in graph.steps if path not in {*ends, container}]):
+        message = f"'{container}' follows a step that did not come to a good end, and is done again as well"
     else:
-        hint = Hints()(wanted, known, f"; its steps are {_listed(known)}")
-        message = f"version {after.version} has no step '{wanted}'{hint}"
+        return
+    raise InputError([Problem("from_step", f"{message}; start from '{container}'")])
+
+
+def _check_step(after: _After, start: str) -> None:
+    if start not in after.graph.steps:
+        hint = Hints()(after.from_step, after.graph.steps, f"; its steps are {_listed(after.graph.steps)}")
+        message = f"version {after.version} has no step '{after.from_step}'{hint}"
+    elif start != after.from_step and after.is_other:
+        message = (
+            f"'{after.from_step}' stands in the body of '{start}', which may be another with other input or another "
+            f"version; start from '{start}'"
+        )
+    else:
+        return
     raise InputError([Problem("from_step", message)])
 
 
 def _check_version(before: Graph, after: _After, ends: Mapping[str, StepStatus]) -> None:
     """Refuse a version that lacks a step whose result would be kept."""
-    follows = _with_what_follows(before, [after.from_step]) if after.from_step in before.steps else set()
+    start = _outermost(after.from_step)
+    follows = _with_what_follows(before, [start]) if start in before.steps else set()
     missing = [
         path
         for path, status in ends.items()

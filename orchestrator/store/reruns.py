@@ -59,16 +59,42 @@ def original(connection: Connection, execution_id: str) -> Original:
     )
 
 
+_END = (
+    f"CASE WHEN status IN ({sql_words(STEP_TERMINAL)}) "
+    f"AND NOT (status = '{StepStatus.SKIPPED}' AND error_kind IS NOT DISTINCT FROM %(upstream)s) THEN status END AS end"
+)
+"""SQL: how a step ended; NULL if a failure kept it from running."""
+
+
 def ends(connection: Connection, execution_id: str) -> dict[str, StepStatus]:
     """How the definition's own steps ended, except for those that a failure kept from running."""
     rows = run(
         connection,
-        "SELECT path, status FROM step_executions WHERE execution_id = %(id)s::uuid AND scope = '' "
-        f"AND status IN ({sql_words(STEP_TERMINAL)}) "
-        f"AND NOT (status = '{StepStatus.SKIPPED}' AND error_kind IS NOT DISTINCT FROM %(upstream)s)",
+        f"SELECT path, {_END} FROM step_executions WHERE execution_id = %(id)s::uuid AND scope = ''",
         {"id": execution_id, "upstream": UPSTREAM},
     )
-    return {row.path: StepStatus(row.status) for row in rows}
+    return {row.path: StepStatus(row.end) for row in rows if row.end is not None}
+
+
+def stands_in_a_body(connection: Connection, execution_id: str, path: str) -> bool:
+    stands: bool = run(
+        connection,
+        "SELECT EXISTS (SELECT FROM step_executions "
+        "WHERE execution_id = %(id)s::uuid AND path = %(path)s AND container IS NOT NULL)",
+        {"id": execution_id, "path": path},
+    ).scalar_one()
+    return stands
+
+
+def inside(connection: Connection, execution_id: str, containers: Collection[str]) -> dict[str, StepStatus | None]:
+    """The same of what stands in the bodies of `containers`, all of it, in its order."""
+    rows = run(
+        connection,
+        f"SELECT path, {_END} FROM step_executions WHERE execution_id = %(id)s::uuid "
+        "AND container = ANY(%(containers)s) ORDER BY id",
+        {"id": execution_id, "containers": list(containers), "upstream": UPSTREAM},
+    )
+    return {row.path: None if row.end is None else StepStatus(row.end) for row in rows}
 
 
 def undone(connection: Connection, execution_id: str) -> set[str]:
@@ -103,6 +129,17 @@ FROM unnest(%(ids)s::uuid[], %(paths)s::text[], %(types)s::text[], %(queues)s::t
      LEFT JOIN step_executions k ON k.execution_id = %(original)s::uuid AND k.path = u.path
                                  AND k.path = ANY(%(kept)s::text[])
 """
+# What stands in a body that is gone on with: its container finds all of it there, as after an attempt that was ended.
+_INSERT_INNER = f"""
+INSERT INTO step_executions (id, execution_id, path, step_id, scope, container, type, queue, status, height, timeout,
+                             iteration, input, output, variables, error_kind, error_message, started_at, finished_at)
+SELECT u.id, %(execution)s::uuid, o.path, o.step_id, o.scope, o.container, o.type, o.queue,
+       coalesce(k.status, '{StepStatus.PENDING}'), o.height, o.timeout, o.iteration, k.input, k.output, k.variables,
+       k.error_kind, k.error_message, k.started_at, k.finished_at
+FROM unnest(%(ids)s::uuid[], %(paths)s::text[], %(are_kept)s::bool[]) AS u(id, path, is_kept)
+     JOIN step_executions o ON o.execution_id = %(original)s::uuid AND o.path = u.path
+     LEFT JOIN step_executions k ON k.id = o.id AND u.is_kept
+"""
 
 
 def insert(
@@ -113,6 +150,7 @@ def insert(
     steps: StepRows,
     *,
     kept: Collection[str],
+    inner: Collection[str],
     priority: int,
     timeout: float | None,
     limits: Collection[tuple[str, int]],
@@ -120,7 +158,8 @@ def insert(
     idempotency_key: str | None,
 ) -> str | None:
     """Insert an execution, which waits for a place; its id, or None if one with this key is there. Of the steps `kept`,
-    which ended in `original` with the statuses that `steps` has, it gets the results."""
+    which ended in `original` with the statuses that `steps` has, it gets the results; and of the bodies in which some
+    of them stand, all the steps, `inner`."""
     execution_id = new_id()
     inserted = run(
         connection,
@@ -156,4 +195,16 @@ def insert(
             "timeouts": list(steps.timeouts),
         },
     )
+    if inner:
+        run(
+            connection,
+            _INSERT_INNER,
+            {
+                "execution": execution_id,
+                "original": original.id,
+                "ids": [new_id() for _ in inner],
+                "paths": list(inner),
+                "are_kept": [path in kept for path in inner],
+            },
+        )
     return execution_id

@@ -464,7 +464,7 @@ def test_a_step_in_a_loop_that_completed_all_the_same_is_not_retried(deployment:
     step_id = rows_of(deployment.execution(execution_id))["each[1].two"]["id"]
     answer = deployment.client.post(f"/api/v1/step-executions/{step_id}/retry")
     assert (answer.status_code, answer.json["state"]) == (409, "completed")
-    assert f"/api/v1/executions/{execution_id}/rerun with from_step 'each'" in answer.json["detail"]
+    assert f"/api/v1/executions/{execution_id}/rerun with from_step 'each[1].two'" in answer.json["detail"]
     assert deployment.execution(execution_id)["status"] == "failed"
 
 
