@@ -279,7 +279,7 @@ class RerunIn(_In):
     from_step = fields.String(
         validate=[validate.Length(1, 500), _is_stored_as_text],
         metadata={
-            "description": "the first step that is done again, by its id, or its path in a body; what stands before it is kept"
+            "description": "id, or path in a body, of the first step that is done again; what stands before it is kept"
         },
     )
     input = fields.Dict(keys=fields.String())
