@@ -302,7 +302,9 @@ class Lane:
         left = self.pack.take_all()
         if not left:
             return None
-        return Plan(self.execution_id, self.facts.priority, split(Message(self.queue, tuple(left))))
+        # What was packed together is alike in that.
+        own = self.program.scopes.step(left[0]).priority
+        return Plan(self.execution_id, self.facts.priority, split(Message(self.queue, tuple(left), own)))
 
     def claim_next(self) -> Claim | None:
         """The next start of the pack that is to be had."""
