@@ -34,11 +34,7 @@ class TriggerType(ABC):
         """What there is to be found since the look that left `state` (None before the first). A worker calls it, in the
         time of its other work; what it raises is logged, and the next look begins with the same state. So does one
         whose worker died before all that was found had been fired."""
-        raise NotImplementedError
-
-    def __init_subclass__(cls) -> None:
-        if cls.looks and cls.look is TriggerType.look:
-            raise TypeError(f"{cls.__name__}: a trigger type that says it looks needs a look() of its own")
+        raise NotImplementedError(f"the trigger type {self.type} says that it looks, and has no look()")
 
     def check(self, config: Mapping[str, Any]) -> Iterable[tuple[str, str]]:  # noqa: ARG002
         """(path within config, what is wrong) of what the schema does not see; it has found nothing."""
