@@ -24,13 +24,21 @@ def _in_future(value: datetime) -> None:
 
 
 class ProjectIn(_In):
-    name = fields.String(required=True, validate=_PROJECT_NAME)
-    description = fields.String(load_default="", validate=[validate.Length(max=10_000), _STORED])
+    name = fields.String(
+        required=True,
+        validate=_PROJECT_NAME,
+        metadata={"description": "what it is called, as workflows, grants and secrets name it"},
+    )
+    description = fields.String(
+        load_default="", validate=[validate.Length(max=10_000), _STORED], metadata={"description": "what it is for"}
+    )
 
 
 class ProjectChange(_In):
-    name = fields.String(validate=_PROJECT_NAME)
-    description = fields.String(validate=[validate.Length(max=10_000), _STORED])
+    name = fields.String(validate=_PROJECT_NAME, metadata={"description": "what it is called"})
+    description = fields.String(
+        validate=[validate.Length(max=10_000), _STORED], metadata={"description": "what it is for"}
+    )
 
 
 class ProjectQuery(PageQuery):
@@ -50,7 +58,9 @@ class ProjectPage(_Out):
 
 
 class GrantOnKey(_In):
-    role = fields.String(required=True, validate=validate.OneOf(ROLES))
+    role = fields.String(
+        required=True, validate=validate.OneOf(ROLES), metadata={"description": "the most that may be done"}
+    )
     project = fields.String(
         load_default=None, allow_none=True, metadata={"description": "its name; null or left out: all projects"}
     )
@@ -66,9 +76,15 @@ class _Distinct(validate.Validator):
 
 
 class KeyChange(_In):
-    name = fields.String(validate=[validate.Length(1, 200), _STORED])
-    grants = fields.List(fields.Nested(GrantOnKey), validate=[validate.Length(1, 100), _Distinct()])
-    expires_at = Moment(allow_none=True, validate=_in_future)
+    name = fields.String(validate=[validate.Length(1, 200), _STORED], metadata={"description": "who or what uses it"})
+    grants = fields.List(
+        fields.Nested(GrantOnKey),
+        validate=[validate.Length(1, 100), _Distinct()],
+        metadata={"description": "what it opens; takes the place of all before"},
+    )
+    expires_at = Moment(
+        allow_none=True, validate=_in_future, metadata={"description": "when it opens nothing any more; null: never"}
+    )
     rate_limit = fields.Integer(
         allow_none=True,
         strict=True,
@@ -84,8 +100,15 @@ class KeyChange(_In):
 
 
 class KeyIn(KeyChange):
-    name = fields.String(required=True, validate=[validate.Length(1, 200), _STORED])
-    grants = fields.List(fields.Nested(GrantOnKey), required=True, validate=[validate.Length(1, 100), _Distinct()])
+    name = fields.String(
+        required=True, validate=[validate.Length(1, 200), _STORED], metadata={"description": "who or what uses it"}
+    )
+    grants = fields.List(
+        fields.Nested(GrantOnKey),
+        required=True,
+        validate=[validate.Length(1, 100), _Distinct()],
+        metadata={"description": "what it opens"},
+    )
 
 
 class KeyQuery(PageQuery):

@@ -67,13 +67,26 @@ class WorkflowIn(_In):
     """A workflow. A definition document by itself (`steps` at the top) is taken too: its name, description
     and tags are the workflow's."""
 
-    name = fields.String(validate=validate.Length(1, 200))
-    description = fields.String(validate=validate.Length(max=10_000))
+    name = fields.String(
+        validate=validate.Length(1, 200),
+        metadata={"description": "what it is called; default: what the definition says"},
+    )
+    description = fields.String(validate=validate.Length(max=10_000), metadata={"description": "what it is for"})
     definition = fields.Dict(keys=fields.String(), metadata={"description": "see the definition language"})
-    tags = fields.List(fields.String(validate=validate.Length(1, 100)), validate=validate.Length(max=50))
+    tags = fields.List(
+        fields.String(validate=validate.Length(1, 100)),
+        validate=validate.Length(max=50),
+        metadata={"description": "words that it is found by"},
+    )
     project = fields.String(validate=validate.Length(1, 100), metadata={"description": _PROJECT})
-    owner_id = fields.UUID(allow_none=True)
-    is_template = fields.Boolean(truthy={True}, falsy={False})
+    owner_id = fields.UUID(
+        allow_none=True, metadata={"description": "the user whom it belongs to; default: the caller"}
+    )
+    is_template = fields.Boolean(
+        truthy={True},
+        falsy={False},
+        metadata={"description": "workflows are made of it, and it is never executed itself"},
+    )
 
 
 _IS_VERSION = re.compile("[1-9][0-9]{0,9}")
@@ -113,14 +126,22 @@ class ChangeHeaders(Schema):
 class InstantiateIn(_In):
     """What the new workflow has of its own; the rest is the template's."""
 
-    name = fields.String(required=True, validate=validate.Length(1, 200))
-    description = fields.String(validate=validate.Length(max=10_000))
+    name = fields.String(required=True, validate=validate.Length(1, 200), metadata={"description": "what it is called"})
+    description = fields.String(
+        validate=validate.Length(max=10_000), metadata={"description": "what it is for; default: as of the template"}
+    )
     variables = fields.Dict(
         keys=fields.String(), load_default=dict, metadata={"description": "values for variables that the template has"}
     )
-    tags = fields.List(fields.String(validate=validate.Length(1, 100)), validate=validate.Length(max=50))
+    tags = fields.List(
+        fields.String(validate=validate.Length(1, 100)),
+        validate=validate.Length(max=50),
+        metadata={"description": "words that it is found by; default: as of the template"},
+    )
     project = fields.String(validate=validate.Length(1, 100), metadata={"description": _PROJECT})
-    owner_id = fields.UUID(allow_none=True)
+    owner_id = fields.UUID(
+        allow_none=True, metadata={"description": "the user whom it belongs to; default: the caller"}
+    )
 
 
 class StepTemplateIn(_In):
@@ -129,7 +150,9 @@ class StepTemplateIn(_In):
         validate=validate.Length(1, 200),
         metadata={"description": "what a step says to use it: `uses: NAME`"},
     )
-    description = fields.String(load_default="", validate=validate.Length(max=10_000))
+    description = fields.String(
+        load_default="", validate=validate.Length(max=10_000), metadata={"description": "what it is for"}
+    )
     parameters = fields.Dict(
         keys=fields.String(),
         allow_none=True,
@@ -218,7 +241,9 @@ class LogQuery(PageQuery):
 
 
 class ExecuteIn(_In):
-    input = fields.Dict(keys=fields.String(), load_default=dict)
+    input = fields.Dict(
+        keys=fields.String(), load_default=dict, metadata={"description": "what templates know as `input`"}
+    )
     priority = fields.Integer(
         load_default=5,
         strict=True,
@@ -237,7 +262,12 @@ class ExecuteOneOfMany(ExecuteIn):
 
 
 class ExecuteManyIn(_In):
-    items = fields.List(fields.Nested(ExecuteOneOfMany), required=True, validate=validate.Length(1, MOST))
+    items = fields.List(
+        fields.Nested(ExecuteOneOfMany),
+        required=True,
+        validate=validate.Length(1, MOST),
+        metadata={"description": "one for each execution"},
+    )
 
 
 class StartedOut(_Out):
@@ -282,21 +312,25 @@ class RerunIn(_In):
             "description": "id, or path in a body, of the first step that is done again; what stands before it is kept"
         },
     )
-    input = fields.Dict(keys=fields.String())
-    version = fields.Integer(strict=True, validate=validate.Range(1, 2**31 - 1))
+    input = fields.Dict(keys=fields.String(), metadata={"description": "default: as of the original"})
+    version = fields.Integer(
+        strict=True,
+        validate=validate.Range(1, 2**31 - 1),
+        metadata={"description": "of the workflow; default: as of the original"},
+    )
     priority = fields.Integer(strict=True, validate=validate.Range(0, 9), metadata={"description": "9 is the highest"})
 
 
 class ExecutionFilter(_In):
     """All that is given must be so, and something must be given."""
 
-    ids = fields.List(fields.UUID(), validate=validate.Length(max=MOST))
-    workflow_id = fields.UUID()
+    ids = fields.List(fields.UUID(), validate=validate.Length(max=MOST), metadata={"description": "of these ids"})
+    workflow_id = fields.UUID(metadata={"description": "of this workflow"})
     status = fields.String(
         validate=_EXECUTION_STATUS, metadata={"description": "default: without ids, those that the action is for"}
     )
-    created_after = Moment()
-    created_before = Moment()
+    created_after = Moment(metadata={"description": "made at that moment or later"})
+    created_before = Moment(metadata={"description": "made before that moment"})
 
     @validates_schema
     def _something(self, data: Mapping[str, Any], **_: object) -> None:
@@ -305,8 +339,8 @@ class ExecutionFilter(_In):
 
 
 class BulkIn(_In):
-    action = fields.Enum(Action, by_value=True, required=True)
-    filter = fields.Nested(ExecutionFilter, required=True)
+    action = fields.Enum(Action, by_value=True, required=True, metadata={"description": "what is done to each of them"})
+    filter = fields.Nested(ExecutionFilter, required=True, metadata={"description": "to which executions"})
     limit = fields.Integer(
         load_default=MOST,
         strict=True,
@@ -451,7 +485,11 @@ class HealthOut(_Out):
 
 
 class SignalIn(_In):
-    name = fields.String(required=True, validate=[validate.Length(1, 200), _is_stored_as_text])
+    name = fields.String(
+        required=True,
+        validate=[validate.Length(1, 200), _is_stored_as_text],
+        metadata={"description": "what the step that waits calls it"},
+    )
     payload = fields.Raw(load_default=None, allow_none=True, metadata={"description": "any JSON"})
 
 
@@ -461,9 +499,12 @@ class SignalOut(_Out):
 
 
 class DecisionIn(_In):
-    approved = fields.Boolean(required=True, truthy={True}, falsy={False})
+    approved = fields.Boolean(required=True, truthy={True}, falsy={False}, metadata={"description": "false: rejected"})
     comment = fields.String(
-        load_default=None, allow_none=True, validate=[validate.Length(max=10_000), _is_stored_as_text]
+        load_default=None,
+        allow_none=True,
+        validate=[validate.Length(max=10_000), _is_stored_as_text],
+        metadata={"description": "why, for those who look later"},
     )
     by = fields.String(
         load_default=None,
@@ -514,19 +555,21 @@ class StepSeen(_In):
 class TestContext(_In):
     """What the templates of the config see, by the names that they start from."""
 
-    variables = fields.Dict(keys=fields.String())
+    variables = fields.Dict(keys=fields.String(), metadata={"description": "the workflow's"})
     input = fields.Raw(allow_none=True, metadata={"description": "the execution's; default: the step's"})
-    steps = fields.Dict(keys=fields.String(), values=fields.Nested(StepSeen))
+    steps = fields.Dict(keys=fields.String(), values=fields.Nested(StepSeen), metadata={"description": "by their ids"})
     loop = fields.Dict(keys=fields.String(), metadata={"description": "item, index, parent"})
-    trigger = fields.Dict(keys=fields.String())
-    execution = fields.Dict(keys=fields.String())
+    trigger = fields.Dict(keys=fields.String(), metadata={"description": "what started the execution"})
+    execution = fields.Dict(keys=fields.String(), metadata={"description": "such as its id"})
 
 
 class StepTestIn(_In):
     type = fields.String(required=True, metadata={"description": "a step type"})
     config = fields.Dict(keys=fields.String(), load_default=dict, metadata={"description": "as in a definition"})
     input = fields.Raw(allow_none=True, metadata={"description": "the step's input; default: the context's, or {}"})
-    context = fields.Nested(TestContext, load_default=dict)
+    context = fields.Nested(
+        TestContext, load_default=dict, metadata={"description": "what the templates of the config see"}
+    )
     timeout = TestTimeout(load_default=30.0)
     project = fields.String(
         validate=validate.Length(1, 100),

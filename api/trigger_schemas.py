@@ -30,15 +30,19 @@ class TriggerIn(_In):
     type = fields.String(required=True, metadata={"description": "a trigger type, such as schedule"})
     name = fields.String(validate=_NAME, metadata={"description": "unique in the workflow; default: the type"})
     config = fields.Dict(keys=fields.String(), load_default=dict, metadata={"description": "what its type needs"})
-    is_enabled = fields.Boolean(load_default=True, truthy={True}, falsy={False})
+    is_enabled = fields.Boolean(
+        load_default=True, truthy={True}, falsy={False}, metadata={"description": "false: it starts nothing yet"}
+    )
 
 
 class TriggerChange(_In):
-    name = fields.String(validate=_NAME)
+    name = fields.String(validate=_NAME, metadata={"description": "unique in the workflow"})
     config = fields.Dict(
         keys=fields.String(), metadata={"description": f"takes the place of the one before; {_MASKED}, and stay"}
     )
-    is_enabled = fields.Boolean(truthy={True}, falsy={False})
+    is_enabled = fields.Boolean(
+        truthy={True}, falsy={False}, metadata={"description": "false: it starts nothing until it is enabled again"}
+    )
 
 
 class TriggerOut(_Out):
@@ -100,8 +104,10 @@ class PreviewOut(_Out):
 
 
 class BackfillIn(_In):
-    first = Moment(required=True, data_key="from")
-    last = Moment(required=True, data_key="to")
+    first = Moment(required=True, data_key="from", metadata={"description": "the first moment of the time"})
+    last = Moment(
+        required=True, data_key="to", metadata={"description": "the last moment of the time, which has passed"}
+    )
 
 
 class BackfillOut(_Out):

@@ -30,15 +30,24 @@ _VALUE = validate.Length(1, 64 * 1024)
 class SecretIn(_In):
     """Without a project or a workflow it is everybody's."""
 
-    name = fields.String(required=True, validate=_NAME)
-    value = fields.String(required=True, validate=_VALUE, load_only=True)
+    name = fields.String(required=True, validate=_NAME, metadata={"description": "what templates say after `secrets.`"})
+    value = fields.String(
+        required=True,
+        validate=_VALUE,
+        load_only=True,
+        metadata={"description": "the secret itself, which no answer ever has"},
+    )
     project = fields.String(
         load_default=None, allow_none=True, metadata={"description": "the name of the project whose workflows see it"}
     )
     workflow_id = fields.UUID(
         load_default=None, allow_none=True, metadata={"description": "the only workflow that sees it"}
     )
-    description = fields.String(load_default="", validate=[validate.Length(max=10_000), _is_stored_as_text])
+    description = fields.String(
+        load_default="",
+        validate=[validate.Length(max=10_000), _is_stored_as_text],
+        metadata={"description": "what it is for"},
+    )
 
     @validates_schema
     def _one_scope(self, data: dict[str, Any], **_: object) -> None:
@@ -47,8 +56,12 @@ class SecretIn(_In):
 
 
 class SecretChange(_In):
-    value = fields.String(validate=_VALUE, load_only=True)
-    description = fields.String(validate=[validate.Length(max=10_000), _is_stored_as_text])
+    value = fields.String(
+        validate=_VALUE, load_only=True, metadata={"description": "the secret itself, which no answer ever has"}
+    )
+    description = fields.String(
+        validate=[validate.Length(max=10_000), _is_stored_as_text], metadata={"description": "what it is for"}
+    )
 
 
 class SecretQuery(PageQuery):

@@ -101,6 +101,21 @@ def test_every_parameter_and_every_tag_is_described(document: Any) -> None:
     assert all(described.values())
 
 
+def test_every_field_of_a_body_is_described(document: Any) -> None:
+    contents = [one.get("requestBody", {}).get("content", {}) for _, one in operations(document)]
+    left = [content[JSON]["schema"] for content in contents if JSON in content]
+    named = set()
+    while left:
+        shape = left.pop()
+        name = shape.get("$ref", "").rpartition("/")[2]
+        if name and name not in named:
+            named.add(name)
+            for field, inner in document["components"]["schemas"][name]["properties"].items():
+                assert inner.get("description"), (name, field)
+                left += [inner, inner.get("items", {})]
+    assert len(named) > 25
+
+
 def test_every_error_is_the_one_shape(document: Any) -> None:
     assert document["components"]["securitySchemes"]["bearer"]["description"]
     for response in document["components"]["responses"].values():
