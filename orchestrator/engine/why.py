@@ -67,7 +67,7 @@ class Why(StrEnum):
     """In a loop that limits how many rounds run at a time."""
     WAITING_FOR_DEPENDENCIES = "waiting_for_dependencies"
     ADVANCING = "advancing"
-    """Between the end of one step and the beginning of the next."""
+    """Between the end of one step and the beginning of the next, or of one execution and another's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +145,8 @@ class _Inquiry:
         most = self.programs.settings.scheduler.max_concurrent
         ahead = why.ahead_in_backlog(self.connection, execution.id)
         facts = {"running": running, "max_concurrent": most, "ahead": ahead}
+        if running + ahead < most:
+            return _about_to_be_let_in(execution, facts)
         detail = f"{running} of {most} places are taken (scheduler.max_concurrent); waiting before it: {ahead}"
         return Reason(Why.LIMIT_REACHED, detail, execution.created_at, facts)
 
@@ -160,6 +162,8 @@ class _Inquiry:
             "executions": list(limit.executions[: 5 * _SHOWN]),
             "ahead": limit.ahead,
         }
+        if len(limit.executions) + limit.ahead < limit.limit:
+            return _about_to_be_let_in(execution, facts)
         taken = f"{len(limit.executions)} of the {limit.limit} places of {name} are taken"
         detail = f"{taken}; held before it: {limit.ahead}"
         return Reason(Why.HELD_BY_LIMIT, detail, execution.created_at, facts)
@@ -300,12 +304,17 @@ class _Inquiry:
             Why.WAITING_FOR_DEPENDENCIES, f"it waits for {shown}{' ...' * (len(left) > _SHOWN)}", since, facts
         )
 
-    def _for_turn(self, step: StepSeen, container: str, since: datetime) -> Reason:
-        concurrency = bodies.container(self.connection, step.execution_id, container).concurrency
+    def _for_turn(self, step: StepSeen, path: str, since: datetime) -> Reason:
+        container = bodies.container(self.connection, step.execution_id, path)
+        if container.status in (StepStatus.PENDING, StepStatus.QUEUED):
+            dependencies = [{"path": path, "status": container.status}]
+            detail = f"it stands in the body of {path}, which is {container.status}"
+            return Reason(Why.WAITING_FOR_DEPENDENCIES, detail, since, {"dependencies": dependencies})
+        concurrency = container.concurrency
         if concurrency is None:
             return _advancing(since)
-        detail = f"{concurrency} rounds of {container} run at a time; this one begins when others have ended"
-        return Reason(Why.WAITING_FOR_TURN, detail, since, {"container": container, "concurrency": concurrency})
+        detail = f"{concurrency} rounds of {path} run at a time; this one begins when others have ended"
+        return Reason(Why.WAITING_FOR_TURN, detail, since, {"container": path, "concurrency": concurrency})
 
 
 def _ended_execution(execution: ExecutionSeen) -> Reason:
@@ -352,6 +361,11 @@ def _at_work(running: Sequence[StepSeen]) -> Reason:
     }
     paths = ", ".join(one.path for one in running)
     return Reason(Why.RUNNING, f"at work: {paths}", min(one.started_at for one in running if one.started_at), facts)
+
+
+def _about_to_be_let_in(execution: ExecutionSeen, facts: dict[str, Any]) -> Reason:
+    detail = "there is room for it, and whoever made that is about to let it in; else reconcile does within 5 s"
+    return Reason(Why.ADVANCING, detail, execution.created_at, facts)
 
 
 def _advancing(since: datetime | None, facts: dict[str, Any] | None = None) -> Reason:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from sqlalchemy.exc import OperationalError
 
 from orchestrator.config import Settings
 from orchestrator.engine.advance import plans_of
+from orchestrator.engine.overview import BrokerState
 from orchestrator.engine.plan import Plan
 from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import Listed
@@ -153,6 +155,12 @@ class Broker:
         waiting = [message for message in self.messages if message.queue == queue]
         steps = {(message.execution_id, start) for message in waiting for start in message.starts}
         return Listed(frozenset(steps), is_all=True)
+
+    def look(self, queues: Sequence[str]) -> BrokerState:
+        """What operators are told of it."""
+        self._ask()
+        waiting = Counter(message.queue for message in self.messages)
+        return BrokerState({queue: [waiting[queue]] for queue in queues}, None)
 
     def _ask(self) -> None:
         if self.is_away:

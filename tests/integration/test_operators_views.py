@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from test_control_flow import loop, parallel
 from test_execution import step, workflow
 
 from orchestrator.config import environment_of
-from orchestrator.engine.advance import replan
-from orchestrator.engine.programs import Programs
-from orchestrator.engine.why import Why
+from orchestrator.engine.advance import End, advance, begin_body, replan
+from orchestrator.engine.bodies import Scope, Spawn
+from orchestrator.engine.overview import BrokerState
+from orchestrator.engine.programs import Program, Programs
+from orchestrator.engine.why import Why, why_step
 from orchestrator.plugins import load_catalogue
 from orchestrator.store import executions, new_id, steps, triggers, workers
 from orchestrator.store.steps import Result
@@ -402,6 +405,152 @@ def test_what_was_cancelled_says_by_whom(stack: Deployment):
     whole = why(stack, execution_id)
     assert (whole["reason"], whole["facts"]["message"]) == ("cancelled", "cancelled by a user")
     assert why(stack, execution_id, "a")["reason"] == "cancelled"
+
+
+# --- why: all of them ------------------------------------------------------------------------------------------
+
+Scene = tuple[str, str | None]
+"""An execution, and a step of it to ask of."""
+
+
+def runs(stack: Deployment) -> tuple[str, steps.Claim]:
+    """Of two steps that follow each other, the first is performed by the only worker."""
+    execution_id = started(stack, step("a"), step("b", needs="a"))
+    return execution_id, claimed(stack, execution_id, "a", leased(stack, "cpu"))
+
+
+def ends(stack: Deployment, status: steps.StepStatus, path: str = "a") -> Scene:
+    execution_id, held = runs(stack)
+    program = program_of(stack, execution_id)
+    advance(stack.store, program, execution_id, End("a", held, Result(error_kind="odd", error_message="odd"), status))
+    return execution_id, path
+
+
+def program_of(stack: Deployment, execution_id: str) -> Program:
+    shown = stack.execution(execution_id)
+    programs = Programs(load_catalogue("sample_steps"), stack.settings)
+    return programs.get(stack.store, str(shown["workflow_id"]), shown["version"])
+
+
+def rests(stack: Deployment, awaits: str | None, **how: Any) -> Scene:
+    execution_id, held = runs(stack)
+    with stack.store.single() as connection:
+        resumes = how.pop("resumes", True)
+        assert steps.rest(connection, held, Result(), awaits=awaits, resumes=resumes, **{"delay": None, **how})
+    return execution_id, "a"
+
+
+def third_of(stack: Deployment, **keys: Any) -> tuple[str, str]:
+    """(a workflow, the third of its executions)."""
+    workflow_id = stack.create(workflow(step("a"), **keys))
+    assert stack.client.post(f"/api/v1/workflows/{workflow_id}/activate").status_code == 200
+    return workflow_id, [stack.execute(workflow_id) for _ in range(3)][-1]
+
+
+def with_its_workflow_paused(stack: Deployment) -> Scene:
+    workflow_id, execution_id = third_of(stack)
+    assert stack.client.post(f"/api/v1/workflows/{workflow_id}/pause").status_code == 200
+    return execution_id, None
+
+
+def paused(stack: Deployment) -> Scene:
+    execution_id = started(stack, step("a"))
+    assert stack.client.post(f"/api/v1/executions/{execution_id}/pause").status_code == 200
+    return execution_id, "a"
+
+
+def cancelled(stack: Deployment) -> Scene:
+    execution_id = started(stack, step("a"))
+    assert stack.client.post(f"/api/v1/executions/{execution_id}/cancel").status_code == 200
+    return execution_id, None
+
+
+def behind_another(stack: Deployment) -> Scene:
+    runs(stack)
+    return started(stack, step("a")), "a"
+
+
+def on_its_way(stack: Deployment, seconds: int) -> Scene:
+    leased(stack, "cpu")
+    execution_id = started(stack, step("a"))
+    stack.sql("UPDATE step_executions SET rung_at = now() - %(ago)s * interval '1 s'", ago=seconds)
+    return execution_id, "a"
+
+
+def in_a_later_round(stack: Deployment) -> Scene:
+    execution_id = started(stack, loop("each", step("x"), items=[1, 2], concurrency=1))
+    held = claimed(stack, execution_id, "each", leased(stack, "control"))
+    spawn = Spawn([Scope(n, {"index": n, "item": n}) for n in range(2)], {}, concurrency=1)
+    begin_body(
+        stack.store, program_of(stack, execution_id), execution_id, held, None, spawn, lambda plan: None, worker=None
+    )
+    return execution_id, "each[1].x"
+
+
+def between_two(stack: Deployment) -> Scene:
+    execution_id, held = runs(stack)
+    with steps.ending(stack.store, execution_id, held, Result(), steps.StepStatus.COMPLETED, ["b"]):
+        pass  # its worker died here
+    return execution_id, "b"
+
+
+COMPLETED, FAILED = steps.StepStatus.COMPLETED, steps.StepStatus.FAILED
+SCENES: dict[Why, Callable[[Deployment], Scene]] = {
+    Why.RUNNING: lambda stack: (runs(stack)[0], "a"),
+    Why.COMPLETED: lambda stack: ends(stack, COMPLETED),
+    Why.FAILED: lambda stack: ends(stack, FAILED),
+    Why.SKIPPED: lambda stack: ends(stack, FAILED, "b"),
+    Why.CANCELLED: cancelled,
+    Why.PAUSED: paused,
+    Why.WORKFLOW_PAUSED: with_its_workflow_paused,
+    Why.LIMIT_REACHED: lambda stack: (third_of(stack)[1], "a"),
+    Why.HELD_BY_LIMIT: lambda stack: (third_of(stack, max_concurrent=1)[1], "a"),
+    Why.RATE_LIMITED: lambda stack: (third_of(stack, rate_limit={"limit": 1, "per": "1h"})[1], "a"),
+    Why.NO_WORKER: lambda stack: (started(stack, step("a")), "a"),
+    Why.BUSY: behind_another,
+    Why.BROKER_UNREACHABLE: lambda stack: on_its_way(stack, 0),
+    Why.MESSAGE_ON_ITS_WAY: lambda stack: on_its_way(stack, 0),
+    Why.MESSAGE_LATE: lambda stack: on_its_way(stack, 20),
+    Why.RETRY_AT: lambda stack: rests(stack, None, delay=60, resumes=False),
+    Why.WAITING_FOR_TIME: lambda stack: rests(stack, None, delay=60),
+    Why.WAITING_FOR_APPROVAL: lambda stack: rests(stack, "decision"),
+    Why.WAITING_FOR_SIGNAL: lambda stack: rests(stack, "signal:paid"),
+    Why.WAITING_FOR_CHILD: lambda stack: rests(stack, "child", state={"execution_id": str(uuid4())}),
+    Why.WAITING_FOR_BODY: lambda stack: (in_a_later_round(stack)[0], "each"),
+    Why.WAITING_FOR_TURN: in_a_later_round,
+    Why.WAITING_FOR_DEPENDENCIES: lambda stack: (started(stack, step("a"), step("b", needs="a")), "b"),
+    Why.ADVANCING: between_two,
+}
+
+
+@pytest.mark.parametrize("reason", Why)
+def test_each_reason_is_told_of_what_it_keeps_from_running(stack: Deployment, reason: Why):
+    execution_id, path = SCENES[reason](stack)
+    answer = away(stack, execution_id, "a") if reason is Why.BROKER_UNREACHABLE else why(stack, execution_id, path)
+    assert answer["reason"] == reason
+    is_over = reason in {Why.RUNNING, Why.COMPLETED, Why.FAILED, Why.SKIPPED, Why.CANCELLED}
+    assert is_over or answer["facts"] or reason is Why.ADVANCING, "what follows from nothing says nothing"
+
+
+def away(stack: Deployment, execution_id: str, path: str) -> dict[str, Any]:
+    """As the API would tell it, were the broker away."""
+
+    def look(_queues: Sequence[str]) -> BrokerState:
+        raise OSError
+
+    programs = Programs(load_catalogue("sample_steps"), stack.settings)
+    return asdict(why_step(stack.store, programs, look, step_id(stack, execution_id, path)))
+
+
+def test_one_that_there_is_room_for_is_about_to_be_let_in(stack: Deployment):
+    _, execution_id = third_of(stack)
+    stack.sql("DELETE FROM executions WHERE admitted_at IS NOT NULL")
+    assert why(stack, execution_id)["reason"] == "advancing"
+    _, held = third_of(stack, max_concurrent=1)
+    stack.sql("DELETE FROM executions WHERE admitted_at IS NOT NULL")
+    assert why(stack, held)["facts"]["ahead"] == 1
+    stack.sql("DELETE FROM executions WHERE id <> %(id)s::uuid", id=held)
+    assert why(stack, held)["reason"] == "advancing"
 
 
 @pytest.mark.parametrize("path", ["executions/{}/why", "step-executions/{}/why", "workflows/{}/status"])

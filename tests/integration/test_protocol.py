@@ -39,6 +39,7 @@ from orchestrator.engine import control
 from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import Reconciler
 from orchestrator.engine.start import start_execution
+from orchestrator.engine.why import Why, why_execution, why_step
 from orchestrator.errors import Conflict
 from orchestrator.lifecycle import EXECUTION_TERMINAL, STEP_TERMINAL, Transition, sql_words
 from orchestrator.plugins import load_catalogue
@@ -474,6 +475,16 @@ class Stage:
         self.world.surprises.clear()
 
 
+IN_THE_WAY = {Why.PAUSED, Why.ADVANCING}
+REASONS = {
+    "pending": {*IN_THE_WAY, Why.WAITING_FOR_DEPENDENCIES, Why.WAITING_FOR_TURN},
+    "waiting": {*IN_THE_WAY, Why.RETRY_AT, Why.WAITING_FOR_TIME, Why.WAITING_FOR_BODY},
+    "queued": {
+        *(*IN_THE_WAY, Why.LIMIT_REACHED, Why.HELD_BY_LIMIT, Why.NO_WORKER, Why.BUSY, Why.BROKER_UNREACHABLE),
+        *(Why.MESSAGE_ON_ITS_WAY, Why.MESSAGE_LATE),
+    },
+}
+"""Why a step with this status does not run; one with another has that for its reason."""
 OUTCOMES = [Outcome.COMPLETED, Outcome.COMPLETED, *Outcome]
 
 
@@ -757,12 +768,21 @@ class Protocol(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             if sys.exception() is None and self.runs:
+                self._ask_why()
                 self._come_to_an_end()
                 for execution_id, run in self.runs.items():
                     self._check_end(execution_id, run)
         finally:
             for worker in self.workers:
                 worker.die()
+
+    def _ask_why(self) -> None:
+        """Of whatever there is now: one reason that fits its status."""
+        for execution_id in self.runs:
+            why_execution(self.world.store, self.world.programs, self.broker.look, execution_id)
+            for step in self.stage.deployment.execution(execution_id)["step_executions"]:
+                told = why_step(self.world.store, self.world.programs, self.broker.look, str(step["id"]))
+                assert told.reason in REASONS.get(step["status"], {step["status"]}), (step["path"], told)
 
     def _come_to_an_end(self) -> None:
         """Without any more faults, it takes reconcile and the workers a bounded number of rounds."""
