@@ -39,13 +39,19 @@ class DefinitionFile:
 
     @property
     def body(self) -> dict[str, Json]:
-        """What the API is sent; the name defaults to the file's. Raises DefinitionError."""
+        """What the API is sent to create it; the name defaults to the file's. Raises DefinitionError."""
+        changes = self.changes
+        return {**changes, "name": changes.get("name") or self.path.stem}
+
+    @property
+    def changes(self) -> dict[str, Json]:
+        """What the API is sent to change a workflow: nothing that the file does not say. Raises DefinitionError."""
         data = self.document.data
         if not isinstance(data, dict):
             raise DefinitionError([Problem("", "must be an object with `steps`", 1)])
         whole = data if self._wrapped else {"definition": data}
-        named = data.get("name") or (data["definition"].get("name") if self._wrapped else None)
-        return {**whole, "name": named or self.path.stem}
+        named = whole.get("name") or whole["definition"].get("name")
+        return {**whole, "name": named} if named else whole
 
     def complain(self, error: Refused) -> None:
         """Say on stderr what the service found wrong with it; raises the error if that is not of the definition."""

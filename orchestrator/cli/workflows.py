@@ -16,6 +16,7 @@ from orchestrator.cli.inputs import input_options, read_inputs
 from orchestrator.cli.output import Output, field, moment
 
 if TYPE_CHECKING:
+    from orchestrator.cli.definition_file import DefinitionFile
     from orchestrator.client import Client
 
 _WORKFLOW = click.argument("workflow", metavar="ID|NAME")
@@ -83,8 +84,8 @@ def show(client: Client, output: Output, workflow: str) -> None:
 @connected
 def create(client: Client, output: Output, file: Path, activate: bool) -> None:
     """Create a workflow, as a draft."""
-    with _complaints(file) as body:
-        made = client.workflows.create(**body)
+    with _read(file) as definition:
+        made = client.workflows.create(**definition.body)
     if activate:
         made = client.workflows.activate(made["id"])
     output.done(made, f"workflow {made['id']} {made['name']!r} is created, {made['status']}")
@@ -98,8 +99,8 @@ def create(client: Client, output: Output, file: Path, activate: bool) -> None:
 def update(client: Client, output: Output, workflow: str, file: Path, version: int | None) -> None:
     """Change a workflow to what a file says."""
     id = workflow_id(client, workflow)
-    with _complaints(file) as body:
-        changed = client.workflows.update(id, version=version, **body)
+    with _read(file) as definition:
+        changed = client.workflows.update(id, version=version, **definition.changes)
     output.done(changed, f"workflow {id} {changed['name']!r} has version {changed['version']}")
 
 
@@ -198,8 +199,8 @@ _control("cancel", "Retire it for good, and cancel what runs.")
 
 
 @contextmanager
-def _complaints(file: Path) -> Iterator[dict[str, Any]]:
-    """What the API is to be sent of the file; what is wrong with it, here or there, ends the command with FILE:LINE."""
+def _read(file: Path) -> Iterator[DefinitionFile]:
+    """What a file says; what is found wrong with it, here or by the service, ends the command with FILE:LINE."""
     from orchestrator.cli.definition_file import DefinitionFile
     from orchestrator.cli.progress import print_problems
     from orchestrator.client import Invalid
@@ -208,7 +209,7 @@ def _complaints(file: Path) -> Iterator[dict[str, Any]]:
     try:
         definition = DefinitionFile.read(file)
         try:
-            yield definition.body
+            yield definition
         except Invalid as error:
             definition.complain(error)
             click.get_current_context().exit(2)

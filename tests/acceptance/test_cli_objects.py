@@ -77,7 +77,8 @@ def test_a_workflow_is_created_listed_shown_changed_and_removed(call: Calls, wri
     assert ["steps", "first, second"] in call.table("workflows", "show", "by hand")
 
     file.write_text(ADD.replace("a + 1", "a + 2"))
-    assert "has version 2" in call("workflows", "update", "by hand", "-f", file, "--version", 1).stdout
+    file = file.rename(tmp_path / "another name.yaml")  # which changes no name
+    assert "'by hand' has version 2" in call("workflows", "update", "by hand", "-f", file, "--version", 1).stdout
     assert "412" in call("workflows", "update", "by hand", "-f", file, "--version", 1, code=2).stderr
     assert [row[0] for row in call.table("workflows", "versions", "by hand")] == ["VERSION", "2", "1"]
     assert call.json("workflows", "activate", made["id"])["status"] == "active"
