@@ -120,6 +120,7 @@ RULES: Mapping[str, Rule] = {
     f"GET {_EXECUTION}": at(VIEWER),
     f"DELETE {_EXECUTION}": at(EDITOR, changes="execution.delete"),
     f"GET {_EXECUTION}/logs": at(VIEWER),
+    f"GET {_EXECUTION}/steps/<string:path>/output": at(VIEWER),
     f"GET {_EXECUTION}/why": at(VIEWER),
     f"POST {_EXECUTION}/pause": at(OPERATOR, changes="execution.pause"),
     f"POST {_EXECUTION}/resume": at(OPERATOR, changes="execution.resume"),

@@ -20,6 +20,8 @@ from werkzeug.http import HTTP_STATUS_CODES
 from api.examples import example_error
 from orchestrator.definition.paths import join
 from orchestrator.errors import (
+    ArtifactGone,
+    ArtifactsAway,
     Conflict,
     DefinitionError,
     Forbidden,
@@ -144,6 +146,8 @@ def _translate(error: OrchestratorError) -> Response:
         return problem(403, str(error), role=error.role)
     if isinstance(error, Conflict):
         return problem(409, str(error), state=str(error.state))
+    if isinstance(error, ArtifactGone):
+        return problem(410, str(error))
     if isinstance(error, Outdated):
         return problem(412, str(error))
     if isinstance(error, PayloadTooLarge):
@@ -152,6 +156,9 @@ def _translate(error: OrchestratorError) -> Response:
         return problem(422, "the definition is not valid", errors=error.problems)
     if isinstance(error, InputError):
         return problem(422, "the request is not valid", errors=error.problems)
+    if isinstance(error, ArtifactsAway):
+        logger.warning("%s", error)
+        return problem(503, "large outputs cannot be reached; try again", headers={"Retry-After": "5"})
     logger.error("request failed", exc_info=error)
     return problem(500, "the service failed on this request; its log says why")
 

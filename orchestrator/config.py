@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import yaml
@@ -208,7 +208,10 @@ class ExecutorSettings:
     )
     script_paths: tuple[str, ...] = _setting((), _texts, "further files and folders that isolated scripts may read")
     templates_dir: str = _setting("templates", _text, "folder that the `template` of an email names files in")
-    max_payload: int = _setting(1024**2, _size, "bytes of an input or a step's output at most", minimum=1024)
+    max_payload: int = _setting(1024**2, _size, "bytes of an input, and of what a row has, at most", minimum=1024)
+    max_output: int = _setting(
+        10 * 1024**2, _size, "bytes of a step's output at most, where there is an artifact store", minimum=1024
+    )
     max_log: int = _setting(1024**2, _size, "bytes of log lines kept per attempt", minimum=0)
     max_response: int = _setting(10 * 1024**2, _size, "bytes of an HTTP response read at most", minimum=0)
 
@@ -225,6 +228,19 @@ class RetentionSettings:
         30 * _DAY, _duration, "seconds that is kept what triggers have fired; 0: for ever", minimum=0
     )
     audit: float = _setting(365 * _DAY, _duration, "seconds that the audit log is kept; 0: for ever", minimum=0)
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactSettings:
+    """Where large outputs of steps are kept; see orchestrator/artifacts.py."""
+
+    url: str = _setting(
+        "", _text, "a folder that all processes share, or an fsspec URL as s3://bucket/path; empty: outputs are in rows"
+    )
+    options: Mapping[str, str] | None = _setting(
+        None, _table, "what fsspec's file system is made with, as endpoint_url, key, secret", secret=True
+    )
+    threshold: int = _setting(256 * 1024, _size, "bytes of a step's output from which on it is kept there", minimum=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +376,12 @@ class EventsSettings:
     group: str = _setting("orchestrator", _text, "the consumer group that reads it")
 
 
+class OutputLimit(NamedTuple):
+    bytes: int
+    setting: str
+    """The one that says so."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     host: str = _setting("127.0.0.1", _text, "address the API listens on")
@@ -376,6 +398,7 @@ class Settings:
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
     retention: RetentionSettings = field(default_factory=RetentionSettings)
+    artifacts: ArtifactSettings = field(default_factory=ArtifactSettings)
     egress: EgressSettings = field(default_factory=EgressSettings)
     events: EventsSettings = field(default_factory=EventsSettings)
     connections: Mapping[str, ConnectionSettings] = _named(ConnectionSettings, "databases by name")
@@ -399,6 +422,12 @@ class Settings:
     @property
     def templates_path(self) -> Path:
         return Path(self.executor.templates_dir).expanduser().absolute()
+
+    @property
+    def output_limit(self) -> OutputLimit:
+        """What a step may return at most: what a row may have, unless there is an artifact store for it."""
+        name = "max_output" if self.artifacts.url else "max_payload"
+        return OutputLimit(getattr(self.executor, name), f"executor.{name}")
 
     def secrets(self) -> frozenset[str]:
         """Every text in here that nobody is to read in a log or a result."""
@@ -508,7 +537,7 @@ def _build_named(kind: Any, path: str, written: dict[str, tuple[object, str]], w
 
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
-_WHOLE = frozenset(("connections", "hosts", "agents", "mcp.servers", "oidc", "llm.rate_limit"))
+_WHOLE = frozenset(("connections", "hosts", "agents", "mcp.servers", "oidc", "llm.rate_limit", "artifacts.options"))
 """Settings that are read as one value, since what is below them is named by the user."""
 
 
@@ -539,9 +568,7 @@ def _as_text(value: Any) -> str:
     if is_dataclass(value) and not isinstance(value, type):
         return json.dumps(asdict(value))
     if isinstance(value, (Mapping, tuple)):
-        return json.dumps(
-            {name: asdict(item) for name, item in value.items()} if isinstance(value, Mapping) else value,
-        )
+        return json.dumps(value, default=asdict)
     return str(value)
 
 

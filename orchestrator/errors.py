@@ -11,7 +11,9 @@ OrchestratorError
 ├── Conflict                the object's present state does not allow this
 ├── Outdated                it has changed since the caller saw it
 └── StepFailed              a step's attempt failed; its retry policy decides what follows
-    └── StepTimeout         ... because its time was up
+    ├── StepTimeout         ... because its time was up
+    ├── ArtifactGone        ... because an output that it needs is not where it was written
+    └── ArtifactsAway       ... because what large outputs are kept in cannot be reached
 """
 
 from __future__ import annotations
@@ -114,3 +116,17 @@ class StepTimeout(StepFailed):
 
     def __init__(self, message: str, *, output: object = None) -> None:
         super().__init__(message, kind="timeout", output=output)
+
+
+class ArtifactGone(StepFailed):
+    """An output that a row refers to is not where it was written, or is not what was written."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, kind="artifact", retryable=False)
+
+
+class ArtifactsAway(StepFailed):
+    """What large outputs are kept in cannot be reached, or refuses."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, kind="artifact")

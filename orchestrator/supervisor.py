@@ -108,6 +108,9 @@ class Supervisor:
         executor = replace(settings.executor, scripts_dir=str(settings.scripts_path))
         self._settings = settings = replace(settings, executor=executor)
         own_database, own_broker = not settings.database.url, not settings.broker.url
+        if own_database and not settings.artifacts.url:
+            artifacts = replace(settings.artifacts, url=str(self._folder.path / "artifacts"))
+            self._settings = settings = replace(settings, artifacts=artifacts)
         if own_database or own_broker:
             self._embedded = Embedded(
                 self._folder.path, postgres=own_database, valkey=own_broker, logs=self._folder.logs

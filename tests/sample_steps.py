@@ -22,6 +22,12 @@ def io_noop(value: Any = None) -> Any:
     return value
 
 
+@step("large", queue="cpu")
+def large(size: int, until: int = 1) -> dict[str, Any]:
+    """An output of about `size` bytes, with `until` rows."""
+    return {"text": "x" * size, "rows": [{"n": n} for n in range(until)]}
+
+
 @step("fibonacci", queue="cpu")
 def fibonacci(n: int) -> int:
     a, b = 0, 1

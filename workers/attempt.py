@@ -16,14 +16,22 @@ from typing import Any, TypeVar
 
 import marshmallow
 
-from orchestrator.config import Settings
+from orchestrator.artifacts import Artifacts
+from orchestrator.config import OutputLimit, Settings
 from orchestrator.definition.model import Step
 from orchestrator.definition.scopes import phase_of
 from orchestrator.definition.templates import Compiled, compile_expression, compile_value
 from orchestrator.engine.endings import NOT_TRIGGERED, execution_facts, trigger_facts
 from orchestrator.engine.programs import Program
-from orchestrator.engine.start import check_payload
-from orchestrator.errors import InputError, OrchestratorError, StepFailed, StepTimeout, TemplateError
+from orchestrator.engine.start import encoded
+from orchestrator.errors import (
+    ArtifactsAway,
+    InputError,
+    OrchestratorError,
+    StepFailed,
+    StepTimeout,
+    TemplateError,
+)
 from orchestrator.lifecycle import StepStatus
 from orchestrator.store import Store, cached_results, executions, logs, rate_line, signals, steps
 from orchestrator.store.bodies import EndedRow
@@ -219,6 +227,10 @@ class Attempt:
     besides: list[Call] = field(default_factory=list)
     """What is recorded with the result, or neither is."""
 
+    @property
+    def artifacts(self) -> Artifacts:
+        return self.program.artifacts
+
     def perform(self) -> Done | Wait | Spawn | Skipped | StepFailed:
         """The outcome, fit to be stored: secrets masked, JSON, within the size limit."""
         began = time.monotonic()
@@ -261,16 +273,19 @@ class Attempt:
         outcome = self._performed(prepared, context, log) if cached is None else cached
         if not isinstance(outcome, Done):
             return outcome
-        done = self._storable(outcome)
+        done, written = self._storable(outcome)
         if prepared.output_mapping is not None:
             mapped = prepared.output_mapping.render({**context, "output": done.output})
             self.variables = self.secrets.mask(mapped)
         if cached is not None:
             log.add("the result was taken from the cache")
         elif key is not None and self.step.cache is not None:
-            with own_store(), self.store.single() as connection:
-                cached_results.keep(connection, key, done.output, self.step.cache.ttl)
-        return done
+            if len(written) > self.settings.executor.max_payload:
+                log.add(f"the result is not cached: it has {len(written):,} bytes (executor.max_payload)", "warning")
+            else:
+                with own_store(), self.store.single() as connection:
+                    cached_results.keep(connection, key, done.output, self.step.cache.ttl)
+        return self._kept(done, written)
 
     def _is_wanted(self, prepared: Prepared, context: Mapping[str, Any]) -> bool:
         if self.claim.state is not None or self.step.when is None:
@@ -373,7 +388,9 @@ class Attempt:
         context = {
             "variables": self.program.variables_after(execution.input, mappers, seen),
             "input": execution.input,
-            "steps": {id: seen[other] for id, other in named.items() if other is not None and other in seen},
+            "steps": {
+                id: self._lazily(seen[other]) for id, other in named.items() if other is not None and other in seen
+            },
             "secrets": self.secrets,
             "trigger": self._trigger() if "trigger" in prepared.roots else None,
             "execution": execution_facts(execution.id, execution.workflow_id, execution.version, execution.priority),
@@ -381,8 +398,12 @@ class Attempt:
         if "execution" in prepared.roots and phase_of(path):
             context["execution"] |= self._outcome()
         if self.claim.loop is not None:
-            context["loop"] = self.claim.loop
+            context["loop"] = self._lazily(self.claim.loop)
         return context
+
+    def _lazily(self, seen: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What large outputs `seen` refers to is read when a template touches it."""
+        return self.artifacts.lazily(self.execution.id, seen)
 
     def _seen(self, paths: set[str]) -> Mapping[str, dict[str, Any]]:
         """What templates see of other steps. Only what has completed is kept: it stays as it is."""
@@ -423,8 +444,9 @@ class Attempt:
         }
         named = {id: inner.get(id) or self.program.scopes.path_of(id, self.claim.path) for id in compiled.steps}
         read = self._seen({path for path in named.values() if path is not None})
-        seen = {id: read[path] for id, path in named.items() if path is not None and path in read}
-        return compiled.render({**context, "steps": seen, **names})
+        seen = {id: self._lazily(read[path]) for id, path in named.items() if path is not None and path in read}
+        shown = {name: self._lazily(value) if isinstance(value, dict) else value for name, value in names.items()}
+        return compiled.render({**context, "steps": seen, **shown})
 
     def _reveal(self, value: Any) -> Any:
         try:
@@ -451,13 +473,34 @@ class Attempt:
             limits.append(time.monotonic() + seconds)
         return min(limits, default=None)
 
-    def _storable(self, done: Done) -> Done:
+    def _storable(self, done: Done) -> tuple[Done, bytes]:
+        """The outcome as it may be stored, and its output as JSON."""
         output = self.secrets.mask(done.output)
+        if self.step.bodies:  # it is made of the outputs of others
+            output = self.artifacts.expand(self.execution.id, output, self.settings.executor.max_output)
         try:
-            check_payload(output, self.settings.executor.max_payload, path="output")
+            written = encoded(output, path="output")
         except InputError as error:
             raise StepFailed(f"the step's {error}", kind="output", retryable=False) from None
-        return Done(output, done.skip)
+        limit = self._output_limit()
+        if len(written) > limit.bytes:
+            raise StepFailed(
+                f"the output of step {self.claim.path} has {len(written):,} bytes as JSON; the limit ({limit.setting}) "
+                f"is {limit.bytes:,}: let the step return less, or write the data elsewhere and return where it is, or "
+                "raise the limit",
+                kind="output",
+                retryable=False,
+            )
+        return Done(output, done.skip), written
+
+    def _output_limit(self) -> OutputLimit:
+        return self.settings.output_limit
+
+    def _kept(self, done: Done, written: bytes) -> Done:
+        """As the row is to have it: a large output is in the artifact store before there is a row that says so."""
+        if not self.artifacts.takes(len(written)):
+            return done
+        return Done(self.artifacts.put(self.execution.id, written), done.skip)
 
     def keep_log(self, lines: Sequence[LogLine]) -> None:
         """Called now and then while the step is performed, from any thread; what it raises is logged."""
@@ -469,7 +512,9 @@ class Attempt:
         output = None
         if failure.output is not None:
             try:
-                output = self._storable(Done(failure.output)).output
+                output = self._kept(*self._storable(Done(failure.output))).output
+            except ArtifactsAway as error:
+                message += f" (its output could not be kept: {error})"
             except StepFailed:
                 message += " (its output was too large to keep)"
         return StepFailed(message, kind=failure.kind, retryable=failure.retryable, output=output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.engine.plan import Plan
@@ -59,7 +59,13 @@ class Children:
             outcome = executions.outcome(connection, execution_id)
         if outcome is None:
             raise _mistake(f"execution {execution_id}, which this step started, has been deleted")
-        return outcome
+        return self._whole(execution_id, outcome)
+
+    def _whole(self, execution_id: str, outcome: Outcome) -> Outcome:
+        """With the large outputs that the child's refers to: what becomes of the child is no concern of ours."""
+        programs = self.process.programs
+        limit = programs.settings.executor.max_output
+        return replace(outcome, output=programs.artifacts.expand(execution_id, outcome.output, limit))
 
     def _found(self, workflow: str) -> str:
         with self.process.store.single() as connection:
@@ -111,7 +117,7 @@ class Children:
         output, rows = performed
         made = Whole(facts, program.timeout, output, rows, began, self._key)
         self.besides.append(whole.insertion(made, beside=self.facts.workflow_id, worker_id=process.lease.id))
-        return Child(facts.id, Outcome(ExecutionStatus.COMPLETED, output, None))
+        return Child(facts.id, self._whole(facts.id, Outcome(ExecutionStatus.COMPLETED, output, None)))
 
     def _attempt(self, program: Program, facts: ExecutionFacts) -> Attempt:
         process = self.process

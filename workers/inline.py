@@ -94,7 +94,7 @@ def perform_execution(attempt: Attempt) -> tuple[Any, Sequence[EndedRow]] | None
     try:
         rows = list(_Steps(attempt, container=None).perform(program.scopes.root, loop=None))
         return _output(attempt, rows), rows
-    except (_NotHere, TemplateError):
+    except (_NotHere, TemplateError, StepFailed):
         return None
 
 

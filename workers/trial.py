@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.artifacts import Artifacts
+from orchestrator.config import ArtifactSettings, OutputLimit
 from orchestrator.engine.programs import Program
 from orchestrator.engine.start import check_payload
 from orchestrator.engine.trying import GRACE, Trial
@@ -106,6 +108,14 @@ class _Attempt(Attempt):
 
     def _template_context(self, prepared: Prepared) -> Mapping[str, Any]:  # noqa: ARG002
         return {**self.names, "secrets": self.secrets}
+
+    @property
+    def artifacts(self) -> Artifacts:
+        """None: what comes of a trial is an answer."""
+        return Artifacts(ArtifactSettings())
+
+    def _output_limit(self) -> OutputLimit:
+        return OutputLimit(self.settings.executor.max_payload, "executor.max_payload")
 
     def _take_signal(self, name: str) -> None:
         """Nobody sends one to a trial."""

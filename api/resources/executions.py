@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -29,6 +30,7 @@ from api.schemas import (
 )
 from api.service import service
 from orchestrator.access import Role
+from orchestrator.artifacts import Reference
 from orchestrator.engine import bulk, control
 from orchestrator.engine.plan import Plan
 from orchestrator.engine.rerun import Wanted, rerun
@@ -195,9 +197,32 @@ def step_execution(step_execution_id: UUID) -> Response:
 @blueprint.route("/step-executions/<uuid:step_execution_id>/output")
 @blueprint.response(200, StepOutput)
 def step_output(step_execution_id: UUID) -> Response:
-    """A step's output alone."""
-    with service().store.single() as connection:
-        return jsonify({"output": executions.get_step(connection, str(step_execution_id))["output"]})
+    """A step's output alone, a large one too."""
+    here = service()
+    with here.store.single() as connection:
+        step = executions.get_step(connection, str(step_execution_id))
+    reference = Reference.of(step["output"])
+    if reference is None:
+        return jsonify({"output": step["output"]})
+    return jsonify({"output": here.programs.artifacts.load(str(step["execution_id"]), reference)})
+
+
+@blueprint.route("/executions/<uuid:execution_id>/steps/<string:path>/output")
+@blueprint.response(200, {"description": "any JSON"}, description="The output, as the step returned it")
+def output(execution_id: UUID, path: str) -> Response:
+    """The output of the step at this path, and nothing around it. A large one, of which elsewhere a reference is shown
+    (`$artifact`), is sent as it is read."""
+    here = service()
+    with here.store.single() as connection:
+        value = executions.output_at(connection, str(execution_id), path)
+    reference = Reference.of(value)
+    if reference is None:
+        return jsonify(value)
+    chunks = here.programs.artifacts.chunks(str(execution_id), reference)
+    first = next(chunks, b"")  # whatever is wrong is said before the answer has begun
+    response = Response(chain([first], chunks), mimetype=reference.media_type)
+    response.content_length = reference.size
+    return response
 
 
 @blueprint.route("/step-executions/<uuid:step_execution_id>/retry", methods=["POST"])

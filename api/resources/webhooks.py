@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from flask import Response, jsonify, request
@@ -19,7 +20,7 @@ from orchestrator.engine.signatures import Unsigned, verify
 from orchestrator.engine.start import check_payload
 from orchestrator.engine.triggers import Fired
 from orchestrator.engine.webhooks import Delivery
-from orchestrator.errors import NotFound
+from orchestrator.errors import NotFound, StepFailed
 from orchestrator.lifecycle import EXECUTION_TERMINAL, FireOutcome
 from orchestrator.store import executions, triggers
 from orchestrator.store.executions import Outcome
@@ -96,7 +97,10 @@ def _answer(fired: Fired, config: Mapping[str, Any]) -> Response:
     ended = _awaited(fired.execution_id, config["timeout"]) if config["respond"] == "result" else None
     if ended is None:
         return _accepted(body)
-    return jsonify({**body, "status": ended.status, "output": ended.output, "error_message": ended.error_message})
+    here, output = service(), ended.output
+    with suppress(StepFailed):  # else the references will do
+        output = here.programs.artifacts.expand(fired.execution_id, output, here.settings.executor.max_output)
+    return jsonify({**body, "status": ended.status, "output": output, "error_message": ended.error_message})
 
 
 def _not_started(fired: Fired, body: dict[str, Any]) -> Response:

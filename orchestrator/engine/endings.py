@@ -19,7 +19,7 @@ from orchestrator.definition.building import COMPENSATE
 from orchestrator.definition.scopes import FINALLY, ON_FAILURE, scope_of
 from orchestrator.engine import bodies as engine_bodies
 from orchestrator.engine.programs import Program
-from orchestrator.errors import TemplateError
+from orchestrator.errors import ArtifactGone, TemplateError
 from orchestrator.lifecycle import ExecutionStatus, StepStatus
 from orchestrator.store import admission, bodies, executions, signals, steps, workflow_ends
 from orchestrator.store.admission import Freed
@@ -154,7 +154,7 @@ def _finish_with_outputs(connection: Connection, program: Program, locked: Locke
     trigger = trigger_facts(executions.trigger_data(connection, locked.id) if locked.trigger_id else None)
     try:
         output = outputs(program, locked, seen, trigger)
-    except TemplateError as error:
+    except (TemplateError, ArtifactGone) as error:
         executions.fail(connection, locked.id, f"outputs: {error}")
     else:
         executions.finish(connection, locked.id, output)
@@ -169,12 +169,12 @@ def outputs(
     program: Program, execution: Locked | ExecutionFacts, seen: Mapping[str, Any], trigger: Mapping[str, Any]
 ) -> Any:
     """The workflow's `outputs` for an execution; `seen` has what templates see of `seen_by_outputs`. Raises
-    TemplateError."""
+    TemplateError; ArtifactGone, ArtifactsAway."""
     assert program.outputs is not None
     context: Mapping[str, Any] = {
         "variables": program.variables_after(execution.input, program.mappers_of_all(), seen),
         "input": execution.input,
-        "steps": seen,
+        "steps": {id: program.artifacts.lazily(execution.id, one) for id, one in seen.items()},
         "execution": execution_facts(execution.id, execution.workflow_id, execution.version, execution.priority),
         "trigger": trigger,
     }

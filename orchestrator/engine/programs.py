@@ -12,6 +12,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from referencing import Registry
 
+from orchestrator.artifacts import Artifacts
 from orchestrator.config import Settings
 from orchestrator.definition import build_definition, paths
 from orchestrator.definition.document import walk
@@ -51,6 +52,7 @@ class Program:
         self.only_computes: bool | None = None
         """Kept by workers/inline.py."""
         self.timeout = self.definition.timeout or settings.executor.timeout
+        self.artifacts = Artifacts.of(settings.artifacts)
 
     def retry_policy(self, step: Step) -> RetryPolicy:
         return step.retry_policy or self._default_retry
@@ -230,6 +232,7 @@ class Programs:
         self.settings = settings
         self.newest: dict[str, int] = {}
         """The newest version of each workflow that this process has seen: a guess, never the truth."""
+        self.artifacts = Artifacts.of(settings.artifacts)
         self._kept: OrderedDict[ProgramKey, Program] = OrderedDict()
         self._lock = Lock()
 

@@ -23,7 +23,7 @@ from orchestrator.engine.programs import Program, Programs
 from orchestrator.engine.start import check_payload, check_startable
 from orchestrator.errors import Conflict, InputError, NotFound, Problem
 from orchestrator.lifecycle import EXECUTION_TERMINAL, StepStatus
-from orchestrator.store import Store, executions, reruns, steps
+from orchestrator.store import Store, executions, new_id, reruns, steps
 from orchestrator.store.reruns import Original
 
 _NAMED = 20
@@ -59,6 +59,10 @@ def rerun(store: Store, programs: Programs, execution_id: str, wanted: Wanted) -
     """
     if wanted.input is not None:
         check_payload(wanted.input, programs.settings.executor.max_payload)
+    own_id = new_id()
+    if wanted.from_step is not None:
+        # Before there is an execution that refers to them. If there will be none, they are swept.
+        programs.artifacts.copy(execution_id, own_id)
     with store.transaction() as connection:
         original = reruns.original(connection, execution_id)
         existing = _existing(connection, original, wanted)
@@ -72,15 +76,15 @@ def rerun(store: Store, programs: Programs, execution_id: str, wanted: Wanted) -
             before = programs.get(store, original.workflow_id, original.version)
             is_other = version != original.version or wanted.input not in (None, original.input)
             kept = _kept(connection, original, before, _After(program, version, wanted.from_step, is_other))
-        new_id, decided = _insert(connection, original, wanted, program, version, kept)
-        if new_id is None:  # another call with this key was quicker
+        is_new, decided = _insert(connection, original, own_id, wanted, program, version, kept)
+        if not is_new:  # another call with this key was quicker
             existing = _existing(connection, original, wanted)
             assert existing is not None
             return Rerun(existing, is_new=False)
     plans = plans_of_admitted(admit(store, programs.settings))
     if not decided.ready:  # the branch of the step was not taken, so this is the end already
-        plans += replan(store, programs, new_id, untold=True).plans
-    return Rerun(new_id, True, tuple(plans))
+        plans += replan(store, programs, own_id, untold=True).plans
+    return Rerun(own_id, True, tuple(plans))
 
 
 def _existing(connection: Connection, original: Original, wanted: Wanted) -> str | None:
@@ -99,19 +103,21 @@ def _program(store: Store, programs: Programs, original: Original, version: int)
 def _insert(
     connection: Connection,
     original: Original,
+    own_id: str,
     wanted: Wanted,
     program: Program,
     version: int,
     kept: _Kept,
-) -> tuple[str | None, Frontier]:
+) -> tuple[bool, Frontier]:
     given = program.checked_input(original.input if wanted.input is None else wanted.input)
     graph = program.scopes.root
     states = {path: kept.ends.get(path, StepStatus.PENDING) for path in graph.steps}
     decided = whole_frontier(graph, states)
     states |= dict.fromkeys(decided.ready, StepStatus.QUEUED)
-    new_id = reruns.insert(
+    is_new = reruns.insert(
         connection,
         original,
+        own_id,
         version,
         given,
         replace(program.step_rows, statuses=tuple(states[path] for path in program.step_rows.paths)),
@@ -123,9 +129,9 @@ def _insert(
         rate=program.rate(original.workflow_id, given),
         idempotency_key=wanted.idempotency_key,
     )
-    if new_id is not None and decided.skipped:
-        steps.skip(connection, new_id, decided.skipped, decided.blocked)
-    return new_id, decided
+    if is_new and decided.skipped:
+        steps.skip(connection, own_id, decided.skipped, decided.blocked)
+    return is_new, decided
 
 
 # --- what is kept --------------------------------------------------------------------------------------------

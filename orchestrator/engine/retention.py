@@ -12,13 +12,17 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
+from math import inf
 
 import psycopg2.errors
 import sqlalchemy as sa
 
+from orchestrator.artifacts import Artifacts
 from orchestrator.config import Settings
 from orchestrator.store import Store, bulk, partitions, removals, workers, workflows
 from orchestrator.store.partitions import Partitioned
+from orchestrator.store.session import id_at
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,12 @@ _EVERY = 60.0
 _LAPSE = 5 * _EVERY
 _BATCH = 20
 """Executions removed by one transaction: their steps, which may be thousands, go with them."""
+_SWEPT_EVERY = 600.0
+"""Seconds from one look for artifacts without an execution to the next."""
+_BEING_MADE = 3600.0
+"""Seconds after its id was made within which the execution of such artifacts may still come."""
+_SWEPT = 1_000
+"""Executions asked for at a time."""
 _BUSY = 1.0
 """Seconds for which batches follow each other, and the pause that then leaves the server to others."""
 
@@ -36,8 +46,10 @@ class Retention:
     def __init__(self, store: Store, settings: Settings, *, holder: str) -> None:
         self.store = store
         self.settings = settings
+        self.artifacts = Artifacts.of(settings.artifacts)
         self.holder = holder
         self._is_more = False
+        self._sweep_at = -inf
 
     def tick(self) -> float:
         """Do what is due; the seconds until the next tick."""
@@ -64,6 +76,9 @@ class Retention:
         for table in partitions.TABLES:
             yield partial(self.make_ahead, table, kept[table])
             yield partial(self.drop_expired, table, kept[table])
+        if self.artifacts.is_there and time.monotonic() >= self._sweep_at:
+            self._sweep_at = time.monotonic() + _SWEPT_EVERY
+            yield self.sweep_artifacts
 
     def remove_executions(self) -> None:
         until = time.monotonic() + _BUSY
@@ -93,6 +108,19 @@ class Retention:
                 partitions.remove(connection, table, expired)
                 removals.count(connection, f"{table.name} partitions")
             logger.info("what %s had until %s has been removed", table.name, expired.end.isoformat())
+
+    def sweep_artifacts(self) -> None:
+        """Remove the artifacts of executions that are not there, whatever removed those. An execution is there before
+        its artifacts are, or soon after (a rerun)."""
+        newest = id_at((time.time() - _BEING_MADE) * 1000)
+        old = (id for id in self.artifacts.executions() if id < newest)
+        while some := list(islice(old, _SWEPT)):
+            with self.store.single() as connection:
+                gone = sorted(set(some) - bulk.statuses(connection, some).keys())
+            for execution_id in gone:
+                self.artifacts.remove(execution_id)
+                with self.store.single() as connection:
+                    removals.count(connection, "artifacts of executions")
 
 
 def _is_locked_out(error: Exception) -> bool:

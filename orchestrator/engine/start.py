@@ -114,13 +114,19 @@ def check_startable(workflow_id: str, status: WorkflowStatus, is_template: bool)
 
 def check_payload(value: Any, limit: int, path: str = "input") -> None:
     """Raise InputError or PayloadTooLarge unless `value` is JSON of at most `limit` bytes."""
+    size = len(encoded(value, path))
+    if size > limit:
+        raise PayloadTooLarge(
+            [Problem(path, f"has {size:,} bytes as JSON; the limit (executor.max_payload) is {limit:,}")]
+        )
+
+
+def encoded(value: Any, path: str) -> bytes:
+    """`value` as JSON. Raises InputError if that is not possible."""
     try:
         encoded = orjson.dumps(value)
     except TypeError as error:
         raise InputError([Problem(path, f"is not JSON: {error}")]) from None
-    if len(encoded) > limit:
-        raise PayloadTooLarge(
-            [Problem(path, f"has {len(encoded):,} bytes as JSON; the limit (executor.max_payload) is {limit:,}")]
-        )
     if b"\\u0000" in encoded and b"\\u0000" in encoded.replace(b"\\\\", b""):
         raise InputError([Problem(path, "holds a NUL character (\\u0000), which cannot be stored; remove it")])
+    return encoded

@@ -603,6 +603,16 @@ def get_step(connection: Connection, step_execution_id: str) -> dict[str, Any]:
     return dict(row._mapping)
 
 
+def output_at(connection: Connection, execution_id: str, path: str) -> Any:
+    """The output of the step at `path`. Raises NotFound."""
+    row = connection.execute(
+        sa.select(_s.c.output).where(_s.c.execution_id == execution_id).where(_s.c.path == path)
+    ).first()
+    if row is None:
+        raise NotFound("step", f"{path} in execution {execution_id}")
+    return row.output
+
+
 ORDERS = both_ways(created_at=(_e.c.id,))
 _SKEW = 3_600_000.0
 """Milliseconds by which the clock that made an id may differ from the database's."""

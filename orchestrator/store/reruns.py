@@ -145,6 +145,7 @@ FROM unnest(%(ids)s::uuid[], %(paths)s::text[], %(are_kept)s::bool[]) AS u(id, p
 def insert(
     connection: Connection,
     original: Original,
+    execution_id: str,
     version: int,
     input: Any,
     steps: StepRows,
@@ -156,11 +157,10 @@ def insert(
     limits: Collection[tuple[str, int]],
     rate: Rate | None,
     idempotency_key: str | None,
-) -> str | None:
-    """Insert an execution, which waits for a place; its id, or None if one with this key is there. Of the steps `kept`,
-    which ended in `original` with the statuses that `steps` has, it gets the results; and of the bodies in which some
-    of them stand, all the steps, `inner`."""
-    execution_id = new_id()
+) -> bool:
+    """Insert an execution, which waits for a place; False if one with this key is there. Of the steps `kept`, which
+    ended in `original` with the statuses that `steps` has, it gets the results; and of the bodies in which some of them
+    stand, all the steps, `inner`."""
     inserted = run(
         connection,
         _INSERT,
@@ -178,7 +178,7 @@ def insert(
         },
     )
     if not inserted.rowcount:
-        return None
+        return False
     run(
         connection,
         _INSERT_STEPS,
@@ -207,4 +207,4 @@ def insert(
                 "are_kept": [path in kept for path in inner],
             },
         )
-    return execution_id
+    return True

@@ -64,6 +64,7 @@ POST   /api/v1/executions/bulk                                        operator  
 GET    /api/v1/executions/{execution_id}                              viewer    own
 DELETE /api/v1/executions/{execution_id}                              editor    own
 GET    /api/v1/executions/{execution_id}/logs                         viewer    own
+GET    /api/v1/executions/{execution_id}/steps/{path}/output          viewer    own
 GET    /api/v1/executions/{execution_id}/why                          viewer    own
 POST   /api/v1/executions/{execution_id}/pause                        operator  own
 POST   /api/v1/executions/{execution_id}/resume                       operator  own
@@ -193,6 +194,7 @@ def world(servers: Deployment, team: Team) -> dict[str, str]:
         "workflow_id": workflow,
         "execution_id": execution["id"],
         "step_execution_id": execution["step_executions"][0]["id"],
+        "path": execution["step_executions"][0]["path"],
         "trigger_id": trigger.json["id"],
         "step_template_id": template.json["id"],
         "project_id": team.id,

@@ -97,6 +97,7 @@ ROUTES = {
     ("/api/v1/executions", "get"),
     ("/api/v1/executions/{execution_id}", "get"),
     ("/api/v1/executions/{execution_id}/logs", "get"),
+    ("/api/v1/executions/{execution_id}/steps/{path}/output", "get"),
     ("/api/v1/workflows/{workflow_id}/triggers", "get"),
     ("/api/v1/workflows/{workflow_id}/triggers", "post"),
     ("/api/v1/triggers/{trigger_id}", "get"),

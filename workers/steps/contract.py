@@ -43,7 +43,8 @@ SchemaClass = type[marshmallow.Schema]
 @dataclass(frozen=True, slots=True)
 class Round:
     """What became of one scope of a body. `output` is that of its last step; with several last steps, theirs by
-    id. `error` says which step failed and how."""
+    id. A large one is a reference to it (orchestrator/artifacts.py), and is itself again in what the step returns.
+    `error` says which step failed and how."""
 
     name: int | str
     status: Literal["completed", "failed", "cancelled"]

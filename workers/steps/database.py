@@ -129,13 +129,13 @@ class Database(StepType):
     def perform(self, context: StepContext) -> Done:
         config = context.config
         name = config["connection"]
-        max_bytes = context.settings.executor.max_payload
+        limit = context.settings.output_limit
         remaining = context.remaining()
         return Done(
             transact(
                 name,
                 _settings(context, name),
-                operation(config, _rows(context) if "rows" in _FIELDS[config["operation"]][1] else [], max_bytes),
+                operation(config, _rows(context) if "rows" in _FIELDS[config["operation"]][1] else [], limit),
                 seconds=config["timeout"] if remaining is None else min(config["timeout"], remaining),
                 writes=config["operation"] != "query",
             )

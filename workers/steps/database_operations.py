@@ -10,6 +10,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from orchestrator.config import OutputLimit
 from orchestrator.errors import StepFailed
 from workers.steps.database_errors import config_mistake
 from workers.steps.database_sql import reads, statement
@@ -25,9 +26,9 @@ _MOST_PARAMETERS = 30_000
 """In one statement; SQLAlchemy would divide it at 32,700, and tell the row count of the last part."""
 
 
-def operation(config: Mapping[str, Any], rows: Sequence[Row], max_bytes: int) -> Operation:
+def operation(config: Mapping[str, Any], rows: Sequence[Row], limit: OutputLimit) -> Operation:
     """What the step does with a connection, and what it outputs. `rows` are those to insert or upsert."""
-    results = _Results(config["max_rows"], max_bytes)
+    results = _Results(config["max_rows"], limit)
     match config["operation"]:
         case "query":
             return lambda connection: _query(connection, config, results)
@@ -151,9 +152,9 @@ def _conditions(config: Mapping[str, Any]) -> Iterator[sa.ColumnElement[bool]]:
 class _Results:
     """Reads rows within bounds that hold for the whole step's output."""
 
-    def __init__(self, max_rows: int, max_bytes: int) -> None:
+    def __init__(self, max_rows: int, limit: OutputLimit) -> None:
         self._max_rows = max_rows
-        self._max_bytes = max_bytes
+        self._limit = limit
         self._bytes = 0
 
     def output(self, result: sa.CursorResult[Any]) -> dict[str, Any]:
@@ -186,9 +187,9 @@ class _Results:
     def _json(self, names: Sequence[str], values: Iterable[Any]) -> dict[str, Any]:
         row = {name: plain(value) for name, value in zip(names, values, strict=True)}
         self._bytes += len(orjson.dumps(row))
-        if self._bytes > self._max_bytes:
+        if self._bytes > self._limit.bytes:
             raise StepFailed(
-                f"the rows have over {self._max_bytes} bytes (executor.max_payload); ask for fewer or smaller ones",
+                f"the rows have over {self._limit.bytes} bytes ({self._limit.setting}); ask for fewer or smaller ones",
                 kind="output_too_large",
                 retryable=False,
             )

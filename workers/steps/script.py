@@ -84,7 +84,7 @@ class _Run:
         budget = LogBudget(limits.max_log, self._say_dropped)
         self._stdout = LogLines(partial(_log, context, "info"), budget)
         self._stderr = LogLines(partial(_log, context, "warning"), budget)
-        self._last_line = LastLine(limits.max_payload)
+        self._last_line = LastLine(context.settings.output_limit.bytes)
 
     def perform(self) -> Done:
         program, runtime = self._program()
@@ -97,10 +97,10 @@ class _Run:
         if exit_code != 0:
             raise self._failure(exit_code)
         written = self._written()
-        limit = self._context.settings.executor.max_payload
-        if len(written) > limit:
+        limit = self._context.settings.output_limit
+        if len(written) > limit.bytes:
             raise StepFailed(
-                f"the script's result is larger than executor.max_payload, {limit} bytes",
+                f"the script's result is larger than {limit.setting}, {limit.bytes} bytes",
                 kind="output_too_large",
                 retryable=False,
             )
@@ -196,7 +196,7 @@ class _Run:
         # What is not a plain file (a link, a pipe) could lead anywhere, or block.
         if self._result_file.is_file() and not self._result_file.is_symlink():
             with self._result_file.open("rb") as file:
-                written = file.read(self._context.settings.executor.max_payload + 1)
+                written = file.read(self._context.settings.output_limit.bytes + 1)
             if written.strip():
                 return written
         return self._last_line.value()
@@ -204,7 +204,7 @@ class _Run:
     def _output(self, exit_code: int | None) -> dict[str, Any]:
         """The output of an attempt that failed; a result that is too large is left out."""
         written = self._written()
-        fits = len(written) <= self._context.settings.executor.max_payload
+        fits = len(written) <= self._context.settings.output_limit.bytes
         return {"result": _parsed(written) if fits else None, "exit_code": exit_code}
 
     def _failure(self, exit_code: int) -> StepFailed:
