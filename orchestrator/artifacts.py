@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -140,14 +140,20 @@ class Artifacts:
     def executions(self) -> list[str]:
         """The ids of the executions that have any. Raises ArtifactsAway."""
         with suppress(ArtifactGone), self._files("") as (files, root):
-            names = (str(path).rstrip("/").rpartition("/")[2] for path in files.ls(root, detail=False, refresh=True))
-            return [name for name in names if _ID.fullmatch(name)]
+            return [name for path in files.ls(root, detail=False) if _ID.fullmatch(name := _name(path))]
         return []
 
     def remove(self, execution_id: str) -> None:
         """Remove those of an execution. Raises ArtifactsAway."""
         with suppress(ArtifactGone), self._files(execution_id) as (files, folder):
             files.rm(folder, recursive=True)
+
+    def remove_others(self, execution_id: str, keys: Collection[str]) -> None:
+        """Remove those of an execution that are not among `keys`. Raises ArtifactsAway."""
+        with suppress(ArtifactGone), self._files(execution_id) as (files, folder):
+            others = [path for path in files.ls(folder, detail=False) if _name(path) not in keys]
+            if others:
+                files.rm(others)
 
     def _keep(self, reference: Reference, value: Json) -> None:
         with self._lock:
@@ -179,6 +185,10 @@ class Artifacts:
 @lru_cache
 def _shared(url: str, options: tuple[tuple[str, str], ...], threshold: int) -> Artifacts:
     return Artifacts(ArtifactSettings(url=url, options=dict(options), threshold=threshold))
+
+
+def _name(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
 
 
 def _flush(file: Any) -> None:

@@ -108,9 +108,6 @@ class Supervisor:
         executor = replace(settings.executor, scripts_dir=str(settings.scripts_path))
         self._settings = settings = replace(settings, executor=executor)
         own_database, own_broker = not settings.database.url, not settings.broker.url
-        if own_database and not settings.artifacts.url:
-            artifacts = replace(settings.artifacts, url=str(self._folder.path / "artifacts"))
-            self._settings = settings = replace(settings, artifacts=artifacts)
         if own_database or own_broker:
             self._embedded = Embedded(
                 self._folder.path, postgres=own_database, valkey=own_broker, logs=self._folder.logs
@@ -121,6 +118,7 @@ class Supervisor:
             settings,
             database=replace(settings.database, url=database),
             broker=replace(settings.broker, url=broker),
+            artifacts=replace(settings.artifacts, url=self._artifacts_url(own_database)),
         )
         # It loads its packages while the server starts: that halves the time to the first migration.
         migrate = self._python("migrate", ["migrate", "--wait", "60"], self._folder.logs / "migrate.log")
@@ -204,6 +202,13 @@ class Supervisor:
         child = Child(name, command, log=log, environment=self._environment())
         self._helpers.append(child)
         return child
+
+    def _artifacts_url(self, own_database: bool) -> str:
+        """Whoever has the database elsewhere may have workers there as well, which would not find our folder."""
+        url = self._settings.artifacts.url
+        if not url:
+            return str(self._folder.path / "artifacts") if own_database else ""
+        return url if "://" in url else str(Path(url).expanduser().absolute())
 
     def _environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if name != "ORCHESTRATOR_CONFIG"}

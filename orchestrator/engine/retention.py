@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from orchestrator.artifacts import Artifacts
 from orchestrator.config import Settings
-from orchestrator.store import Store, bulk, partitions, removals, workers, workflows
+from orchestrator.store import Store, artifacts, bulk, partitions, removals, workers, workflows
 from orchestrator.store.partitions import Partitioned
 from orchestrator.store.session import id_at
 
@@ -34,8 +34,8 @@ _BATCH = 20
 """Executions removed by one transaction: their steps, which may be thousands, go with them."""
 _SWEPT_EVERY = 600.0
 """Seconds from one look for artifacts without an execution to the next."""
-_BEING_MADE = 3600.0
-"""Seconds after its id was made within which the execution of such artifacts may still come."""
+_GRACE = 3600.0
+"""Seconds for which artifacts are left alone that no row refers to: somebody may be about to commit one."""
 _SWEPT = 1_000
 """Executions asked for at a time."""
 _BUSY = 1.0
@@ -110,17 +110,20 @@ class Retention:
             logger.info("what %s had until %s has been removed", table.name, expired.end.isoformat())
 
     def sweep_artifacts(self) -> None:
-        """Remove the artifacts of executions that are not there, whatever removed those. An execution is there before
-        its artifacts are, or soon after (a rerun)."""
-        newest = id_at((time.time() - _BEING_MADE) * 1000)
-        old = (id for id in self.artifacts.executions() if id < newest)
+        """Remove the artifacts of executions that are not there, whatever removed those, and what nobody refers to of
+        one that ended a while ago: a worker died before it recorded its result, or another attempt made another."""
+        oldest = id_at((time.time() - _GRACE) * 1000)
+        old = (id for id in self.artifacts.executions() if id < oldest)
         while some := list(islice(old, _SWEPT)):
             with self.store.single() as connection:
-                gone = sorted(set(some) - bulk.statuses(connection, some).keys())
-            for execution_id in gone:
-                self.artifacts.remove(execution_id)
-                with self.store.single() as connection:
-                    removals.count(connection, "artifacts of executions")
+                known = artifacts.referred(connection, some, ended_after=_GRACE + 3 * _SWEPT_EVERY, ended_before=_GRACE)
+            for execution_id in some:
+                if execution_id not in known:
+                    self.artifacts.remove(execution_id)
+                    with self.store.single() as connection:
+                        removals.count(connection, "artifacts of executions")
+                elif (keys := known[execution_id]) is not None:
+                    self.artifacts.remove_others(execution_id, keys)
 
 
 def _is_locked_out(error: Exception) -> bool:

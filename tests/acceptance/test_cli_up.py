@@ -147,6 +147,10 @@ def test_the_key_is_generated_once_and_private(shared_up: Up) -> None:
     assert len((shared_up.folder / "admin-key").read_text().strip()) >= 32
 
 
+def test_large_outputs_are_kept_in_the_data_folder(shared_up: Up) -> None:
+    assert shared_up.child("sleep 600").environ()["ORCHESTRATOR_ARTIFACTS_URL"] == str(shared_up.folder / "artifacts")
+
+
 def test_a_second_up_on_the_folder_says_who_has_it_and_exits_2(shared_up: Up) -> None:
     second = subprocess.run(
         [sys.executable, "-m", "orchestrator.cli", "up", "--port", "0", "--data-dir", str(shared_up.folder)],

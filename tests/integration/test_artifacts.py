@@ -367,10 +367,25 @@ def test_artifacts_go_after_their_execution_and_no_others_do(
     there = set(artifacts.executions())
     assert orphan not in there
     assert {kept, gone, coming} <= there  # what is so new may belong to one that is just being made
-    monkeypatch.setattr(retention, "_BEING_MADE", 0.0)
+    monkeypatch.setattr(retention, "_GRACE", 0.0)
     sweeper.sweep_artifacts()
     assert {kept, gone, coming} & set(artifacts.executions()) == {kept}
     assert 'orchestrator_removed_total{kind="artifacts of executions"}' in own.client.get("/metrics").text
+
+
+def test_what_no_row_refers_to_goes_a_while_after_the_end_of_its_execution(
+    own: Deployment, artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch
+):
+    """As a worker leaves it that dies before it records its result."""
+    execution_id = str(done(own, large())["id"])
+    artifacts.put(execution_id, b"1")
+    sweeper = Retention(own.store, own.settings, holder=new_id())
+    sweeper.sweep_artifacts()
+    assert len(files(own, execution_id)) == 2
+    monkeypatch.setattr(retention, "_GRACE", 0.0)
+    sweeper.sweep_artifacts()
+    assert len(files(own, execution_id)) == 1
+    assert output(own, execution_id)["text"] == TEXT
 
 
 def test_a_store_that_is_away_fails_the_attempt_and_another_may_succeed(own: Deployment):
@@ -431,6 +446,11 @@ def test_a_bucket_is_as_good_as_a_folder(bucket: ArtifactSettings):
     artifacts.copy(first, second)
     artifacts.copy(nothing, new_id())
     assert sorted(others.executions()) == [first, second]
+    other = Reference.of(artifacts.put(second, b"1"))
+    assert other is not None
+    artifacts.remove_others(second, {reference.key})
+    with pytest.raises(ArtifactGone):
+        others.load(second, other)
     artifacts.remove(first)
     artifacts.remove(nothing)
     assert others.executions() == [second]

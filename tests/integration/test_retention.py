@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from alembic import command
-from deployment import Deployment, deployed
+from deployment import Deployment, deployed, wait_until
 
 from orchestrator.config import DatabaseSettings
 from orchestrator.engine.retention import Retention
@@ -222,6 +222,14 @@ def test_one_process_at_a_time_removes_anything(own: Deployment, retention: Rete
     assert is_there(own, id)
     retention.tick()
     assert not is_there(own, id)
+
+
+def test_a_worker_removes_what_has_been_kept_long_enough(own: Deployment):
+    own.sql("DELETE FROM duties WHERE name = 'retention'")
+    id = execution(own, own.create(NOOP), 200 * DAY)
+    worker = own.start_worker("nothing", concurrency=1)
+    wait_until(lambda: not is_there(own, id), what="the removal of what has expired")
+    own.stop_worker(worker)
 
 
 def test_the_logs_of_a_deleted_execution_are_deleted(own: Deployment):
