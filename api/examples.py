@@ -85,6 +85,7 @@ ERRORS: Mapping[int, dict[str, Any]] = {
     404: {"detail": f"there is no workflow {_ID}"},
     409: {"detail": "a workflow that is cancelled cannot be activated", "state": "cancelled"},
     405: {"detail": "this webhook takes POST, not GET"},
+    410: {"detail": "the large output of a step is not in the artifact store any more; run the step again"},
     412: {"detail": "the workflow has version 4 by now, not 3; get it, and make your change of that"},
     413: {
         "detail": "the body is larger than 1,048,576 bytes, a limit that follows from the setting executor.max_payload"

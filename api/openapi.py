@@ -40,8 +40,10 @@ _PARAMETERS = {
     "version": "number of a version, from 1",
     "old": "number of the version that is compared",
     "new": "number of the version that it is compared with",
-    "path": "the path that the trigger's config says",
+    "path": "where the step stands, as in `step_executions`",
+    "webhook path": "the path that the trigger's config says",
 }
+"""By name, or by tag and name."""
 _IN_CONVERTER = re.compile(r"<(?:[^:<>]+:)?(\w+)>")
 _RULES: Mapping[str, Rule] = {_IN_CONVERTER.sub(r"{\1}", name): rule for name, rule in RULES.items()}
 
@@ -53,7 +55,8 @@ class EveryOperation(BasePlugin):
     def path_helper(self, path: Any = None, operations: Any = None, parameters: Any = None, **_: object) -> None:  # noqa: ARG002
         for parameter in parameters or ():
             name = parameter["name"]
-            parameter.setdefault("description", _PARAMETERS.get(name) or f"id of the {name[:-3].replace('_', ' ')}")
+            told = _PARAMETERS.get(f"{_words(path)[0]} {name}") or _PARAMETERS.get(name)
+            parameter.setdefault("description", told or f"id of the {name.removesuffix('_id').replace('_', ' ')}")
 
     def operation_helper(self, path: str | None = None, operations: dict[str, Any] | None = None, **_: object) -> None:
         assert path is not None

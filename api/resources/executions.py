@@ -14,6 +14,7 @@ from flask.views import MethodView
 from api.access import allowed
 from api.audit import tell
 from api.body import Blueprint
+from api.errors import MEDIA_TYPE, ProblemSchema
 from api.resources.paging import page
 from api.schemas import (
     BulkIn,
@@ -196,6 +197,7 @@ def step_execution(step_execution_id: UUID) -> Response:
 
 @blueprint.route("/step-executions/<uuid:step_execution_id>/output")
 @blueprint.response(200, StepOutput)
+@blueprint.alt_response(410, schema=ProblemSchema, content_type=MEDIA_TYPE, description="It is there no longer")
 def step_output(step_execution_id: UUID) -> Response:
     """A step's output alone, a large one too."""
     here = service()
@@ -209,6 +211,7 @@ def step_output(step_execution_id: UUID) -> Response:
 
 @blueprint.route("/executions/<uuid:execution_id>/steps/<string:path>/output")
 @blueprint.response(200, {"description": "any JSON"}, description="The output, as the step returned it")
+@blueprint.alt_response(410, schema=ProblemSchema, content_type=MEDIA_TYPE, description="It is there no longer")
 def output(execution_id: UUID, path: str) -> Response:
     """The output of the step at this path, and nothing around it. A large one, of which elsewhere a reference is shown
     (`$artifact`), is sent as it is read."""
