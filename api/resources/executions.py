@@ -116,7 +116,8 @@ def _selection(
 @blueprint.route("/executions/<uuid:execution_id>/pause", methods=["POST"])
 @blueprint.response(200, ExecutionDetail)
 def pause(execution_id: UUID) -> Response:
-    """Let no step of it begin any more; those that run come to their end."""
+    """Let no step of it begin any more; those that run come to their end. The executions that its steps wait for are
+    paused with it."""
     control.pause(service().store, str(execution_id))
     return _shown(execution_id)
 
@@ -124,7 +125,7 @@ def pause(execution_id: UUID) -> Response:
 @blueprint.route("/executions/<uuid:execution_id>/resume", methods=["POST"])
 @blueprint.response(200, ExecutionDetail)
 def resume(execution_id: UUID) -> Response:
-    """Undo a pause. The time in between does not count towards its timeout."""
+    """Undo a pause, and those that came of it. The time in between does not count towards its timeout."""
     here = service()
     _send(control.resume(here.store, here.programs, str(execution_id)))
     return _shown(execution_id)

@@ -127,14 +127,14 @@ def activate(workflow_id: UUID) -> Response:
 @blueprint.route("/<uuid:workflow_id>/pause", methods=["POST"])
 @blueprint.response(200, WorkflowDetail, headers=TAGGED)
 def pause(workflow_id: UUID) -> Response:
-    """Let nothing start it until it is resumed; what runs goes on."""
+    """Let nothing start it until it is resumed; what waits for a place is paused with it, what has begun goes on."""
     return _moved(workflow_id, PAUSE_WORKFLOW)
 
 
 @blueprint.route("/<uuid:workflow_id>/resume", methods=["POST"])
 @blueprint.response(200, WorkflowDetail, headers=TAGGED)
 def resume(workflow_id: UUID) -> Response:
-    """Undo a pause."""
+    """Undo a pause, and those of the executions that were paused with it."""
     return _moved(workflow_id, RESUME_WORKFLOW)
 
 

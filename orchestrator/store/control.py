@@ -40,8 +40,11 @@ def pause_with_parent(connection: Connection, execution_ids: Collection[str]) ->
 
 def pause_waiting(connection: Connection, workflow_id: str) -> None:
     """Those of a workflow that wait for a place: they have been accepted, and not been started."""
-    waiting = "id IN (SELECT e.id FROM executions e WHERE e.workflow_id = %(id)s::uuid AND " + admission.WAITS
-    _pause(connection, f"{waiting} ORDER BY e.id FOR NO KEY UPDATE)", WORKFLOW, id=workflow_id)
+    waiting = (
+        f"SELECT e.id FROM executions e WHERE e.workflow_id = %(id)s::uuid AND {admission.WAITS} "
+        "ORDER BY e.id FOR NO KEY UPDATE"
+    )
+    _pause(connection, f"id IN ({waiting})", WORKFLOW, id=workflow_id)
 
 
 def _pause(connection: Connection, which: str, paused_with: str | None, **params: Any) -> int:
