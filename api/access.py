@@ -121,6 +121,8 @@ RULES: Mapping[str, Rule] = {
     f"DELETE {_EXECUTION}": at(EDITOR, changes="execution.delete"),
     f"GET {_EXECUTION}/logs": at(VIEWER),
     f"GET {_EXECUTION}/steps/<string:path>/output": at(VIEWER),
+    f"GET {_EXECUTION}/events": at(VIEWER),
+    "GET /api/v1/events/stream": somewhere(VIEWER),
     f"GET {_EXECUTION}/why": at(VIEWER),
     f"POST {_EXECUTION}/pause": at(OPERATOR, changes="execution.pause"),
     f"POST {_EXECUTION}/resume": at(OPERATOR, changes="execution.resume"),

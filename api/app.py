@@ -15,6 +15,7 @@ from flask_smorest import Api
 
 from api import guard, headers
 from api.errors import ProblemApi
+from api.live.hub import Hub
 from api.openapi import TAGS, EveryOperation
 from api.resources import (
     audit,
@@ -23,6 +24,8 @@ from api.resources import (
     executions,
     health,
     keys,
+    live,
+    logs,
     metrics,
     projects,
     scheduler,
@@ -113,6 +116,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         MAX_CONTENT_LENGTH=settings.executor.max_payload * 4 + _MOST_OVERHEAD,
     )
     app.extensions["orchestrator"] = Service(settings)
+    app.extensions["live"] = Hub(app.extensions["orchestrator"].store)
     guard.install(app, app.extensions["orchestrator"])
     headers.install(app, settings)
     api: Api = ProblemApi(app, spec_kwargs={"extra_plugins": [EveryOperation()]})
@@ -123,6 +127,8 @@ def create_app(settings: Settings | None = None) -> Flask:
         transfer,
         step_templates,
         executions,
+        logs,
+        live,
         waiting,
         triggers,
         webhooks,

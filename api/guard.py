@@ -13,7 +13,7 @@ from api.service import Service
 
 def install(app: Flask, service: Service) -> None:
     """Raises ConfigurationError if there is no admin key."""
-    authenticate = Authenticator(service.settings, service.store)
+    authenticate = app.extensions["authenticate"] = Authenticator(service.settings, service.store)
     recorder = audit.Recorder(service)
     limiter = RateLimiter(service.settings)
     crosses_origins = bool(service.settings.api.cors_origins)

@@ -238,6 +238,29 @@ class LogQuery(PageQuery):
         load_default=1000, validate=validate.Range(1, 10_000), metadata={"description": "lines of a page at most"}
     )
     step_id = fields.String(validate=_is_stored_as_text, metadata={"description": "lines of this step"})
+    level = fields.String(
+        validate=validate.OneOf(logs.LEVELS), metadata={"description": "lines of this level and of more severe ones"}
+    )
+    since = Moment(metadata={"description": "lines of that moment or later, like 2030-01-01T08:00:00Z"})
+    until = Moment(metadata={"description": "lines from before that moment"})
+    follow = fields.Boolean(
+        load_default=False,
+        truthy={"true", "1"},
+        falsy={"false", "0"},
+        metadata={"description": "all lines, and then those that are still written, until the execution has ended"},
+    )
+    format = fields.String(
+        validate=validate.OneOf(["json", "text", "ndjson"]),
+        metadata={
+            "description": "json: a page, or with `follow` server-sent events (the default); "
+            "text or ndjson: all lines as they are written to a file"
+        },
+    )
+
+    @validates_schema
+    def _check_pages(self, query: dict[str, Any], **_: Any) -> None:
+        if "cursor" in query and (query["follow"] or query.get("format") in ("text", "ndjson")):
+            raise ValidationError("is of a page; lines that are followed or downloaded are not paged", "cursor")
 
 
 class ExecuteIn(_In):
@@ -426,6 +449,7 @@ class ExecutionDetail(ExecutionOut):
 
 class LogLineOut(_Out):
     id = fields.UUID()
+    seq = fields.Integer(metadata={"description": "its place; a stream goes on after it with this as Last-Event-ID"})
     execution_id = fields.UUID()
     step_execution_id = fields.UUID()
     step_id = fields.String()

@@ -154,6 +154,9 @@ class ApiSettings:
     insecure: bool = _setting(False, _flag, "listen beyond loopback without TLS all the same")
     cors_origins: tuple[str, ...] = _setting((), _texts, "sites whose pages may call, as https://ops.example; *: all")
     rate_limit: int = _setting(0, _whole, "requests a minute of one caller; 0: as many as come", minimum=0)
+    stream_lifetime: float = _setting(
+        3600.0, _duration, "seconds after which a live stream is cut off, for its listener to come again", minimum=0.1
+    )
 
 
 def _roles(value: object) -> dict[str, str] | None:

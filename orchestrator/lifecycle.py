@@ -98,8 +98,15 @@ class Transition:
 
     @property
     def assignment(self) -> str:
-        """SQL that writes the new status."""
-        return f"status = '{self.target}'"
+        """SQL that writes the new status, and with that of an execution or a step the number of this change."""
+        return f"status = '{self.target}'" + ("" if isinstance(self.target, WorkflowStatus) else numbered(self.target))
+
+
+def numbered(target: StrEnum | None = None) -> str:
+    """SQL that numbers a change of status for live streams (store/feed.py). What it was to begin with is kept, since
+    the next change often comes before anybody has looked."""
+    begun = target in (ExecutionStatus.RUNNING, StepStatus.RUNNING)
+    return ", seq = nextval('feed_seq')" + (", begun_seq = nextval('feed_seq')" if begun else "")
 
 
 def sql_words(statuses: Iterable[StrEnum]) -> str:

@@ -200,7 +200,9 @@ def deployed(
             templates_dir=str(folder / "templates"),
             isolation="limits",
         )
-        settings = adjusted(replace(settings, scheduler=scheduling, executor=executing))
+        # In this process a stream is an answer like any other, and so it has an end.
+        answering = replace(settings.api, stream_lifetime=0.1)
+        settings = adjusted(replace(settings, scheduler=scheduling, executor=executing, api=answering))
         migrate(servers.database_url)
         deployment = Deployment(folder, servers, settings)
         try:

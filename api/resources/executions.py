@@ -23,8 +23,6 @@ from api.schemas import (
     ExecutionDetail,
     ExecutionPage,
     ExecutionQuery,
-    LogPage,
-    LogQuery,
     RerunIn,
     StepExecutionOut,
     StepOutput,
@@ -36,7 +34,7 @@ from orchestrator.engine import bulk, control
 from orchestrator.engine.plan import Plan
 from orchestrator.engine.rerun import Wanted, rerun
 from orchestrator.lifecycle import ExecutionStatus
-from orchestrator.store import executions, logs
+from orchestrator.store import executions
 from orchestrator.store.bulk import Selection
 
 blueprint = Blueprint("executions", __name__, url_prefix="/api/v1", description="Executions")
@@ -173,20 +171,6 @@ def _send(plans: Iterable[Plan]) -> None:
 def _shown(execution_id: UUID) -> Response:
     with service().store.single() as connection:
         return jsonify(executions.get(connection, str(execution_id)))
-
-
-@blueprint.route("/executions/<uuid:execution_id>/logs")
-@blueprint.arguments(LogQuery(), location="query")
-@blueprint.response(200, LogPage)
-def execution_logs(query: dict[str, Any], execution_id: UUID) -> Response:
-    """The log lines of an execution's steps, in the order in which they were written."""
-    with service().store.single() as connection:
-        executions.assert_exists(connection, str(execution_id))
-        return page(
-            query,
-            logs.ORDERS,
-            lambda window: logs.listing(connection, window, str(execution_id), step_id=query.get("step_id")),
-        )
 
 
 @blueprint.route("/step-executions/<uuid:step_execution_id>")

@@ -20,6 +20,7 @@ from orchestrator.lifecycle import (
     STEP_LIVE,
     STEP_TERMINAL,
     StepStatus,
+    numbered,
     sql_words,
 )
 from orchestrator.store import admission
@@ -83,7 +84,7 @@ def resume(connection: Connection, execution_id: str) -> bool:
         f"WHERE e.id = %(id)s::uuid AND e.{RESUME_EXECUTION.guard} AND s.execution_id = e.id "
         f"AND s.status = '{StepStatus.WAITING}' AND s.deadline IS NOT NULL; "
         "UPDATE executions SET status = CASE WHEN started_at IS NULL THEN "
-        f"'{REQUEUE_EXECUTION.target}' ELSE '{RESUME_EXECUTION.target}' END, "
+        f"'{REQUEUE_EXECUTION.target}' ELSE '{RESUME_EXECUTION.target}' END{numbered(RESUME_EXECUTION.target)}, "
         "deadline = deadline + (clock_timestamp() - paused_at), paused_at = NULL, paused_with = NULL "
         f"WHERE id = %(id)s::uuid AND {RESUME_EXECUTION.guard}"
     )

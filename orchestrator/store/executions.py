@@ -505,11 +505,13 @@ def _end(connection: Connection, transition: Transition, execution_id: str, also
 def settle_outcome(connection: Connection, execution_id: str, outcome: ExecutionStatus, message: str | None) -> None:
     """What the execution will end as, once the steps have run that run at its end. The first word counts; they
     have the time that the whole had. They begin at once, unless it waits for a place: then they do, too."""
+    status = f"CASE WHEN admitted_at IS NULL THEN '{ExecutionStatus.QUEUED}' ELSE '{ExecutionStatus.RUNNING}' END"
     run(
         connection,
         "UPDATE executions SET outcome = %(outcome)s, error_message = %(message)s, "
         "started_at = coalesce(started_at, CASE WHEN admitted_at IS NOT NULL THEN clock_timestamp() END), "
-        f"status = CASE WHEN admitted_at IS NULL THEN '{ExecutionStatus.QUEUED}' ELSE '{ExecutionStatus.RUNNING}' END, "
+        f"status = {status}, seq = CASE WHEN status = {status} THEN seq ELSE nextval('feed_seq') END, "
+        f"begun_seq = CASE WHEN status = {status} THEN begun_seq ELSE nextval('feed_seq') END, "
         "deadline = clock_timestamp() + timeout * interval '1 second' "
         f"WHERE id = %(id)s::uuid AND outcome IS NULL AND {FAIL_EXECUTION.guard}",
         {"id": execution_id, "outcome": outcome, "message": message},

@@ -64,7 +64,7 @@ def both_ways(**columns: tuple[sa.Column[Any], ...]) -> dict[str, Order]:
 
 def _read(value: object, column: sa.Column[Any]) -> object:
     if isinstance(column.type, sa.Integer):
-        if type(value) is int and abs(value) < 2**31:
+        if type(value) is int and abs(value) < 2 ** (63 if isinstance(column.type, sa.BigInteger) else 31):
             return value
     elif isinstance(value, str):
         if isinstance(column.type, sa.UUID):

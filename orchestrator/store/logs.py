@@ -47,10 +47,19 @@ def append(
     )
 
 
+LEVELS = ("debug", "info", "warning", "error")
+"""From the least to the most severe."""
+
+
+def at_least(level: str) -> tuple[str, ...]:
+    """This level and those that are more severe."""
+    return LEVELS[LEVELS.index(level) :]
+
+
 _l = tables.step_logs
 
-
-ORDERS = both_ways(at=(_l.c.id,))
+# By their numbers, not by their times or ids, which each worker has from a clock of its own.
+ORDERS = both_ways(at=(_l.c.seq,))
 
 
 def listing(
@@ -59,9 +68,18 @@ def listing(
     execution_id: str,
     *,
     step_id: str | None = None,
+    level: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
 ) -> list[dict[str, Any]]:
-    """The log lines of an execution."""
+    """The log lines of an execution: of a step, of this level or more severe, from `since` and before `until`."""
     query = window.of(sa.select(*_l.c).where(_l.c.execution_id == execution_id))
     if step_id is not None:
         query = query.where(_l.c.step_id == step_id)
+    if level is not None:
+        query = query.where(_l.c.level.in_(at_least(level)))
+    if since is not None:
+        query = query.where(_l.c.at >= since)
+    if until is not None:
+        query = query.where(_l.c.at < until)
     return as_dicts(connection.execute(query).all())

@@ -34,6 +34,8 @@ metadata = sa.MetaData(
 _Id = UUID(as_uuid=False)
 _Time = sa.DateTime(timezone=True)
 _now = sa.text("now()")
+_next_seq = sa.Sequence("feed_seq", metadata=metadata).next_value()
+"""Numbers what becomes of executions and steps, and log lines, in one row: see orchestrator/store/feed.py."""
 
 
 def _known(column: str, statuses: type[StrEnum]) -> sa.CheckConstraint:
@@ -193,6 +195,8 @@ executions = sa.Table(
     sa.Column("parent_step_id", _Id, comment="the step execution that started it"),
     sa.Column("depth", sa.SmallInteger, nullable=False, server_default="0", comment="parents above it"),
     sa.Column("rerun_of", _Id, comment="the execution that it does again; that may have been deleted"),
+    sa.Column("seq", sa.BigInteger, nullable=False, server_default=_next_seq, comment="of its last change of status"),
+    sa.Column("begun_seq", sa.BigInteger, comment="of its last change to running"),
     sa.ForeignKeyConstraint(
         ["workflow_id", "version"],
         ["workflow_versions.workflow_id", "workflow_versions.version"],
@@ -280,6 +284,8 @@ executions = sa.Table(
         postgresql_where=sa.text(f"status IN ({sql_words(EXECUTION_TERMINAL)})"),
     ),
     sa.Index("ix_executions_rerun_of", "rerun_of", postgresql_where=sa.text("rerun_of IS NOT NULL")),
+    # What has changed, for live streams. Rows of which there is nothing to tell yet have the number 0.
+    sa.Index("ix_executions_seq", "seq", postgresql_where=sa.text("seq > 0")),
 )
 
 
@@ -358,7 +364,10 @@ step_executions = sa.Table(
     sa.Column("deadline", _Time),
     sa.Column("started_at", _Time),
     sa.Column("finished_at", _Time),
+    sa.Column("seq", sa.BigInteger, nullable=False, server_default="0", comment="of its last change of status"),
+    sa.Column("begun_seq", sa.BigInteger, comment="of its last change to running"),
     sa.UniqueConstraint("execution_id", "path", name="uq_step_executions_path"),
+    sa.Index("ix_step_executions_seq", "seq", postgresql_where=sa.text("seq > 0")),
     _sound(
         "step_execution_is_sound(status, finished_at, claim_token, next_attempt_at, awaits)",
         status_known=f"status IN ({sql_words(StepStatus)})",
@@ -558,7 +567,10 @@ step_logs = sa.Table(
     sa.Column("level", sa.Text, nullable=False),
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("at", _Time, nullable=False),
-    sa.Index("ix_step_logs_execution_id_id", "execution_id", "id"),
+    sa.Column("seq", sa.BigInteger, nullable=False, server_default=_next_seq),
+    # What follows an execution's log, or that of all.
+    sa.Index("ix_step_logs_execution_id_seq", "execution_id", "seq"),
+    sa.Index("ix_step_logs_seq", "seq"),
     postgresql_partition_by="RANGE (id)",
 )
 

@@ -25,6 +25,7 @@ from orchestrator.lifecycle import (
     STEP_TERMINAL,
     ExecutionStatus,
     StepStatus,
+    numbered,
     sql_words,
 )
 from orchestrator.store.admission import ASKED, Freed
@@ -456,7 +457,7 @@ def complete_and_finish(
 
 _END = f"""
 WITH recorded AS (
-    UPDATE step_executions SET status = %(status)s, {_RECORD}, finished_at = clock_timestamp()
+    UPDATE step_executions SET status = %(status)s{numbered()}, {_RECORD}, finished_at = clock_timestamp()
     WHERE {HELD} AND {COMPLETE.guard} RETURNING id
 )
 SELECT %(id)s IS NULL OR EXISTS (SELECT FROM recorded), e.workflow_id::text, e.version, e.status, e.input, e.priority,

@@ -65,6 +65,8 @@ GET    /api/v1/executions/{execution_id}                              viewer    
 DELETE /api/v1/executions/{execution_id}                              editor    own
 GET    /api/v1/executions/{execution_id}/logs                         viewer    own
 GET    /api/v1/executions/{execution_id}/steps/{path}/output          viewer    own
+GET    /api/v1/executions/{execution_id}/events                       viewer    own
+GET    /api/v1/events/stream                                          viewer    some
 GET    /api/v1/executions/{execution_id}/why                          viewer    own
 POST   /api/v1/executions/{execution_id}/pause                        operator  own
 POST   /api/v1/executions/{execution_id}/resume                       operator  own

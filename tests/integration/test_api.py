@@ -98,6 +98,8 @@ ROUTES = {
     ("/api/v1/executions/{execution_id}", "get"),
     ("/api/v1/executions/{execution_id}/logs", "get"),
     ("/api/v1/executions/{execution_id}/steps/{path}/output", "get"),
+    ("/api/v1/executions/{execution_id}/events", "get"),
+    ("/api/v1/events/stream", "get"),
     ("/api/v1/workflows/{workflow_id}/triggers", "get"),
     ("/api/v1/workflows/{workflow_id}/triggers", "post"),
     ("/api/v1/triggers/{trigger_id}", "get"),
@@ -516,7 +518,7 @@ def test_logs_are_in_order_filtered_by_step_and_paged(deployment: Deployment) ->
     (lines,) = pages(deployment, path)
     assert [line["message"] for line in lines] == ["a", "b", "c", "d", "e"]
     assert lines[0].keys() == {
-        "id", "execution_id", "step_execution_id", "step_id", "attempt", "level", "message", "at",
+        "id", "seq", "execution_id", "step_execution_id", "step_id", "attempt", "level", "message", "at",
     }  # fmt: skip
     assert (lines[0]["level"], lines[0]["attempt"], lines[0]["execution_id"]) == ("info", 1, execution_id)
     assert TIME.fullmatch(lines[0]["at"])
