@@ -30,6 +30,8 @@ DUTY = "retention"
 _EVERY = 60.0
 """Seconds from one look to the next."""
 _LAPSE = 5 * _EVERY
+_LOOKED_FOR = 1_000
+"""Executions to be removed that are sought at a time."""
 _BATCH = 20
 """Executions removed by one transaction: their steps, which may be thousands, go with them."""
 _SWEPT_EVERY = 600.0
@@ -82,14 +84,15 @@ class Retention:
 
     def remove_executions(self) -> None:
         until = time.monotonic() + _BUSY
-        while not self._is_more:
+        with self.store.transaction() as connection:
+            expired = bulk.expired(connection, self.settings.retention.executions, _LOOKED_FOR)
+        for start in range(0, len(expired), _BATCH):
             with self.store.transaction() as connection:
-                number = bulk.remove_expired(connection, self.settings.retention.executions, _BATCH)
-                if number:
-                    removals.count(connection, "executions", number)
-            if not number:
+                number = bulk.remove(connection, expired[start : start + _BATCH])
+                removals.count(connection, "executions", number)
+            self._is_more |= number > 0
+            if time.monotonic() > until:
                 return
-            self._is_more = time.monotonic() > until
 
     def make_ahead(self, table: Partitioned, kept: float) -> None:
         with self.store.transaction() as connection:

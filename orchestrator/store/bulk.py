@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -81,20 +81,38 @@ def delete(connection: Connection, ids: Collection[str]) -> set[str]:
 # Each workflow has a range of an index with what may have expired, since nothing ends before it is made. A child stays
 # for as long as its parent, which may be retried or asked for what its children did.
 _EXPIRED = f"""
-SELECT x.id FROM workflows w CROSS JOIN LATERAL (
+SELECT x.id::text, x.finished_at FROM workflows w CROSS JOIN LATERAL (
     SELECT clock_timestamp() - coalesce(w.retention, nullif(%(kept)s, 0)) * interval '1 second' AS moment
 ) until CROSS JOIN LATERAL (
-    SELECT e.id FROM executions e
+    SELECT e.id, e.finished_at FROM executions e
     WHERE e.workflow_id = w.id AND e.id < {sql_id_at("until.moment")} AND e.finished_at < until.moment AND {_REMOVABLE}
       AND NOT EXISTS (SELECT FROM step_executions p WHERE p.id = e.parent_step_id) AND NOT ({IS_COUNTED})
     ORDER BY e.id LIMIT %(limit)s
 ) x
 WHERE until.moment IS NOT NULL LIMIT %(limit)s
 """
+# However many have expired, these are read in the order of the index, and no more of them than wanted.
+_IN_ORDER = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
 
 
-def remove_expired(connection: Connection, kept: float, limit: int) -> int:
-    """Remove up to `limit` executions that ended more than `kept` seconds ago (0: none), or more than the `retention`
-    of their workflow; how many."""
-    ids = run(connection, _EXPIRED, {"kept": kept, "limit": limit}).scalars().all()
-    return len(delete(connection, ids))
+@dataclass(frozen=True, slots=True)
+class Ended:
+    id: str
+    finished_at: datetime
+
+
+def expired(connection: Connection, kept: float, limit: int) -> list[Ended]:
+    """Up to `limit` executions that ended more than `kept` seconds ago (0: none), or more than the `retention` of their
+    workflow, and that no other one needs. To be called in a transaction."""
+    run(connection, _IN_ORDER)
+    return [Ended(row.id, row.finished_at) for row in run(connection, _EXPIRED, {"kept": kept, "limit": limit})]
+
+
+def remove(connection: Connection, ended: Sequence[Ended]) -> int:
+    """Remove those that have not been done again since, like `delete`; how many."""
+    return run(
+        connection,
+        "DELETE FROM executions e USING unnest(%(ids)s::uuid[], %(times)s::timestamptz[]) AS u(id, finished_at) "
+        f"WHERE e.id = u.id AND e.finished_at = u.finished_at AND {_REMOVABLE}",
+        {"ids": [one.id for one in ended], "times": [one.finished_at for one in ended]},
+    ).rowcount
