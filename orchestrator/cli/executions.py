@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -91,9 +92,13 @@ def show(client: Client, output: Output, execution: str) -> None:
 @connected
 def logs(client: Client, output: Output, execution: str, follow: bool, step: str | None) -> None:
     """Print what its steps wrote; with --json, an object a line."""
-    lines = client.executions.logs(execution, follow=follow, step_id=step)
+    read = client.executions.follow_logs if follow else client.executions.logs
+    lines: Iterator[Any] = read(execution, step_id=step)
     output.lines(
-        lines, lambda line: f"{moment(line['at'])}  {line['step_id']}  {line['level']}  {line['message'].rstrip()}"
+        lines,
+        lambda line: "  ".join(
+            (moment(line["at"]), line.get("path") or line["step_id"], line["level"], line["message"].rstrip())
+        ),
     )
 
 

@@ -78,7 +78,7 @@ class Client:
 
     def health(self) -> Health:
         """What the service can do now; `status` is `healthy` or `unhealthy`. It takes no key."""
-        health: Health = json.loads(self._api.send("GET", "/health", accepted=(200, 503)))
+        health: Health = json.loads(self._api.send("GET", "/health", repeated=True, accepted=(200, 503)))
         return health
 
     def me(self) -> Me:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, cast
 
-from orchestrator.client.shapes import Execution, ExecutionDetail, LogLine, Reason, Signal, StepExecution
+from orchestrator.client.events import Event
+from orchestrator.client.shapes import Execution, ExecutionDetail, LogEvent, LogLine, Reason, Signal, StepExecution
 from orchestrator.client.transport import Transport, at
 
 TERMINAL = frozenset(("completed", "failed", "cancelled"))
@@ -56,28 +57,24 @@ class Executions:
             pause = min(_LATE, pause * 1.2)
         return execution
 
-    def logs(self, id: str, *, follow: bool = False, **filters: Any) -> Iterator[LogLine]:
-        """The lines that its steps wrote, in their order. With `follow`, those to come as well, until it has ended.
-        Filters: `step_id`, `sort`."""
-        if not follow:
-            return self._api.items(LogLine, at(_ROOT, id, "logs"), **filters)
-        return self._follow_logs(id, filters)
+    def logs(self, id: str, **filters: Any) -> Iterator[LogLine]:
+        """The lines that its steps have written, in their order. Filters: `step_id`, `level` (at least), `since`,
+        `until`, `sort`."""
+        return self._api.items(LogLine, at(_ROOT, id, "logs"), **filters)
 
-    def _follow_logs(self, id: str, filters: Mapping[str, Any]) -> Iterator[LogLine]:
-        """Its last page again and again: lines that were written at the same time may come in between those seen."""
-        cursor, seen = None, set[str]()
-        while True:
-            is_over = self.get(id)["status"] in TERMINAL
-            page = self._api.get(dict[str, Any], at(_ROOT, id, "logs"), cursor=cursor, **filters)
-            new = [line for line in page["items"] if line["id"] not in seen]
-            yield from new
-            if page["next"] is not None:
-                cursor, seen = page["next"], set()
-                continue
-            if is_over:
-                return
-            seen.update(line["id"] for line in new)
-            time.sleep(_SOON if new else 5 * _SOON)
+    def follow_logs(self, id: str, **filters: Any) -> Iterator[LogEvent]:
+        """The same lines, and then those that are still written, until it has ended. Filters: `step_id`, `level`,
+        `since`, `until`."""
+        for event in self._api.events(at(_ROOT, id, "logs"), follow=True, **filters):
+            if event.kind == "log":
+                yield cast(LogEvent, event.data)
+
+    def events(
+        self, id: str, *, kinds: Iterable[str] = ("execution", "step"), after: str | None = None
+    ) -> Iterator[Event]:
+        """What has become of it, and then what becomes of it, until an `end` event; with `after`, the id of an event,
+        from there on. Kinds: `execution`, `step`, `log`."""
+        return self._api.events(at(_ROOT, id, "events"), after=after, kinds=",".join(kinds))
 
     def delete(self, id: str) -> None:
         """Remove it with its steps and their logs; Conflict while it is live."""

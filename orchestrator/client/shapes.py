@@ -140,6 +140,21 @@ class LogLine(TypedDict):
     at: str
 
 
+class LogEvent(TypedDict):
+    """A line as a stream tells it."""
+
+    seq: int
+    execution_id: str
+    workflow_id: str
+    step_execution_id: str
+    step_id: str
+    path: str
+    attempt: int
+    level: str
+    message: str
+    at: str
+
+
 class Reason(TypedDict):
     reason: str
     detail: str

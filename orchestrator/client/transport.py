@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import http
 import json
 import os
+import time
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar, cast
 from urllib.parse import quote, urlencode
 from uuid import UUID, uuid4
 
 import urllib3
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError, MaxRetryError, NewConnectionError, TimeoutError
 from urllib3.util import Retry, Timeout
 
 from orchestrator.client.errors import Unreachable, refusal
+from orchestrator.client.events import Event, read_events
 
 T = TypeVar("T")
 
 _CONNECTS_WITHIN = 10.0
 _KEPT = 8
 """Connections that are kept, for as many threads."""
+_CHUNK = 65536
+"""Bytes of a stream that are taken at once, if there are as many."""
+_PAUSE = 0.5
+"""Seconds before a stream that has ended is taken up again, and as many more for each that brought nothing."""
 _COMES_BACK = frozenset((502, 503, 504))
 """Answers of a service that starts, or of a proxy before it."""
 
@@ -44,7 +54,7 @@ class Transport:
         )
 
     def get(self, shape: type[T], path: str, **query: Any) -> T:
-        return _shaped(shape, self.send("GET", path, query=query))
+        return _shaped(shape, self.send("GET", path, query=query, repeated=True))
 
     def post(self, shape: type[T], path: str, body: Any = None, *, repeated: bool = False, **query: Any) -> T:
         return _shaped(shape, self.send("POST", path, body, query=query, repeated=repeated))
@@ -69,7 +79,31 @@ class Transport:
                 return
             query["cursor"] = page["next"]
 
-    def send(
+    def events(self, path: str, *, after: str | None = None, **query: Any) -> Iterator[Event]:
+        """Server-sent events until the service says that there are no more. Where a stream ends too early, the next
+        goes on after its last event. Raises Unreachable if as many in a row as `retries` bring nothing."""
+        failures = 0
+        while failures <= self._retries:
+            headers = {"Last-Event-ID": after} if after else None
+            answer = self._open("GET", path, query=query, headers=headers, repeated=True, preload_content=False)
+            with answer, suppress(HTTPError):
+                if answer.status == http.HTTPStatus.NO_CONTENT:
+                    return
+                for event in read_events(iter(partial(answer.read1, _CHUNK), b"")):
+                    failures, after = -1, event.id or after
+                    if event.kind:
+                        yield event
+                    if event.kind == "end":
+                        return
+            failures += 1
+            time.sleep(_PAUSE * failures)
+        raise Unreachable(f"{self.url}{path} ends again and again without a word; try later")
+
+    def send(self, method: str, path: str, body: Any = None, **options: Any) -> bytes:
+        """The content of an answer; options are those of _open(). Raises ClientError."""
+        return self._open(method, path, body, **options).data
+
+    def _open(
         self,
         method: str,
         path: str,
@@ -79,9 +113,9 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         repeated: bool = False,
         accepted: Collection[int] = range(200, 300),
-    ) -> bytes:
-        """The content of an answer with an `accepted` status. `body` is sent as JSON, a text as YAML. Raises
-        ClientError."""
+        preload_content: bool = True,
+    ) -> BaseHTTPResponse:
+        """An answer with an `accepted` status. `body` is sent as JSON, a text as YAML. Raises ClientError."""
         content, media = _encoded(body)
         try:
             answer = self._pool.request(
@@ -89,13 +123,14 @@ class Transport:
                 f"{self.url}{path}{_query(query or {})}",
                 body=content,
                 headers={**self._pool.headers, **media, **(headers or {})},
-                retries=self._retry(repeated or method == "GET", accepted),
+                retries=self._retry(repeated, accepted),
                 redirect=False,
+                preload_content=preload_content,
             )
         except HTTPError as error:
             raise Unreachable(self._why(error)) from error
         if answer.status in accepted:
-            return answer.data
+            return answer
         raise refusal(f"{method} {self.url}{path}", answer.status, answer.data, answer.headers)
 
     def _retry(self, repeated: bool, accepted: Collection[int]) -> Retry:

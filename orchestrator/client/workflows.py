@@ -124,7 +124,7 @@ class Workflows:
 
     def export(self, id: str) -> str:
         """The workflow with its triggers as a YAML document; secrets of triggers are ***."""
-        return self._api.send("GET", at(_ROOT, id, "export")).decode()
+        return self._api.send("GET", at(_ROOT, id, "export"), repeated=True).decode()
 
     def import_(self, document: str, *, enable_triggers: bool = False) -> WorkflowDetail:
         """A draft of an exported YAML document, its triggers not enabled unless it is said."""

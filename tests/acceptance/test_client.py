@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,13 +91,25 @@ def test_an_execution_is_followed_to_its_end(client: Client, adding: str) -> Non
 def test_log_lines_come_while_the_execution_runs_and_end_with_it(client: Client) -> None:
     workflow = client.workflows.save({"name": "talking", "definition": TALKS})
     execution = client.workflows.execute(workflow["id"])
-    lines = client.executions.logs(execution["id"], follow=True)
+    lines = client.executions.follow_logs(execution["id"])
     assert [next(lines)["message"], next(lines)["message"]] == ["one", "two"]
     assert client.executions.get(execution["id"])["status"] == "running"
     client.executions.signal(execution["id"], "go on")
     assert [(line["step_id"], line["message"]) for line in lines] == [("last", "three")]
     assert client.executions.wait(execution["id"])["status"] == "completed"
     assert len(list(client.executions.logs(execution["id"]))) == 3
+    assert [line["message"] for line in client.executions.follow_logs(execution["id"], step_id="last")] == ["three"]
+
+
+def test_what_becomes_of_an_execution_is_told_to_its_end(client: Client, adding: str) -> None:
+    execution = client.workflows.execute(adding, {"a": 1, "b": 2})
+    told = list(client.executions.events(execution["id"]))
+    assert told[-1].kind == "end"
+    assert told[-1].data["status"] == "completed"
+    assert ("step", "completed") in {(event.kind, event.data.get("status")) for event in told}
+    middle = told[1]
+    assert list(client.executions.events(execution["id"], after=middle.id)) == told[2:]
+    assert list(client.executions.events(execution["id"], after=told[-1].id)) == []
 
 
 def test_an_execution_is_paused_resumed_cancelled_and_retried(client: Client) -> None:
@@ -181,9 +194,10 @@ def test_address_and_key_come_from_the_environment(client: Client, up: Up, monke
 
 
 class Breaking:
-    """A proxy that hands on each request, and of the first `broken` answers nothing but the end of the connection."""
+    """A proxy that hands on each request, and of the first `broken` answers no more than so many bytes."""
 
-    def __init__(self, url: str, broken: int) -> None:
+    def __init__(self, url: str, broken: int, bytes: int = 0) -> None:
+        self._bytes = bytes
         parts = urlsplit(url)
         self._service = (parts.hostname, parts.port)
         self._broken = broken
@@ -215,9 +229,12 @@ class Breaking:
         self.seen += 1
         with socket.create_connection(self._service) as service:
             service.sendall(head + b"\r\nConnection: close\r\n\r\n" + body)
-            answer = b"".join(iter(lambda: service.recv(65536), b""))
-        if self.seen > self._broken:
-            caller.sendall(answer)
+            left = self._bytes if self.seen <= self._broken else sys.maxsize
+            for chunk in iter(lambda: service.recv(65536), b""):
+                caller.sendall(chunk[:left])
+                left -= len(chunk)
+                if left <= 0:
+                    break
 
 
 @pytest.fixture
@@ -248,6 +265,19 @@ def test_what_reads_is_tried_as_often_as_one_says(breaking: Breaking, up: Up) ->
         Client(breaking.url, key_of(up), retries=1).me()
     assert breaking.seen == 2
     assert Client(breaking.url, key_of(up)).me()["kind"] == "admin_key"
+
+
+@pytest.mark.parametrize("bytes", [0, 900, 1300])
+def test_a_stream_goes_on_where_it_was_cut_off(client: Client, up: Up, bytes: int) -> None:
+    workflow = client.workflows.save({"name": "talking", "definition": TALKS})
+    id = client.workflows.execute(workflow["id"])["id"]
+    client.executions.signal(id, "go on")
+    client.executions.wait(id)
+    proxy = Breaking(client.url, broken=2, bytes=bytes)
+    lines = [line["message"] for line in Client(proxy.url, key_of(up)).executions.follow_logs(id)]
+    proxy.close()
+    assert lines == ["one", "two", "three"]
+    assert proxy.seen == 3
 
 
 # --- its types ---------------------------------------------------------------------------------------------------
