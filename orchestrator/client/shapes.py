@@ -131,6 +131,7 @@ class StartedMany(TypedDict):
 
 class LogLine(TypedDict):
     id: str
+    seq: int
     execution_id: str
     step_execution_id: str
     step_id: str

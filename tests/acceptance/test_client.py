@@ -92,7 +92,9 @@ def test_log_lines_come_while_the_execution_runs_and_end_with_it(client: Client)
     workflow = client.workflows.save({"name": "talking", "definition": TALKS})
     execution = client.workflows.execute(workflow["id"])
     lines = client.executions.follow_logs(execution["id"])
-    assert [next(lines)["message"], next(lines)["message"]] == ["one", "two"]
+    first, second = next(lines), next(lines)
+    assert first.keys() == get_type_hints(shapes.LogEvent).keys()
+    assert [first["message"], second["message"]] == ["one", "two"]
     assert client.executions.get(execution["id"])["status"] == "running"
     client.executions.signal(execution["id"], "go on")
     assert [(line["step_id"], line["message"]) for line in lines] == [("last", "three")]
@@ -277,7 +279,7 @@ def test_a_stream_goes_on_where_it_was_cut_off(client: Client, up: Up, bytes: in
     lines = [line["message"] for line in Client(proxy.url, key_of(up)).executions.follow_logs(id)]
     proxy.close()
     assert lines == ["one", "two", "three"]
-    assert proxy.seen == 3
+    assert proxy.seen > 1
 
 
 # --- its types ---------------------------------------------------------------------------------------------------
@@ -296,6 +298,7 @@ SCHEMAS = {
 def test_the_types_are_those_of_the_document(client: Client) -> None:
     schemas = client._api.get(dict[str, Any], "/openapi.json")["components"]["schemas"]
     types = {name: shape for name, shape in vars(shapes).items() if is_typeddict(shape)}
+    del types["LogEvent"]  # which is told in a stream
     assert len(types) > 25
     for name, shape in types.items():
         schema = schemas[SCHEMAS.get(name, name)]
