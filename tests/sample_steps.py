@@ -90,3 +90,11 @@ def talk(context: StepContext, lines: list[str]) -> None:
     """Write `lines` to the step's log."""
     for line in lines:
         context.log(line)
+
+
+@step("act_on_signal", queue="cpu")
+def act_on_signal(context: StepContext, name: str, file: str) -> None:
+    """Append the payload of the signal `name`, which is there, to `file`."""
+    signal = context.take_signal(name)
+    with Path(file).open("a") as marks:
+        marks.write(f"{signal['payload']}\n")

@@ -67,7 +67,8 @@ def only_computes(program: Program, catalogue: Mapping[str, Any]) -> bool:
 def _is_pure(step: Step, catalogue: Mapping[str, Any]) -> bool:
     if step.queue != CONTROL or step.cache is not None or step.type not in catalogue:
         return False
-    return catalogue[step.type].pure or (bool(step.bodies) and has_pure_bodies(step, catalogue))
+    step_type = catalogue[step.type]
+    return step_type.pure or (step_type.repeatable and bool(step.bodies) and has_pure_bodies(step, catalogue))
 
 
 def perform_body(attempt: Attempt, spawn: Spawn, perform_again: PerformAgain) -> tuple[Done, Sequence[EndedRow]] | None:

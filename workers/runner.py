@@ -255,8 +255,7 @@ class Lane:
         """Perform a step, and take on what it leads to."""
         self._heed_phase(claim.path)
         hooks = self.process.hooks
-        # Who wants to be told of each step is told of each.
-        attempt = self._attempt(claim, inlines=hooks is None)
+        attempt = self._attempt(claim)
         if hooks is not None:
             self.report = hooks.step_taken(self.facts, attempt.step, claim)
         outcome = attempt.perform()
@@ -265,21 +264,33 @@ class Lane:
         try:
             return self._record(claim, attempt, outcome)
         except Refused:
-            # What it took is somebody else's by now, or what it did beside its own work is done: the long way, then.
-            attempt = self._attempt(claim, inlines=False)
-            return self._record(claim, attempt, attempt.perform())
+            return self._perform_again(claim)
 
-    def _attempt(self, claim: Claim, *, inlines: bool) -> Attempt:
+    def _perform_again(self, claim: Claim) -> Claim | None:
+        """What was to be recorded besides is done already, or what it took is somebody else's: the long way, then. Or
+        the claim is not held any more."""
+        self.seen.pop(claim.path, None)
+        with self.store.single() as connection:
+            is_held = bool(steps.held(connection, [claim.token]))
+        if not is_held:
+            return self._settled(Advance(counted=False))
+        attempt = self._attempt(claim, may_repeat=False)
+        return self._record(claim, attempt, attempt.perform())
+
+    def _attempt(self, claim: Claim, *, may_repeat: bool = True) -> Attempt:
+        catalogue, step = self.process.programs.catalogue, self.program.scopes.step(claim.path)
+        # Who wants to be told of each step is told of each.
+        inlines = may_repeat and self.process.hooks is None and getattr(catalogue.get(step.type), "repeatable", False)
         secrets = self.process.secrets.of(self.facts.workflow_id)
         besides: list[Call] = []
         return Attempt(
             store=self.store,
             settings=self.process.settings,
             program=self.program,
-            step=self.program.scopes.step(claim.path),
+            step=step,
             claim=claim,
             execution=self.facts,
-            catalogue=self.process.programs.catalogue,
+            catalogue=catalogue,
             secrets=secrets,
             seen=self.seen,
             ends_at=self.ends_at,
@@ -341,7 +352,7 @@ class Lane:
         if isinstance(outcome, Done):
             besides = attempt.besides
             if attempt.body:
-                besides.append(bodies.insertion_of_ended(self.execution_id, claim, attempt.body, self.process.lease.id))
+                besides.append(bodies.insertion_of_ended(self.execution_id, attempt.body, self.process.lease.id))
             result = Result(given, outcome.output, variables=attempt.variables, besides=tuple(besides))
             return self._completed(claim, result, outcome.skip)
         if isinstance(outcome, Wait):
@@ -449,6 +460,8 @@ class Lane:
         return alone and is_plain and self.facts.parent_step_id is None
 
     def _settled(self, advanced: Advance) -> Claim | None:
+        if not advanced.counted:
+            self.seen.clear()  # what it remembers of this step was not recorded
         if self.report is not None and advanced.counted:
             self.report.recorded(retries=advanced.retries, ended=advanced.ended)
         for plan in advanced.plans:

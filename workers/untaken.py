@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from orchestrator.store import Store, signals
@@ -16,19 +17,11 @@ class Untaken:
     def __init__(self, store: Store, execution_id: str) -> None:
         self._store = store
         self._execution_id = execution_id
-        self._known: list[tuple[str, str, Any]] = []
+        self._known: dict[str, deque[tuple[str, Any]]] = {}
 
     def next(self, name: str) -> tuple[str, Any] | None:
         """The id of the oldest of this name that was not asked for yet, and what a step sees of it."""
-        found = self._find(name)
-        if found is None:
-            self._known = signals.untaken(self._store, self._execution_id, _MOST)
-            found = self._find(name)
-        return found
-
-    def _find(self, name: str) -> tuple[str, Any] | None:
-        for place, (id, its_name, signal) in enumerate(self._known):
-            if its_name == name:
-                del self._known[place]
-                return id, signal
-        return None
+        known = self._known.get(name)
+        if not known:
+            known = self._known[name] = deque(signals.untaken(self._store, self._execution_id, name, _MOST))
+        return known.popleft() if known else None

@@ -12,8 +12,8 @@ from sqlalchemy.engine import Connection
 from orchestrator.lifecycle import STEP_LIVE, WAKE, StepStatus, sql_words
 from orchestrator.store.executions import AWAITS_BODY
 from orchestrator.store.routines import Routine
-from orchestrator.store.session import REFUSE, Call, new_id, run, to_json
-from orchestrator.store.steps import HELD, Claim
+from orchestrator.store.session import Call, new_id, run, to_json
+from orchestrator.store.steps import LIVE, Claim
 
 _UNFINISHED = f"status IN ({sql_words(STEP_LIVE)})"
 """The predicate of the index ix_step_executions_inner."""
@@ -169,23 +169,18 @@ _INSERT_ENDED_ROUTINE = Routine(
     f"""
     DECLARE
     BEGIN
-        PERFORM FROM step_executions WHERE {HELD} FOR UPDATE;
-        IF NOT FOUND THEN
-            {REFUSE};
-        END IF;
         {INSERT_ENDED}
     END
     """,
-    {"id": "uuid", "held_token": "uuid"} | ENDED_PARAMETERS,
+    ENDED_PARAMETERS,
     {"nothing": "bool"},
 )
 
 
-def insertion_of_ended(execution_id: str, held: Claim, rows: Sequence[EndedRow], worker_id: str) -> Call:
-    """Inserts the rows of a body that has ended. It refuses if the claim `held` is held no longer, or one of them is
-    there already: an attempt before this one has begun the body in the usual way."""
-    params = {"id": held.id, "held_token": held.token} | ended_parameters(execution_id, rows, worker_id)
-    return Call(_INSERT_ENDED_ROUTINE, params)
+def insertion_of_ended(execution_id: str, rows: Sequence[EndedRow], worker_id: str) -> Call:
+    """Inserts the rows of a body that has ended, together with the record of the step around it. It refuses if one of
+    them is there already: an attempt before this one has begun the body in the usual way."""
+    return Call(_INSERT_ENDED_ROUTINE, ended_parameters(execution_id, rows, worker_id))
 
 
 def _json(value: Any) -> str | None:
@@ -207,17 +202,24 @@ _NEXT_SCOPES_ROUTINE = Routine(
     "next_scopes",
     f"""
     WITH few AS (
-        SELECT row_number() OVER (ORDER BY id) AS place, scope, status FROM step_executions
+        SELECT row_number() OVER (ORDER BY id) AS place, scope, status, forgiven FROM step_executions
         WHERE execution_id = %(execution)s AND container = %(container)s AND {_UNFINISHED}
         ORDER BY id LIMIT %(window)s
     ), scopes AS (
         SELECT scope, min(place) AS first, count(*) AS left, bool_or(status <> '{StepStatus.PENDING}') AS at_work
         FROM few GROUP BY scope
+    ), live AS MATERIALIZED (
+        SELECT scope, container FROM step_executions WHERE execution_id = %(execution)s AND {LIVE}
     )
     SELECT scope, scopes.left = (%(sizes)s ->> CASE WHEN scope LIKE '%]' THEN ''
                                                 ELSE substr(scope, length(%(container)s) + 2) END)::int AS untouched
     FROM scopes WHERE NOT at_work ORDER BY first
-    LIMIT greatest(0, %(most)s - (SELECT count(*) FROM scopes WHERE at_work))
+    LIMIT greatest(0, %(most)s - CASE
+        -- What is done again may stand before those at work, as many as there are.
+        WHEN EXISTS (SELECT FROM few WHERE forgiven IS NOT NULL)
+        THEN (SELECT count(DISTINCT scope) FROM live WHERE container = %(container)s)
+        ELSE (SELECT count(*) FROM scopes WHERE at_work)
+    END)
     """,
     {"execution": "uuid", "container": "text", "window": "int", "sizes": "jsonb", "most": "int"},
     {"scope": "text", "untouched": "bool"},
@@ -234,8 +236,9 @@ def next_scopes(
     connection: Connection, execution_id: str, container: str, most: int, sizes: Mapping[str, int]
 ) -> list[NextScope]:
     """The scopes in the bodies of `container` that may begin, or go on, if `most` run at a time. `sizes` are the
-    numbers of steps in each of its bodies, by name. They begin in their order: those at work stand first. A scope of
-    which some steps have ended and nothing is at work was interrupted, by a pause or an end before a retry."""
+    numbers of steps in each of its bodies, by name. They begin in their order: those at work stand first, unless some
+    before them were done again. A scope of which some steps have ended and nothing is at work was interrupted, by a
+    pause or an end before a retry."""
     rows = run(
         connection,
         _NEXT_SCOPES_ROUTINE.call,

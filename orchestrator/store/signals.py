@@ -64,18 +64,18 @@ def take(store: Store, execution_id: str, held: Claim, name: str) -> Any:
 _UNTAKEN_ROUTINE = Routine(
     "untaken_signals",
     """
-    SELECT id::text, name, jsonb_build_object('payload', payload, 'sent_at', sent_at) FROM signals
-    WHERE execution_id = %(execution)s AND taken_by IS NULL ORDER BY id LIMIT %(most)s
+    SELECT id::text, jsonb_build_object('payload', payload, 'sent_at', sent_at) FROM signals
+    WHERE execution_id = %(execution)s AND name = %(name)s AND taken_by IS NULL ORDER BY id LIMIT %(most)s
     """,
-    {"execution": "uuid", "most": "int"},
-    {"id": "text", "name": "text", "signal": "jsonb"},
+    {"execution": "uuid", "name": "text", "most": "int"},
+    {"id": "text", "signal": "jsonb"},
 )
 
 
-def untaken(store: Store, execution_id: str, most: int) -> list[tuple[str, str, Any]]:
-    """(id, name, signal) of the oldest that nobody has taken."""
-    rows = store.call(_UNTAKEN_ROUTINE, {"execution": execution_id, "most": most})
-    return [(id, name, signal) for id, name, signal in rows]
+def untaken(store: Store, execution_id: str, name: str, most: int) -> list[tuple[str, Any]]:
+    """(id, signal) of the oldest of this name that nobody has taken."""
+    rows = store.call(_UNTAKEN_ROUTINE, {"execution": execution_id, "name": name, "most": most})
+    return [(id, signal) for id, signal in rows]
 
 
 _TAKE_THIS_ROUTINE = Routine(
@@ -83,21 +83,20 @@ _TAKE_THIS_ROUTINE = Routine(
     f"""
     DECLARE
     BEGIN
-        PERFORM FROM executions WHERE id = %(execution)s FOR NO KEY UPDATE;
         UPDATE signals SET taken_by = %(step)s WHERE id = %(signal)s AND taken_by IS NULL;
         IF NOT FOUND THEN
             {REFUSE};
         END IF;
     END
     """,
-    {"execution": "uuid", "step": "uuid", "signal": "uuid"},
+    {"step": "uuid", "signal": "uuid"},
     {"nothing": "bool"},
 )
 
 
-def taking(execution_id: str, step_execution_id: str, signal_id: str) -> Call:
-    """Gives a signal to a step. It refuses if somebody has taken it."""
-    return Call(_TAKE_THIS_ROUTINE, {"execution": execution_id, "step": step_execution_id, "signal": signal_id})
+def taking(step_execution_id: str, signal_id: str) -> Call:
+    """Gives a signal to a step, together with its record. It refuses if somebody has taken it."""
+    return Call(_TAKE_THIS_ROUTINE, {"step": step_execution_id, "signal": signal_id})
 
 
 def deliver(connection: Connection, execution_id: str, name: str) -> str | None:

@@ -33,7 +33,7 @@ from orchestrator.store.cancellations import CANCEL_ELSEWHERE
 from orchestrator.store.executions import Locked, locked_row
 from orchestrator.store.rates import AWAITS_RATE
 from orchestrator.store.routines import Routine
-from orchestrator.store.session import Call, Store, new_id, run, to_json
+from orchestrator.store.session import REFUSE, Call, Store, new_id, run, to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +89,12 @@ class Result:
     error_message: str | None = None
     variables: Any = None
     besides: tuple[Call, ...] = ()
-    """What is recorded with it, or neither is: Refused."""
+    """What is recorded with it; Refused, and neither is, if one of these refuses or the claim is held no longer."""
 
 
 EMPTY = Result()
 
-_LIVE = f"status IN ({sql_words({StepStatus.QUEUED, StepStatus.RUNNING, StepStatus.WAITING})})"
+LIVE = f"status IN ({sql_words({StepStatus.QUEUED, StepStatus.RUNNING, StepStatus.WAITING})})"
 """The predicate of the index ix_step_executions_live."""
 
 GRACE = 5.0
@@ -138,6 +138,33 @@ _CLAIMED_ROW = (
     "coalesce(s.forgiven, 0) AS forgiven"
 )
 HELD = "id = %(id)s::uuid AND claim_token = %(held_token)s::uuid"
+
+# In the order in which everybody takes the two: what is recorded besides must not have the one when it comes to the
+# other.
+_HOLD_ROUTINE = Routine(
+    "hold_claim",
+    f"""
+    DECLARE
+    BEGIN
+        PERFORM FROM executions WHERE id = %(execution)s FOR NO KEY UPDATE;
+        PERFORM FROM step_executions WHERE {HELD} FOR NO KEY UPDATE;
+        IF NOT FOUND THEN
+            {REFUSE};
+        END IF;
+    END
+    """,
+    {"execution": "uuid", "id": "uuid", "held_token": "uuid"},
+    {"nothing": "bool"},
+)
+
+
+def _besides(execution_id: str, held: Claim | None, result: Result) -> tuple[Call, ...]:
+    """What goes before the record of `held`."""
+    if held is None or not result.besides:
+        return ()
+    hold = Call(_HOLD_ROUTINE, {"execution": execution_id, "id": held.id, "held_token": held.token})
+    return (hold, *result.besides)
+
 
 _CLAIM = f"""
 WITH claimed AS (
@@ -292,7 +319,8 @@ def complete_and_follow(
         "worker": worker_id,
         "token": token,
     }
-    ((recorded, *claimed),) = store.call(_COMPLETE_AND_FOLLOW_ROUTINE, params, result.besides)
+    besides = _besides(execution_id, held, result)
+    ((recorded, *claimed),) = store.call(_COMPLETE_AND_FOLLOW_ROUTINE, params, besides)
     return recorded, _claim(claimed, token) if claimed[0] else None
 
 
@@ -337,7 +365,7 @@ _COMPLETE_AND_GO_ON_ROUTINE = Routine(
                NOT EXISTS (SELECT FROM waits w WHERE w.status IN ({sql_words(STEP_TERMINAL - {StepStatus.COMPLETED})}))
         INTO ready, is_waited_for, is_plain FROM children c;
         IF NOT is_plain OR (ready IS NULL AND NOT is_waited_for AND NOT EXISTS (
-            SELECT FROM step_executions l WHERE l.execution_id = %(execution)s AND l.{_LIVE})) THEN
+            SELECT FROM step_executions l WHERE l.execution_id = %(execution)s AND l.{LIVE})) THEN
             RETURN NEXT;
             RETURN;
         END IF;
@@ -409,7 +437,8 @@ def complete_and_go_on(
         "worker": worker_id,
         "token": token,
     }
-    ((recorded, settled, *claimed, queued),) = store.call(_COMPLETE_AND_GO_ON_ROUTINE, params, result.besides)
+    besides = _besides(execution_id, held, result)
+    ((recorded, settled, *claimed, queued),) = store.call(_COMPLETE_AND_GO_ON_ROUTINE, params, besides)
     claim = _claim(claimed, token) if claimed[0] else None
     return GoneOn(recorded, settled, claim, tuple(queued or ()))
 
@@ -451,7 +480,8 @@ def complete_and_finish(
     Only for the last step of an execution that is a single run: nobody else can be ending a step of it.
     """
     params = _written(held, result) | {"execution": execution_id, "path": held.path}
-    ((recorded, finished, asked, keys),) = store.call(_COMPLETE_AND_FINISH_ROUTINE, params, result.besides)
+    besides = _besides(execution_id, held, result)
+    ((recorded, finished, asked, keys),) = store.call(_COMPLETE_AND_FINISH_ROUTINE, params, besides)
     return recorded, finished, Freed(tuple(keys or ())) if finished and (asked or keys) else None
 
 
@@ -504,7 +534,8 @@ def ending(
     """
     written = _written(held, result) if held is not None else dict.fromkeys(_WRITTEN)
     params = written | {"status": status, "execution": execution_id, "outlook": list(outlook)}
-    with store.transaction_from(_LOCK + _END_ROUTINE.call, params, result.besides) as (connection, row):
+    besides = _besides(execution_id, held, result)
+    with store.transaction_from(_LOCK + _END_ROUTINE.call, params, besides) as (connection, row):
         if row is None or not row.recorded:
             yield None
             return
@@ -709,7 +740,7 @@ _UNFINISHED_ROUTINE = Routine(
     # What is live is looked for first: its index is small, and almost always the answer is there.
     f"""
     SELECT CASE
-        WHEN EXISTS (SELECT FROM step_executions WHERE execution_id = %(execution)s AND {_LIVE}) THEN true
+        WHEN EXISTS (SELECT FROM step_executions WHERE execution_id = %(execution)s AND {LIVE}) THEN true
         ELSE EXISTS (SELECT FROM step_executions WHERE execution_id = %(execution)s
                      AND status IN ({sql_words(STEP_LIVE)}))
     END

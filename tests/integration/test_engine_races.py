@@ -14,11 +14,13 @@ from deployment import Deployment, deployed, wait_until
 from test_control import call, held
 from test_control_flow import child_of, completed, loop, parallel
 from test_execution import rows_of, states_of, step, workflow
+from test_inline_bodies import BODIES, OneWorker, a_set, worker
 
 from orchestrator.engine import bodies as engine_bodies
 from orchestrator.engine.admission import admit_all
 from orchestrator.engine.advance import End, advance, begin_body, end_early
 from orchestrator.engine.bodies import Scope, Spawn
+from orchestrator.engine.control import retry_step
 from orchestrator.engine.programs import Program, Programs
 from orchestrator.engine.start import start_execution
 from orchestrator.engine.waiting import send_signal
@@ -28,6 +30,9 @@ from orchestrator.store import admission, bodies, executions, new_id, recovery, 
 from orchestrator.store.bodies import InnerRow
 from orchestrator.store.executions import Parent
 from orchestrator.store.steps import Claim, Result
+from workers.runner import Lane
+
+__all__ = ["worker"]  # a fixture
 
 
 class Hand:
@@ -196,6 +201,28 @@ for sign in "+-":
     execution = deployment.ended(execution_id)
     assert (execution["status"], rows_of(execution)["each"]["output"]["succeeded"]) == ("completed", 8)
     assert marks.read_text().split() == ["+", "-"] * 8
+
+
+def test_rounds_that_are_retried_one_by_one_wait_for_those_at_work_behind_them(hand: Hand):
+    execution_id = a_loop(hand.deployment, concurrency=2, on_item_error="continue")
+    hand.spawn(execution_id, hand.claim(execution_id, "each"), concurrency=2, stops_on_failure=False)
+    for item in range(6):
+        path = f"each[{item}].one"
+        failed = End(path, hand.claim(execution_id, path), Result(), StepStatus.FAILED)
+        advance(hand.store, hand.program(execution_id), execution_id, failed)
+    ids = {path: row["id"] for path, row in rows_of(hand.deployment.execution(execution_id)).items()}
+
+    def at_work() -> set[str]:
+        found = hand.deployment.statuses(execution_id)
+        return {path for path, status in found.items() if path != "each" and status in ("queued", "running")}
+
+    assert at_work() == {"each[6].one", "each[7].one"}
+    for item in range(6):
+        retry_step(hand.store, hand.programs, ids[f"each[{item}].one"])
+        assert at_work() == {"each[6].one", "each[7].one"}
+    done = End("each[6].one", hand.claim(execution_id, "each[6].one"))
+    advance(hand.store, hand.program(execution_id), execution_id, done)
+    assert at_work() == {"each[0].one", "each[7].one"}
 
 
 # --- templates -----------------------------------------------------------------------------------------------
@@ -504,6 +531,17 @@ def test_a_last_record_and_a_cancellation_do_not_lock_each_other_out(hand: Hand)
         hand.deployment, execution_id, lambda: steps.complete_and_finish(hand.store, execution_id, claim, Result())
     )
     assert outcome == (False, False, None)
+
+
+@pytest.mark.parametrize("more", [(), (a_set("left", "each", v=1), a_set("right", "each", v=2))], ids=["end", "fork"])
+def test_the_record_of_a_whole_body_and_a_cancellation_do_not_lock_each_other_out(
+    worker: OneWorker, more: tuple[dict[str, Any], ...]
+):
+    execution_id = worker.start(workflow(*BODIES["items"], *more))
+    lane = Lane(worker.process, execution_id, ["each"], frozenset())
+    claim = lane.claim_next()
+    assert ended_while(worker.servers, execution_id, lambda: lane.go(claim)) is None
+    assert set(worker.servers.statuses(execution_id).values()) == {"cancelled"}
 
 
 def test_a_worker_that_goes_on_does_not_wait_for_a_step_that_is_being_cancelled(hand: Hand):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from test_inline_bodies import OneWorker, a_set, worker
 
 from orchestrator.store import new_id, signals
 from orchestrator.store.session import Call
+from workers.runner import Lane
+from workers.untaken import Untaken
 
 __all__ = ["worker"]  # a fixture
 
@@ -61,23 +64,75 @@ def test_each_step_has_the_next_signal(worker: OneWorker, definition: dict[str, 
     assert all(rows[path]["attempt"] == 1 for path in "abc")
 
 
-def test_one_that_somebody_else_took_meanwhile_stays_theirs(worker: OneWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def too_late(worker: OneWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else takes each signal that is to be taken together with a result."""
     taking = signals.taking
     somebody = new_id()
 
-    def too_late(execution_id: str, step_execution_id: str, signal_id: str) -> Call:
+    def taken_before(step_execution_id: str, signal_id: str) -> Call:
         worker.servers.sql(
             "UPDATE signals SET taken_by = %(by)s::uuid WHERE id = %(id)s::uuid RETURNING 1", by=somebody, id=signal_id
         )
-        return taking(execution_id, step_execution_id, signal_id)
+        return taking(step_execution_id, signal_id)
 
-    monkeypatch.setattr(signals, "taking", too_late)
+    monkeypatch.setattr(signals, "taking", taken_before)
+
+
+@pytest.mark.usefixtures("too_late")
+def test_one_that_somebody_else_took_meanwhile_stays_theirs(worker: OneWorker) -> None:
     execution_id = started(worker, workflow(a_signal("a"), a_set("b", "a", v=1)), "theirs", "ours")
     worker.perform(execution_id)
     rows = {row["path"]: row for row in worker.servers.execution(execution_id)["step_executions"]}
     assert rows["a"]["output"]["payload"] == "ours"
     assert (rows["a"]["attempt"], rows["b"]["status"]) == (1, "completed")
     assert taken(worker, execution_id) == [("theirs", None), ("ours", "a")]
+
+
+def test_one_stays_untaken_whose_step_was_cancelled_meanwhile(
+    worker: OneWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taking = signals.taking
+
+    def cancelled_before(*given: str) -> Call:
+        assert worker.servers.client.post(f"/api/v1/executions/{execution_id}/cancel").status_code < 300
+        return taking(*given)
+
+    monkeypatch.setattr(signals, "taking", cancelled_before)
+    execution_id = started(worker, workflow(a_signal("a"), a_set("b", "a", v=1)), 1)
+    worker.perform(execution_id)
+    assert worker.servers.statuses(execution_id) == {"a": "cancelled", "b": "cancelled"}
+    assert taken(worker, execution_id) == [(1, None)]
+
+
+@pytest.mark.usefixtures("too_late")
+def test_what_was_not_recorded_is_not_remembered(worker: OneWorker) -> None:
+    execution_id = started(worker, workflow(a_signal("a"), a_set("b", "a", v=1)), "theirs")
+    lane = Lane(worker.process, execution_id, ["a"], frozenset())
+    lane.claim_and_go()
+    assert worker.servers.statuses(execution_id)["a"] == "waiting"
+    assert lane.seen == {}
+
+
+@pytest.mark.usefixtures("too_late")
+def test_a_step_that_does_more_has_taken_its_signal_before_that(worker: OneWorker, tmp_path: Path) -> None:
+    """Else it might do it for a signal that is not its own, and again for the next."""
+    done = tmp_path / "done"
+    execution_id = started(worker, workflow(step("a", "act_on_signal", name="go", file=str(done))), 1, 2)
+    worker.perform(execution_id)
+    assert (done.read_text().split(), taken(worker, execution_id)) == (["1"], [(1, "a"), (2, None)])
+
+
+def test_one_is_found_behind_many_others_and_given_once(worker: OneWorker) -> None:
+    definition = workflow(a_signal("a"))
+    execution_id = started(worker, definition)
+    with worker.servers.store.single() as connection:
+        for name in (*["other"] * 30, "go", "go"):
+            signals.insert(connection, execution_id, name, None)
+    untaken = Untaken(worker.servers.store, execution_id)
+    found = [untaken.next("go"), untaken.next("go")]
+    assert None not in found
+    assert len({id for id, _ in filter(None, found)}) == 2
 
 
 def test_a_step_that_fails_over_its_signal_leaves_it_for_a_retry(worker: OneWorker) -> None:

@@ -169,6 +169,11 @@ class StepType(ABC):
     """`perform` computes with what it is given and touches nothing outside, so that performing it twice, or for
     nothing, does no harm. Bodies of nothing but such steps (on the queue `control`) are performed in one go."""
 
+    repeatable: ClassVar[bool] = False
+    """`perform` touches nothing outside but through its `context`, so that it may be performed again when it turns out
+    that what it asked for there was somebody else's. It takes one signal at most, and comes to a Done with it. What it
+    asked for then takes effect together with its result; for other types, at once."""
+
     raw_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields of the config that are handed over as written, not rendered (a program's source, say)."""
 

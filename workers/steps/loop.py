@@ -27,6 +27,7 @@ class Loop(StepType):
 
     type: ClassVar[str] = "loop"
     queue: ClassVar[QueueClass] = "control"
+    repeatable: ClassVar[bool] = True
     raw_fields: ClassVar[frozenset[str]] = frozenset({"steps"})
     deferred_fields: ClassVar[frozenset[str]] = frozenset({"while"})
 

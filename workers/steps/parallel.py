@@ -24,6 +24,7 @@ class Parallel(StepType):
 
     type: ClassVar[str] = "parallel"
     queue: ClassVar[QueueClass] = "control"
+    repeatable: ClassVar[bool] = True
     raw_fields: ClassVar[frozenset[str]] = frozenset({"branches"})
 
     class Config(Schema):

@@ -21,6 +21,7 @@ class Signal(StepType):
 
     type: ClassVar[str] = "signal"
     queue: ClassVar[QueueClass] = "control"
+    repeatable: ClassVar[bool] = True
 
     class Config(Schema):
         name = fields.String(required=True, validate=validate.Length(1, 200))

@@ -21,6 +21,7 @@ class Workflow(StepType):
 
     type: ClassVar[str] = "workflow"
     queue: ClassVar[QueueClass] = "control"
+    repeatable: ClassVar[bool] = True
 
     class Config(Schema):
         workflow = fields.String(required=True, validate=validate.Length(min=1))
