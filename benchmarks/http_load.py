@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +62,7 @@ def one_by_one(connection: Connection, requests: Sequence[Request]) -> Load:
     return Load(latencies, time.perf_counter() - began)
 
 
-def at_once(url: str, key: str, connections: int, each: int, request: Callable[[int], Request]) -> Load:
+def at_once(url: str, key: str, connections: int, each: int, *, request: Callable[[int], Request]) -> Load:
     """`each` requests over each of the connections; `request` is asked for the one with a number, from 0."""
     done: list[Load] = []
 
@@ -82,7 +81,3 @@ def at_once(url: str, key: str, connections: int, each: int, request: Callable[[
     if len(done) < connections:
         raise SystemExit("some requests failed")
     return Load(sorted(latency for load in done for latency in load.latencies), seconds)
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
