@@ -27,10 +27,11 @@ def page(
     cursor = query.get("cursor")
     rows = fetch(Window(order, limit + 1, None if cursor is None else _place(cursor, sort, order)))
     more = len(rows) > limit
-    return jsonify({"items": rows[:limit], "next": _cursor(sort, order.place(rows[limit - 1])) if more else None})
+    return jsonify({"items": rows[:limit], "next": cursor_of(sort, order.place(rows[limit - 1])) if more else None})
 
 
-def _cursor(sort: str, place: Place) -> str:
+def cursor_of(sort: str, place: Place) -> str:
+    """The cursor of the page that follows this place."""
     # As text to the last digit: the JSON of our answers has times in UTC, which is the same moment.
     values = [value.isoformat() if isinstance(value, datetime) else value for value in place]
     return urlsafe_b64encode(orjson.dumps([sort, *values])).decode().rstrip("=")

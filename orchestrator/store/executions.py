@@ -30,7 +30,7 @@ from orchestrator.store import models as tables
 from orchestrator.store.keyset import Window, both_ways
 from orchestrator.store.rates import Rate, use
 from orchestrator.store.routines import Routine
-from orchestrator.store.session import Store, as_dicts, id_at, new_id, run, to_json
+from orchestrator.store.session import Store, as_dicts, compiled, id_at, new_id, run, to_json
 
 AWAITS_BODY, AWAITS_CHILD = "body", "child"
 """What a step waits for whose body runs, and one that started another execution (step_executions.awaits)."""
@@ -575,19 +575,23 @@ _STEP_SHOWN = (
 )
 
 
+_GET = compiled(sa.select(*_SHOWN).where(_e.c.id == sa.bindparam("id")))
+# The ids were given in the definition's order.
+_GET_STEPS = compiled(sa.select(*_STEP_SHOWN).where(_s.c.execution_id == sa.bindparam("id")).order_by(_s.c.id))
+
+
 def get(connection: Connection, execution_id: str) -> dict[str, Any]:
     """An execution with its step executions in the definition's order. Raises NotFound."""
-    row = connection.execute(sa.select(*_SHOWN).where(_e.c.id == execution_id)).first()
+    row = run(connection, _GET, {"id": execution_id}).first()
     if row is None:
         raise NotFound("execution", execution_id)
-    # The ids were given in the definition's order.
-    step_rows = connection.execute(sa.select(*_STEP_SHOWN).where(_s.c.execution_id == execution_id).order_by(_s.c.id))
-    return {**row._mapping, "step_executions": as_dicts(step_rows.all())}
+    steps = run(connection, _GET_STEPS, {"id": execution_id}).all()
+    return {**row._mapping, "step_executions": as_dicts(steps)}
 
 
 def summary(connection: Connection, execution_id: str) -> dict[str, Any] | None:
     """An execution as it is shown, without its steps."""
-    row = connection.execute(sa.select(*_SHOWN).where(_e.c.id == execution_id)).first()
+    row = run(connection, _GET, {"id": execution_id}).first()
     return None if row is None else dict(row._mapping)
 
 
