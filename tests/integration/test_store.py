@@ -550,3 +550,13 @@ def test_a_migration_installs_the_routines_of_every_module():
         "assert len(migrate.routines._registered) == before > 5\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def test_an_id_is_text_whoever_asks(servers: Deployment):
+    execution_id = started(servers)
+    with servers.store.single() as connection:
+        by_hand = session.run(connection, "SELECT id FROM executions WHERE id = %(id)s::uuid", {"id": execution_id})
+        assert by_hand.scalar_one() == execution_id
+        found = executions.get(connection, execution_id)
+    assert found["id"] == execution_id
+    assert [step["path"] for step in found["step_executions"]] == ["a", "b", "c"]
