@@ -89,11 +89,12 @@ def show(client: Client, output: Output, execution: str) -> None:
 @_EXECUTION
 @click.option("-f", "--follow", is_flag=True, help="Go on until it has ended.")
 @click.option("--step", metavar="ID", help="Only lines of this step.")
+@click.option("--level", metavar="LEVEL", help="Only lines of this level, such as warning, and of more severe ones.")
 @connected
-def logs(client: Client, output: Output, execution: str, follow: bool, step: str | None) -> None:
+def logs(client: Client, output: Output, execution: str, follow: bool, step: str | None, level: str | None) -> None:
     """Print what its steps wrote; with --json, an object a line."""
     read = client.executions.follow_logs if follow else client.executions.logs
-    lines: Iterator[Any] = read(execution, step_id=step)
+    lines: Iterator[Any] = read(execution, step_id=step, level=level)
     output.lines(
         lines,
         lambda line: "  ".join(

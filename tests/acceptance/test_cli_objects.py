@@ -145,7 +145,8 @@ def test_logs_are_followed_until_the_end(call: Calls, written: Any) -> None:
     assert following.poll() is None
     assert call.json("executions", "cancel", id)["status"] == "cancelled"
     assert following.wait(20) == 0
-    assert call.json("executions", "logs", id, "--step", "first")["message"] == "one"
+    assert call.json("executions", "logs", id, "--step", "first", "--level", "warning")["message"] == "one"
+    assert call("executions", "logs", id, "--level", "error").stdout == ""
 
 
 def test_ctrl_c_ends_the_watching_and_not_the_execution(call: Calls, written: Any) -> None:
