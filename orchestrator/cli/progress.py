@@ -10,18 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.cli.output import STATUS_COLOURS
 from orchestrator.errors import Problem
 
 if TYPE_CHECKING:
     from orchestrator.client import Client
-
-_COLOURS = {
-    "completed": "green",
-    "failed": "red",
-    "cancelled": "red",
-    "skipped": "bright_black",
-    "running": "cyan",
-}
 
 
 def show_progress(client: Client, execution_id: str) -> Any:
@@ -37,7 +30,7 @@ def show_progress(client: Client, execution_id: str) -> Any:
             if step["status"] in ("queued", "running", "waiting"):
                 status.update(f"{step['path']} {step['status']}")
             else:
-                click.echo(click.style(step_line(step), fg=_COLOURS.get(step["status"])), err=True)
+                click.echo(click.style(step_line(step), fg=STATUS_COLOURS.get(step["status"])), err=True)
 
         return client.executions.follow(execution_id, show)
 
