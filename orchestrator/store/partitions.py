@@ -168,9 +168,10 @@ def _set_default_aside(connection: Connection, table: Partitioned, until: dateti
 
 
 def expired(connection: Connection, table: Partitioned, kept: float) -> Partition | None:
-    """The oldest partition that has something to be removed: all in it is older than `kept` seconds (0: never)."""
+    """The oldest partition that has something to be removed: all in it is older than `kept` seconds (0: never). Not the
+    newest: where it ends, the next one begins."""
     now = _now(connection)
-    for partition in partitions(connection, table) if kept else ():
+    for partition in partitions(connection, table)[:-1] if kept else ():
         is_settled = partition.settled_until is not None and now < partition.settled_until
         if partition.end + timedelta(seconds=kept) <= now and not is_settled:
             return partition

@@ -265,11 +265,11 @@ def test_a_row_without_a_partition_is_kept_and_gets_into_the_one_that_is_made_fo
     own.sql(
         "INSERT INTO step_logs (id, execution_id, step_execution_id, step_id, attempt, level, message, at) "
         "VALUES (%(id)s::uuid, %(execution)s::uuid, %(id)s::uuid, 'a', 1, 'INFO', 'early', now())",
-        id=old_id(-20 * DAY),
+        id=old_id(-400 * DAY),
         execution=id,
     )
     assert own.sql("SELECT tableoid::regclass::text FROM step_logs WHERE message = 'early'") == [("step_logs_default",)]
-    travel(20 * DAY)
+    travel(400 * DAY)
     retention.make_ahead(LOGS, WEEK)
     ((place,),) = own.sql("SELECT tableoid::regclass::text FROM step_logs WHERE message = 'early'")
     assert place != "step_logs_default"
@@ -328,6 +328,7 @@ def test_what_was_carried_over_is_found_and_goes_with_its_execution(own: Deploym
 def test_a_partition_that_somebody_reads_for_long_is_dropped_later(own: Deployment, retention: Retention, travel: Any):
     log(own, execution(own, own.create(NOOP), HOUR), "read")
     travel(9 * DAY)
+    retention.make_ahead(LOGS, WEEK)
     with own.store.transaction() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM step_logs").scalar()
         with pytest.raises(sa.exc.OperationalError, match="lock timeout"):
@@ -335,6 +336,17 @@ def test_a_partition_that_somebody_reads_for_long_is_dropped_later(own: Deployme
         assert "read" in messages(own)
     retention.drop_expired(LOGS, WEEK)
     assert "read" not in messages(own)
+
+
+def test_the_newest_partition_stays_if_nobody_could_make_another(own: Deployment, retention: Retention, travel: Any):
+    travel(3000 * DAY)
+    retention.drop_expired(LOGS, WEEK)
+    assert len(names(own, LOGS)) == 1
+    retention.make_ahead(LOGS, WEEK)
+    retention.drop_expired(LOGS, WEEK)
+    with own.store.single() as connection:
+        there = partitions.partitions(connection, LOGS)
+    assert there[0].end >= datetime.now(UTC) + 3000 * DAY
 
 
 def test_partitions_are_changed_by_one_at_a_time(own: Deployment, retention: Retention, travel: Any):
