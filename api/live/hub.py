@@ -80,6 +80,8 @@ class Hub:
             except Exception:
                 logger.exception("live streams go on in a second")
                 self._look_at = self._read_at = time.monotonic() + _PAUSE
+                for listener in self._listeners:
+                    listener.is_live = False  # not all may have been told: each goes on from its own place
 
     def _turn(self) -> None:
         for key, events in self._selector.select(self._patience()):
@@ -174,7 +176,7 @@ class Hub:
                 entries = feed.entries(
                     connection, self._tail, upto, _PAGE, executions=_watched(live), kinds=_read(live)
                 )
-                more = len(entries) == _PAGE
+                more = len(entries) >= _PAGE
                 upto = entries[-1].seq if more else upto
                 self._tell_all(live, entries, upto)
         self._tail = upto

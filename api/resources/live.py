@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from flask import Response
+from werkzeug.exceptions import ServiceUnavailable
 
 from api.access import allowed
 from api.body import Blueprint
@@ -32,10 +33,9 @@ def of_execution(query: dict[str, Any], headers: dict[str, Any], execution_id: U
     """What has become of an execution so far, and then what becomes of it: `execution`, `step` and `log` events with
     ids, and `end` when it has ended. `Last-Event-ID` resumes after that event."""
     id, after = str(execution_id), headers.get("after", feed.START)
-    upto = feed.settled(service().store)
     with service().store.single() as connection:
         executions.assert_exists(connection, id)
-        end = feed.end_of(connection, id)
+        upto, end = feed.last_number(connection), feed.end_of(connection, id)
     if end is not None and "after" in headers and end.seq <= after:
         return Response(status=204)  # which tells a browser not to come again
     return stream(Selection(kinds=frozenset(query["kinds"]), execution_id=id), EVENT_STREAM, after=after, upto=upto)
@@ -54,6 +54,8 @@ def of_all(query: dict[str, Any], headers: dict[str, Any]) -> Response:
         projects=allowed(),
     )
     upto = feed.settled(service().store)
+    if upto is None:
+        raise ServiceUnavailable("somebody has been writing to the database for long; try again", retry_after=5)
     after = headers.get("after", upto)
     if upto - _FURTHEST <= after <= upto:
         return stream(selection, EVENT_STREAM, after=after, upto=upto)

@@ -61,7 +61,9 @@ def _streamed(execution_id: str, form: Format, query: dict[str, Any], after: int
         since=query.get("since"),
         until=query.get("until"),
     )
-    follows, upto = query["follow"], feed.settled(service().store)
+    with service().store.single() as connection:
+        upto = feed.last_number(connection)
+    follows = query["follow"]
     response = stream(selection, form, after=after, upto=upto, follows=follows)
     if not follows:
         response.headers["Content-Disposition"] = f'attachment; filename="{execution_id}.log"'

@@ -67,7 +67,7 @@ WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND relation IN ('executions'::regclass, 'step_executions'::regclass, 'step_logs'::regclass)
 """
-_SETTLES_IN = 0.005
+_SETTLES_IN, _SETTLES_WITHIN = 0.005, 3.0
 
 
 class Settled:
@@ -100,15 +100,17 @@ class Settled:
         return self.upto
 
 
-def settled(store: Store) -> int:
-    """The number up to which everything can be seen that has committed by now; it waits for who is just writing."""
-    reader = Settled()
+def settled(store: Store) -> int | None:
+    """The number up to which everything can be seen that has committed by now. It waits for who is just writing; None
+    if that takes longer than a few seconds."""
+    reader, patience = Settled(), time.monotonic() + _SETTLES_WITHIN
     with store.single() as connection:
-        while True:
+        while time.monotonic() < patience:
             upto = reader.look(connection)
             if not reader.is_waiting:
                 return upto
             time.sleep(_SETTLES_IN)
+    return None
 
 
 def last_number(connection: Connection) -> int:

@@ -142,31 +142,30 @@ def test_one_that_waits_is_told_as_waiting_and_goes_on_when_it_is_tried_again(de
 
 
 def test_nothing_is_lost_and_nothing_told_twice_by_a_web_process_that_was_killed(
-    deployment: Deployment, tmp_path: Path
+    deployment: Deployment, api: Web, tmp_path: Path
 ) -> None:
-    with web(deployment) as api:
-        execution_id = deployment.execute(deployment.create(gated(tmp_path / "open", 5)))
-        of_all, of_one = api.listen(STREAM), api.listen(of(execution_id))
-        of_one.until("log", "a", "line 3")
-        fresh = deployment.execute(deployment.create(CHAIN))
-        of_all.until("execution", "running")
-        api.kill()
-        (tmp_path / "open").touch()
-        deployment.ended(execution_id)
-        deployment.ended(fresh)
-        api.start()
-        heard = of_one.heard + api.listen(of(execution_id), after=of_one.last_id).rest()
-        assert lasting(heard) == api.listen(of(execution_id)).rest()
-        resumed = api.listen(STREAM, after=of_all.last_id)
-        while {("step", "z", "completed"), ("step", "c", "completed")} - {event.told for event in resumed.heard}:
-            next(resumed.events())
-        numbers = [event.id for event in of_all.heard + resumed.heard]
-        assert numbers == sorted(set(numbers))
-        both = lasting(of_all.heard + resumed.heard)
-        for id in execution_id, fresh:
-            *whole, _ = lasting(api.listen(of(id)).rest())
-            told = [event for event in both if event.data["execution_id"] == id]
-            assert told == [event for event in whole if both[0].id <= event.id <= both[-1].id]
+    execution_id = deployment.execute(deployment.create(gated(tmp_path / "open", 5)))
+    of_all, of_one = api.listen(STREAM), api.listen(of(execution_id))
+    of_one.until("log", "a", "line 3")
+    fresh = deployment.execute(deployment.create(CHAIN))
+    of_all.until("execution", "running")
+    api.kill()
+    (tmp_path / "open").touch()
+    deployment.ended(execution_id)
+    deployment.ended(fresh)
+    api.start()
+    heard = of_one.heard + api.listen(of(execution_id), after=of_one.last_id).rest()
+    assert lasting(heard) == api.listen(of(execution_id)).rest()
+    resumed = api.listen(STREAM, after=of_all.last_id)
+    while {("step", "z", "completed"), ("step", "c", "completed")} - {event.told for event in resumed.heard}:
+        next(resumed.events())
+    numbers = [event.id for event in of_all.heard + resumed.heard]
+    assert numbers == sorted(set(numbers))
+    both = lasting(of_all.heard + resumed.heard)
+    for id in execution_id, fresh:
+        *whole, _ = lasting(api.listen(of(id)).rest())
+        told = [event for event in both if event.data["execution_id"] == id]
+        assert told == [event for event in whole if both[0].id <= event.id <= both[-1].id]
 
 
 def test_what_commits_late_is_told_in_the_order_of_the_numbers(servers: Deployment) -> None:
@@ -180,6 +179,7 @@ def test_what_commits_late_is_told_in_the_order_of_the_numbers(servers: Deployme
     )
     late, reader = Store(servers.settings.database), feed.Settled()
     before = feed.settled(servers.store)
+    assert before is not None
 
     def write(connection: Any, line: str) -> None:
         run(connection, insert, {"id": new_id(), "e": execution_id, "s": step_id, "line": line})
@@ -265,9 +265,9 @@ def test_a_key_that_is_revoked_hears_no_more(servers: Deployment, monkeypatch: p
 MANY = 200
 
 
-def test_two_hundred_listeners_take_no_thread_and_all_of_them_hear(deployment: Deployment) -> None:
+def test_two_hundred_listeners_take_no_thread_and_all_of_them_hear(deployment: Deployment, api: Web) -> None:
     """The server has 16 threads for requests: what is answered while 200 listen shows that they hold none."""
-    with web(deployment) as api, ExitStack() as listening:
+    with ExitStack() as listening:
         workflow_id = deployment.create(CHAIN)
         (worker,) = api.workers()
         assert [api.get("/api/v1/workflows")[0] for _ in range(20)] == [200] * 20
