@@ -241,7 +241,8 @@ def test_every_parameter_that_is_wrong_is_named(servers: Deployment, team: Team,
             assert answer.status_code < 500, f"{said}: {answer.text[:500]}"
             if parameter == "no_such_parameter" or "\0" in odd:
                 errors = refused(answer, 422)["errors"]
-                assert parameter in [error["path"] for error in errors], f"{said}: {errors}"
+                # One of a list is named with its place in that.
+                assert parameter in [error["path"].partition("[")[0] for error in errors], f"{said}: {errors}"
                 asked += 1
             elif answer.status_code >= 400:
                 refused(answer, 404, 409, 422)
