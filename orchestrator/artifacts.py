@@ -66,7 +66,7 @@ class Artifacts:
 
     def __init__(self, settings: ArtifactSettings) -> None:
         self._settings = settings
-        self._read: OrderedDict[str, tuple[int, Json]] = OrderedDict()
+        self._read: OrderedDict[tuple[str, Reference], Json] = OrderedDict()
         self._lock = Lock()
 
     @staticmethod
@@ -95,16 +95,21 @@ class Artifacts:
 
     def load(self, execution_id: str, reference: Reference) -> Json:
         """The output itself; nobody is to change it. Raises ArtifactGone, ArtifactsAway."""
+        # By all of it: a reference that somebody made up is not to find what another one has brought here.
+        whole = (execution_id, reference)
         with self._lock:
-            if reference.key in self._read:
-                self._read.move_to_end(reference.key)
-                return self._read[reference.key][1]
+            if whole in self._read:
+                self._read.move_to_end(whole)
+                return self._read[whole]
         with self._files(execution_id) as (files, folder):
             encoded: bytes = files.cat_file(f"{folder}/{reference.key}")
-        if hashlib.sha256(encoded).hexdigest() != reference.sha256:
+        if (len(encoded), hashlib.sha256(encoded).hexdigest()) != (reference.size, reference.sha256):
             raise ArtifactGone(f"the artifact {execution_id}/{reference.key} is damaged; have its step tried again")
         value = orjson.loads(encoded)
-        self._keep(reference, value)
+        with self._lock:
+            self._read[whole] = value
+            while len(self._read) > 1 and sum(known.size for _, known in self._read) > _CACHED:
+                self._read.popitem(last=False)
         return value
 
     def chunks(self, execution_id: str, reference: Reference) -> Iterator[bytes]:
@@ -154,12 +159,6 @@ class Artifacts:
             others = [path for path in files.ls(folder, detail=False) if _name(path) not in keys]
             if others:
                 files.rm(others)
-
-    def _keep(self, reference: Reference, value: Json) -> None:
-        with self._lock:
-            self._read[reference.key] = (reference.size, value)
-            while len(self._read) > 1 and sum(size for size, _ in self._read.values()) > _CACHED:
-                self._read.popitem(last=False)
 
     @contextmanager
     def _files(self, folder: str) -> Iterator[tuple[Any, str]]:

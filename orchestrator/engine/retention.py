@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
 from math import inf
 
 import psycopg2.errors
@@ -115,18 +114,27 @@ class Retention:
     def sweep_artifacts(self) -> None:
         """Remove the artifacts of executions that are not there, whatever removed those, and what nobody refers to of
         one that ended a while ago: a worker died before it recorded its result, or another attempt made another."""
-        oldest = id_at((time.time() - _GRACE) * 1000)
-        old = (id for id in self.artifacts.executions() if id < oldest)
-        while some := list(islice(old, _SWEPT)):
+        found, coming = self.artifacts.executions(), id_at((time.time() - _GRACE) * 1000)
+        known: dict[str, frozenset[str] | None] = {}
+        for start in range(0, len(found), _SWEPT):
             with self.store.single() as connection:
-                known = artifacts.referred(connection, some, ended_after=_GRACE + 3 * _SWEPT_EVERY, ended_before=_GRACE)
-            for execution_id in some:
-                if execution_id not in known:
-                    self.artifacts.remove(execution_id)
-                    with self.store.single() as connection:
-                        removals.count(connection, "artifacts of executions")
-                elif (keys := known[execution_id]) is not None:
-                    self.artifacts.remove_others(execution_id, keys)
+                known |= artifacts.referred(
+                    connection,
+                    found[start : start + _SWEPT],
+                    ended_after=_GRACE + 3 * _SWEPT_EVERY,
+                    ended_before=_GRACE,
+                )
+        if found and not known:
+            logger.warning("no execution of this database has artifacts, but %d others: none is removed", len(found))
+            return
+        for execution_id in found:
+            keys = known.get(execution_id)
+            if keys is not None:
+                self.artifacts.remove_others(execution_id, keys)
+            elif execution_id not in known and execution_id < coming:
+                self.artifacts.remove(execution_id)
+                with self.store.single() as connection:
+                    removals.count(connection, "artifacts of executions")
 
 
 def _is_locked_out(error: Exception) -> bool:

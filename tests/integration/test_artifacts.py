@@ -206,6 +206,16 @@ def test_a_file_that_was_changed_is_not_believed(own: Deployment, artifacts: Art
         artifacts.load(execution_id, reference)
 
 
+def test_what_a_process_has_read_is_found_by_whom_it_belongs_to_only(artifacts: Artifacts):
+    execution_id = new_id()
+    reference = Reference.of(artifacts.put(execution_id, b'"mine"'))
+    assert reference is not None
+    assert artifacts.load(execution_id, reference) == "mine"
+    for id, made_up in [(new_id(), reference), (execution_id, replace(reference, size=1))]:
+        with pytest.raises(ArtifactGone):
+            artifacts.load(id, made_up)
+
+
 def test_loops_go_over_what_is_in_files_and_collect_what_comes_of_it(own: Deployment):
     execution = done(
         own,
@@ -371,6 +381,14 @@ def test_artifacts_go_after_their_execution_and_no_others_do(
     sweeper.sweep_artifacts()
     assert {kept, gone, coming} & set(artifacts.executions()) == {kept}
     assert 'orchestrator_removed_total{kind="artifacts of executions"}' in own.client.get("/metrics").text
+
+
+def test_a_database_that_knows_none_of_the_executions_removes_nothing(own: Deployment, tmp_path: Path):
+    elsewhere = replace(own.settings.artifacts, url=str(tmp_path))
+    artifacts, old = Artifacts.of(elsewhere), id_at(1000)
+    artifacts.put(old, b"1")
+    Retention(own.store, replace(own.settings, artifacts=elsewhere), holder=new_id()).sweep_artifacts()
+    assert artifacts.executions() == [old]
 
 
 def test_what_no_row_refers_to_goes_a_while_after_the_end_of_its_execution(
