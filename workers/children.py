@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.engine.admission import admit_child
 from orchestrator.engine.plan import Plan
 from orchestrator.engine.programs import Program
 from orchestrator.engine.start import check_payload, start_execution
@@ -82,6 +83,9 @@ class Children:
             parent=Parent(self.claim.id if attached else None, self.facts.depth),
         )
         self.ring(started.plan)
+        if not started.is_new:
+            for plan in admit_child(self.process.store, started.execution_id):
+                self.ring(plan)
         return Child(started.execution_id)
 
     @property

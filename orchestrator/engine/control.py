@@ -204,10 +204,8 @@ class _Again:
                 locked.status,
             )
         control.forget_endings(self.connection, locked.id)
-        admitted, keys = control.revive(self.connection, locked.id, whole=whole)
-        self.keys.update(keys)
-        if not admitted:
-            self.waiting.add(locked.id)
+        self.keys.update(control.revive(self.connection, locked.id, whole=whole))
+        self.waiting.add(locked.id)
 
     def steps(self, locked: Locked, program: Program, **which: Collection[str]) -> None:
         reset = control.reset(self.connection, locked.id, **which)
@@ -216,7 +214,8 @@ class _Again:
         self.plans += _plans_of_all(self.connection, program, locked.id)
 
     def _child(self, locked: Locked) -> None:
-        """The step that is done again finds the execution that it had started: so that is retried as well."""
+        """The step that is done again finds the execution that it had started: so that is retried as well, and begins
+        when the step comes to it."""
         if control.was_undone(self.connection, locked.id):
             control.forget(self.connection, locked.id)
         elif locked.status in RETRY_EXECUTION.sources:

@@ -152,6 +152,8 @@ class _Inquiry:
 
     def _held(self, execution: ExecutionSeen) -> Reason:
         limits = why.own_limits(self.connection, execution.id)
+        if not limits:
+            return _held_for_its_step(execution)
         limit = next((one for one in limits if one.is_reached), limits[0])
         of_workflow = limit.key == execution.workflow_id
         name = "its workflow" if of_workflow else f"the key '{limit.key.partition(':')[2]}'"
@@ -332,6 +334,12 @@ def _ended_step(step: StepSeen) -> Reason:
         detail = f"attempt {step.attempt} failed ({step.error_kind}: {message}), and there is no other"
     facts = {"attempt": step.attempt, "kind": step.error_kind, "message": message}
     return Reason(Why(step.status), detail, step.finished_at, facts)
+
+
+def _held_for_its_step(execution: ExecutionSeen) -> Reason:
+    parent = execution.parent_id
+    detail = f"it was tried again with execution {parent}, and begins when the step there comes to it"
+    return Reason(Why.WAITING_FOR_DEPENDENCIES, detail, execution.created_at, {"execution_id": parent})
 
 
 def _paused(execution: ExecutionSeen) -> Reason:

@@ -1,7 +1,8 @@
 """Which executions may run: as many as the limits allow, the most urgent first, each workflow in its turn.
 
 An execution is admitted once, before its first step is claimed. Until then it waits in the backlog; or it is held, if
-one of its own limits (of its workflow, of a key) is reached. What runs is counted from the rows, by whoever admits,
+one of its own limits (of its workflow, of a key) is reached, or if it is a child that goes on when its parent does
+(`admit_child`). What runs is counted from the rows, by whoever admits,
 under one lock: so a limit is never exceeded, and there is no counter that could leak. One that its rate limit holds
 (it is `paced`) is let into the backlog by reconcile, in the order of the backlog, when there is a use for it; that is
 made when it is admitted.
@@ -211,6 +212,16 @@ def admit(store: Store, places: int, freed: Collection[str] = (), opened: Collec
     return [Admitted(*row) for row in store.call(_ADMIT_ROUTINE, params)]
 
 
+def admit_child(connection: Connection, execution_id: str) -> bool:
+    """Admit an execution that was tried again together with the step which waits for it, and which has come to it now:
+    unless it has limits of its own, that is all it was held for."""
+    sql = (
+        "UPDATE executions e SET admitted_at = clock_timestamp(), held = false WHERE e.id = %(id)s::uuid "
+        f"AND {WAITS} AND e.parent_step_id IS NOT NULL AND e.limit_keys IS NULL AND e.rate_key IS NULL"
+    )
+    return run(connection, sql, {"id": execution_id}).rowcount == 1
+
+
 ASKED = f"EXISTS (SELECT FROM executions e WHERE {BACKLOG})"
 """SQL: whether anybody waits for a place."""
 
@@ -243,8 +254,8 @@ def keys_with_room(connection: Connection, limit: int) -> list[str]:
         connection,
         f"""
         WITH used AS MATERIALIZED (SELECT ({_IN_USE}) AS in_use)
-        SELECT e.limit_keys[1] FROM executions e, used WHERE {_HELD} AND NOT {_is_reached("used.in_use")}
-        LIMIT %(limit)s
+        SELECT e.limit_keys[1] FROM executions e, used
+        WHERE {_HELD} AND e.limit_keys IS NOT NULL AND NOT {_is_reached("used.in_use")} LIMIT %(limit)s
         """,
         {"limit": limit},
     )

@@ -125,23 +125,22 @@ def is_step_tried_again(connection: Connection, step_execution_id: str) -> bool:
     return is_tried
 
 
-def revive(connection: Connection, execution_id: str, *, whole: bool) -> tuple[bool, tuple[str, ...]]:
-    """Let an execution begin anew, once it is admitted: whether it is, and the keys of its own limits. One that a step
-    waits for needs no place, and waits at most for those. `whole` if all that failed of it is tried again."""
+def revive(connection: Connection, execution_id: str, *, whole: bool) -> tuple[str, ...]:
+    """Let an execution begin anew, once it is admitted; the keys of its own limits. One that a step waits for needs no
+    place: it waits for those, or else for that step, which may have to wait itself (admission.admit_child). `whole` if
+    all that failed of it is tried again."""
     row = run(
         connection,
         f"UPDATE executions SET {RETRY_EXECUTION.assignment}, finished_at = NULL, outcome = NULL, output = NULL, "
         "error_message = NULL, started_at = NULL, deadline = NULL, paused_at = NULL, paused_with = NULL, "
         "retried_at = CASE WHEN %(whole)s THEN clock_timestamp() END, "
-        "admitted_at = CASE WHEN parent_step_id IS NOT NULL AND limit_keys IS NULL AND rate_key IS NULL "
-        "THEN clock_timestamp() END, "
-        "held = parent_step_id IS NOT NULL AND (limit_keys IS NOT NULL OR rate_key IS NOT NULL), "
+        "admitted_at = NULL, held = parent_step_id IS NOT NULL, "
         "paced = parent_step_id IS NOT NULL AND limit_keys IS NULL AND rate_key IS NOT NULL, "
         f"turn = {admission.next_turn('executions.workflow_id', 'executions.priority')} "
-        f"WHERE id = %(id)s::uuid AND {RETRY_EXECUTION.guard} RETURNING admitted_at, limit_keys",
+        f"WHERE id = %(id)s::uuid AND {RETRY_EXECUTION.guard} RETURNING limit_keys",
         {"id": execution_id, "whole": whole},
     ).one()
-    return row.admitted_at is not None, tuple(row.limit_keys or ())
+    return tuple(row.limit_keys or ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from test_control import call, held
 from test_control_flow import child_of, completed, loop, parallel
 from test_execution import rows_of, states_of, step, workflow
 from test_inline_bodies import BODIES, OneWorker, a_set, worker
+from test_inline_children import children, perform
 
 from orchestrator.engine import bodies as engine_bodies
 from orchestrator.engine.admission import admit_all
@@ -466,6 +468,44 @@ def test_what_is_cancelled_while_it_waits_for_a_place_ends(single_place: Deploym
     waiting = single_place.execute(workflow_id)
     assert call(single_place, waiting, "cancel")["status"] == "cancelled"
     assert single_place.statuses(waiting) == {"a": "cancelled"}  # what has not begun needs no end
+
+
+def a_parent_that_failed(worker: OneWorker, *beside: dict[str, Any]) -> tuple[str, str]:
+    """An execution and the one that it started, whose first attempt failed."""
+    child = worker.servers.create(workflow(step("x", "fail", until_attempt=2)), "child")
+    parent = worker.servers.execute(worker.servers.create(workflow(child_of(child), *beside), "parent"))
+    perform(worker, parent)
+    assert worker.servers.statuses(parent)["child"] == "failed"
+    ((_, started),) = children(worker, {"id": parent})
+    return parent, started["id"]
+
+
+def test_a_child_that_is_retried_does_not_begin_before_its_parent_has_a_place(single_place: Deployment):
+    worker = OneWorker(single_place)
+    with closing(worker.process):
+        parent, child = a_parent_that_failed(worker)
+        other = single_place.execute(single_place.create(SINGLE))
+        assert call(single_place, parent, "retry")["status"] == "queued"
+        assert steps.claim(single_place.store, child, "x", new_id()) is None
+        why = single_place.client.get(f"/api/v1/executions/{child}/why").json
+        assert (why["reason"], why["facts"]["execution_id"]) == ("waiting_for_dependencies", parent)
+        with single_place.store.single() as connection:
+            assert admission.keys_with_room(connection, 10) == []
+        assert end(single_place, other) == [parent]
+        perform(worker, parent)
+        assert single_place.execution(parent)["status"] == "completed"
+
+
+def test_a_child_that_is_retried_while_its_parent_is_paused_goes_on_with_it(worker: OneWorker):
+    parent, child = a_parent_that_failed(worker, {"id": "asked", "type": "approval", "config": {}})
+    call(worker.servers, parent, "pause")
+    step_id = rows_of(worker.servers.execution(parent))["child"]["id"]
+    assert worker.servers.client.post(f"/api/v1/step-executions/{step_id}/retry").status_code == 200
+    assert steps.claim(worker.servers.store, child, "x", new_id()) is None
+    call(worker.servers, parent, "resume")
+    perform(worker, parent)
+    assert worker.servers.statuses(parent) == {"child": "completed", "asked": "waiting"}
+    call(worker.servers, parent, "cancel")
 
 
 def test_a_child_that_its_own_limit_held_back_needs_no_place(single_place: Deployment):
