@@ -2,10 +2,9 @@
 
 An execution is admitted once, before its first step is claimed. Until then it waits in the backlog; or it is held, if
 one of its own limits (of its workflow, of a key) is reached, or if it is a child that goes on when its parent does
-(`admit_child`). What runs is counted from the rows, by whoever admits,
-under one lock: so a limit is never exceeded, and there is no counter that could leak. One that its rate limit holds
-(it is `paced`) is let into the backlog by reconcile, in the order of the backlog, when there is a use for it; that is
-made when it is admitted.
+(`admit_child`). What runs is counted from the rows, by whoever admits, under one lock: so a limit is never exceeded,
+and there is no counter that could leak. One that its rate limit holds (it is `paced`) is let into the backlog by
+reconcile, in the order of the backlog, when there is a use for it; that is made when it is admitted.
 
 Turns make it fair (start-time fair queueing, Goyal, Vin and Cheng 1996): an execution that has to wait gets the turn
 after the last of its workflow's that wait, or that of the one which is next of its priority if that is later. So of two
