@@ -72,7 +72,7 @@ class Artifacts:
     @staticmethod
     def of(settings: ArtifactSettings) -> Artifacts:
         """The one of this process for these settings."""
-        return _shared(settings.url, tuple(sorted((settings.options or {}).items())), settings.threshold)
+        return _shared(orjson.dumps(asdict(settings), option=orjson.OPT_SORT_KEYS))
 
     @property
     def is_there(self) -> bool:
@@ -166,9 +166,9 @@ class Artifacts:
         if not self.is_there:
             raise ArtifactGone("an output is in an artifact store, and there is none here: set artifacts.url as it was")
         try:
+            given = {**(self._settings.options or {}), **(self._settings.credentials or {})}
             # Not kept: fsspec has one for each process and thread that may use it.
-            options = {"use_listings_cache": False, **(self._settings.options or {})}
-            files, root = fsspec.url_to_fs(self._settings.url, **options)
+            files, root = fsspec.url_to_fs(self._settings.url, use_listings_cache=False, **given)
             yield files, f"{root.rstrip('/')}/{folder}".rstrip("/")
         except StepFailed:
             raise
@@ -182,8 +182,8 @@ class Artifacts:
 
 
 @lru_cache
-def _shared(url: str, options: tuple[tuple[str, str], ...], threshold: int) -> Artifacts:
-    return Artifacts(ArtifactSettings(url=url, options=dict(options), threshold=threshold))
+def _shared(settings: bytes) -> Artifacts:
+    return Artifacts(ArtifactSettings(**orjson.loads(settings)))
 
 
 def _name(path: str) -> str:

@@ -241,7 +241,10 @@ class ArtifactSettings:
         "", _text, "a folder that all processes share, or an fsspec URL as s3://bucket/path; empty: outputs are in rows"
     )
     options: Mapping[str, str] | None = _setting(
-        None, _table, "what fsspec's file system is made with, as endpoint_url, key, secret", secret=True
+        None, _table, "what fsspec's file system is made with, as endpoint_url"
+    )
+    credentials: Mapping[str, str] | None = _setting(
+        None, _table, "what else it is made with, which is masked wherever it appears, as key and secret", secret=True
     )
     threshold: int = _setting(256 * 1024, _size, "bytes of a step's output from which on it is kept there", minimum=1)
 
@@ -540,7 +543,12 @@ def _build_named(kind: Any, path: str, written: dict[str, tuple[object, str]], w
 
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
-_WHOLE = frozenset(("connections", "hosts", "agents", "mcp.servers", "oidc", "llm.rate_limit", "artifacts.options"))
+_WHOLE = frozenset(
+    (
+        "connections", "hosts", "agents", "mcp.servers", "oidc", "llm.rate_limit",
+        "artifacts.options", "artifacts.credentials",
+    )
+)  # fmt: skip
 """Settings that are read as one value, since what is below them is named by the user."""
 
 

@@ -444,12 +444,12 @@ def bucket() -> Iterator[ArtifactSettings]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    options = {"endpoint_url": f"http://{host}:{port}", "key": "an-access-key", "secret": "a-secret-key"}
+    address, credentials = f"http://{host}:{port}", {"key": "an-access-key", "secret": "a-secret-key"}
     boto3.client(
-        "s3", endpoint_url=options["endpoint_url"], region_name="us-east-1",
-        aws_access_key_id=options["key"], aws_secret_access_key=options["secret"],
+        "s3", endpoint_url=address, region_name="us-east-1",
+        aws_access_key_id=credentials["key"], aws_secret_access_key=credentials["secret"],
     ).create_bucket(Bucket="outputs")  # fmt: skip
-    yield ArtifactSettings(url="s3://outputs/of/steps", options=options)
+    yield ArtifactSettings(url="s3://outputs/of/steps", options={"endpoint_url": address}, credentials=credentials)
     server.stop()
 
 
