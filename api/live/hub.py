@@ -75,7 +75,7 @@ class Hub:
             try:
                 self._turn()
             except DatabaseAway as error:
-                logger.warning("live streams wait for the database: %s", error)
+                logger.warning("live streams wait for the database: %s", str(error).partition("\n")[0])
                 self._look_at = self._read_at = time.monotonic() + _PAUSE
             except Exception:
                 logger.exception("live streams go on in a second")
@@ -155,7 +155,7 @@ class Hub:
             return
         if listener.is_finished:
             return
-        selection = None if now >= listener.ends_at else listener.look_again()
+        selection = None if now >= listener.ends_at else _seen_by(listener)
         if selection is None:
             listener.finish()
         else:
@@ -236,6 +236,13 @@ class Hub:
         else:
             listener.tell(listener.format.end(end))
             listener.finish()
+
+
+def _seen_by(listener: Listener) -> Selection | None:
+    try:
+        return listener.look_again()
+    except DatabaseAway:
+        return listener.selection  # by that nobody's roles have changed
 
 
 def _told(entries: Sequence[Entry], selection: Selection, format: Format) -> bytes:

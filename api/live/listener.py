@@ -31,7 +31,7 @@ class Listener:
     ends_at: float
     """On time.monotonic()'s clock."""
     look_again: Callable[[], Selection | None]
-    """What they are to be told from now on: what they may see changes. None: nothing any more."""
+    """What they are to be told from now on: what they may see changes. None: nothing any more. Raises DatabaseAway."""
     beats_at: float = 0.0
     is_live: bool = False
     """Up to date: they get what the hub reads for all."""

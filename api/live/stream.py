@@ -19,7 +19,6 @@ from api.service import service
 from orchestrator.access import Principal, Role
 from orchestrator.errors import Forbidden
 from orchestrator.store import Store, access
-from orchestrator.store.session import DatabaseAway
 
 
 def stream(
@@ -77,7 +76,5 @@ def _watch(store: Store, selection: Selection) -> Callable[[], Selection | None]
             return selection if project_id is not None and principal.may(Role.VIEWER, project_id) else None
         except (Unauthorized, Forbidden):
             return None
-        except DatabaseAway:
-            return selection  # nobody's roles have changed by that
 
     return look_again
