@@ -130,7 +130,7 @@ INSERT_ENDED = f"""
     SELECT u.id, %(execution)s, u.path, u.step_id, u.scope, u.container, u.type, u.queue, u.status, u.height,
            u.timeout, u.iteration, CASE WHEN u.began IS NULL THEN 0 ELSE 1 END,
            CASE WHEN u.began IS NOT NULL THEN %(worker)s END, u.input, u.output, u.variables, u.reason,
-           clock_timestamp() - u.began * interval '1 second', clock_timestamp() - u.ended * interval '1 second',
+           statement_timestamp() - u.began * interval '1 second', statement_timestamp() - u.ended * interval '1 second',
            nextval('feed_seq')
     FROM unnest({", ".join(f"%({name})s" for name in _ENDED_COLUMNS)})
          AS u(id, path, step_id, scope, container, type, queue, status, height, timeout, iteration, input,

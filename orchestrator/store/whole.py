@@ -30,13 +30,14 @@ _INSERT_ROUTINE = Routine(
     "insert_whole",
     f"""
     DECLARE
-        began timestamptz := clock_timestamp() - %(took)s * interval '1 second';
+        ended timestamptz := statement_timestamp();  -- of which also those of its steps are reckoned
+        began timestamptz := ended - %(took)s * interval '1 second';
     BEGIN
         INSERT INTO executions (id, workflow_id, version, status, input, output, priority, idempotency_key, timeout,
                                 parent_step_id, depth, created_at, admitted_at, started_at, finished_at, counted_until)
         SELECT %(execution)s, w.id, w.version, '{ExecutionStatus.COMPLETED}', %(input)s, %(output)s, %(priority)s,
-               %(key)s, %(timeout)s, %(parent)s, %(depth)s, began, began, began, now.now, now.now
-        FROM workflows w, clock_timestamp() AS now(now)
+               %(key)s, %(timeout)s, %(parent)s, %(depth)s, began, began, began, ended, ended
+        FROM workflows w
         WHERE w.id = %(workflow)s AND w.version = %(version)s AND NOT w.is_template
           AND w.status IN ({sql_words(STARTABLE)})
           AND w.project_id = (SELECT b.project_id FROM workflows b WHERE b.id = %(beside)s);

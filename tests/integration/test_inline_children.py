@@ -92,6 +92,16 @@ def test_an_execution_performed_whole_leaves_what_another_leaves(worker: OneWork
     assert {one["execution_id"] for one in outputs} == {usual["id"], whole["id"]}
 
 
+def test_its_times_lie_within_those_of_its_step_and_its_steps_within_it(worker: OneWorker) -> None:
+    child = worker.servers.create(CHILDREN["a chain"], "child")
+    execution = run(worker, calls(child, times=3))
+    for call, (how, made) in list(zip(execution["step_executions"], children(worker, execution), strict=True))[1:]:
+        assert how == WHOLE
+        moments = [moment for row in made["step_executions"] for moment in (row["start_time"], row["end_time"])]
+        around = [call["start_time"], made["start_time"], *moments, made["end_time"], call["end_time"]]
+        assert around == sorted(around)
+
+
 def test_it_counts_in_the_statistics_as_another_does(worker: OneWorker) -> None:
     child = worker.servers.create(CHILDREN["a branch not taken"], "child")
     run(worker, calls(child, times=1))
