@@ -731,14 +731,14 @@ def overdue(connection: Connection, limit: int) -> list[str]:
 
 
 def abandoned(connection: Connection, limit: int) -> list[str]:
-    """Live executions whose parent has gone on without them: the step that started them has ended, or has let go of
-    them (see control.let_go)."""
+    """Live executions whose parent has gone on without them: the step that started them has ended, has let go of them
+    (see control.let_go), or was forgotten with what ran at the end before a retry."""
     rows = run(
         connection,
         f"""
-        SELECT e.id::text FROM executions e JOIN step_executions s ON s.id = e.parent_step_id
-        WHERE e.status IN ({sql_words(EXECUTION_LIVE)}) AND e.outcome IS NULL
-          AND (s.status IN ({sql_words(STEP_TERMINAL)}) OR e.idempotency_key IS NULL)
+        SELECT e.id::text FROM executions e LEFT JOIN step_executions s ON s.id = e.parent_step_id
+        WHERE e.status IN ({sql_words(EXECUTION_LIVE)}) AND e.outcome IS NULL AND e.parent_step_id IS NOT NULL
+          AND (s.id IS NULL OR s.status IN ({sql_words(STEP_TERMINAL)}) OR e.idempotency_key IS NULL)
         LIMIT %(limit)s
         """,
         {"limit": limit},

@@ -363,6 +363,21 @@ def test_a_retry_starts_another_child_if_the_first_was_undone(deployment: Deploy
     assert len(marks.read_text().splitlines()) == 2
 
 
+def test_a_child_is_ended_whose_step_was_forgotten_with_what_ran_at_the_end(worker: OneWorker, hand: Hand):
+    child = worker.servers.create(workflow({"id": "asked", "type": "approval", "config": {}}), "child")
+    definition = {**workflow(step("a", "fail")), "finally": [child_of(child)]}
+    parent = worker.servers.execute(worker.servers.create(definition, "parent"))
+    perform(worker, parent)
+    ((_, started),) = children(worker, {"id": parent})
+    assert worker.servers.statuses(started["id"]) == {"asked": "waiting"}
+    end_early(hand.store, hand.programs, parent, ExecutionStatus.FAILED, "its time was up")
+    call(worker.servers, parent, "retry")
+    with hand.store.single() as connection:
+        assert started["id"] in executions.abandoned(connection, 1000)
+    for execution_id in (parent, started["id"]):
+        call(worker.servers, execution_id, "cancel")
+
+
 def test_a_child_is_retried_by_way_of_its_parent(deployment: Deployment):
     child = deployment.create(workflow(step("x", "fail")))
     execution = deployment.run(workflow(child_of(child)))
