@@ -301,8 +301,8 @@ class Reconciler:
         with self.store.single() as connection:
             untold = untold_ends.first(connection, _BATCH)
         if self.observer is not None:
-            for execution_id in untold:
-                self.observer.execution_ended(execution_id)
+            for one in untold:
+                self.observer.execution_ended(one.execution_id)
         if untold:
             with self.store.single() as connection:
                 untold_ends.remove(connection, untold)

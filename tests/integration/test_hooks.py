@@ -313,6 +313,27 @@ def test_a_worker_that_dies_before_it_has_told_leaves_the_end_to_the_next(start:
     assert until_told(told, execution_id, 1) == ["workflow_completed"]
 
 
+def test_an_end_that_comes_while_the_one_before_it_is_told_is_told_as_well(start: Start):
+    class EndsAgain:
+        def execution_ended(self, ended: str) -> None:
+            told.append(ended)
+            if len(told) == 1:
+                for call in "retry", "cancel":
+                    process.servers.client.post(f"/api/v1/executions/{ended}/{call}")
+
+        def attempt_failed(self, *_: Any, **__: Any) -> None: ...
+
+    told: list[str] = []
+    process = start()
+    execution_id = process.start(step("a"))
+    process.servers.client.post(f"/api/v1/executions/{execution_id}/cancel")
+    reconciler = process.reconciler()
+    reconciler.observer = EndsAgain()
+    for _ in range(3):
+        reconciler.tell_ends()
+    assert told == [execution_id] * 2
+
+
 def test_ends_that_nobody_wants_to_hear_of_are_not_kept(start: Start):
     process = start()
     execution_id = process.start(step("a"))
