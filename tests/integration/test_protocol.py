@@ -458,6 +458,11 @@ class Stage:
     world: World
     reconcilers: list[Reconciler]
     now: float = 0.0
+    began: tuple[float, list[dict[str, Any]]] = (0.0, [])
+    """What time it was, and what the reconcilers knew, when the first example began."""
+
+    def is_set(self) -> None:
+        self.began = self.now, [dict(vars(reconciler)) for reconciler in self.reconcilers]
 
     def tick(self, which: int, seconds: float) -> None:
         self.now += seconds
@@ -466,6 +471,10 @@ class Stage:
         assert not self.reconcilers[which].stumbled
 
     def clear(self) -> None:
+        """So that an example comes to the same whatever came before it."""
+        self.now, known = self.began
+        for reconciler, state in zip(self.reconcilers, known, strict=True):
+            vars(reconciler).update(state)
         self.deployment.sql("DELETE FROM workflows")
         self.deployment.sql("DELETE FROM worker_processes")
         self.deployment.sql("DELETE FROM notes")
@@ -866,6 +875,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         for _ in range(8):
             for which in (0, 1):
                 stage.tick(which, LEASE / 8)
+        stage.is_set()
         yield stage
         store.close()
 
