@@ -155,7 +155,7 @@ _FIRES = f"""
 
 def fill(store: Store, past: Past, executions: int, log_lines: int = 100_000) -> None:
     """Executions that ended within the last DAYS days, `executions` of them, each of its workflow's version 1."""
-    with store.single() as connection, _spread_out(connection):
+    with store.single() as connection, _unchecked(connection):
         params = {
             "executions": executions,
             "workflows": list(past.workflow_ids),
@@ -180,7 +180,7 @@ def fill(store: Store, past: Past, executions: int, log_lines: int = 100_000) ->
 
 
 @contextmanager
-def _spread_out(connection: Connection) -> Iterator[None]:
+def _unchecked(connection: Connection) -> Iterator[None]:
     """Foreign keys are not looked up for each row: what is inserted is known to be there."""
     run(connection, "SELECT setseed(0.5)")
     run(connection, "SET session_replication_role = replica")
@@ -189,7 +189,7 @@ def _spread_out(connection: Connection) -> Iterator[None]:
         yield
     finally:
         run(connection, "DROP TABLE IF EXISTS past")
-        run(connection, "RESET ALL")
+        run(connection, "RESET session_replication_role; RESET work_mem")
         run(connection, "VACUUM ANALYZE")
 
 
