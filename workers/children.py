@@ -60,6 +60,8 @@ class Children:
             outcome = executions.outcome(connection, execution_id)
         if outcome is None:
             raise _mistake(f"execution {execution_id}, which this step started, has been deleted")
+        if outcome.status is ExecutionStatus.QUEUED:
+            self._let_in(execution_id)
         return self._whole(execution_id, outcome)
 
     def _whole(self, execution_id: str, outcome: Outcome) -> Outcome:
@@ -84,9 +86,15 @@ class Children:
         )
         self.ring(started.plan)
         if not started.is_new:
-            for plan in admit_child(self.process.store, started.execution_id):
-                self.ring(plan)
+            self._let_in(started.execution_id)
         return Child(started.execution_id)
+
+    def _let_in(self, execution_id: str) -> None:
+        """One that was tried again has waited for this step."""
+        with own_store():
+            plans = admit_child(self.process.store, execution_id)
+        for plan in plans:
+            self.ring(plan)
 
     @property
     def _key(self) -> str:

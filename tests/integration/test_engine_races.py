@@ -523,6 +523,22 @@ def test_a_child_that_is_retried_while_its_parent_is_paused_goes_on_with_it(work
     call(worker.servers, parent, "cancel")
 
 
+def test_a_child_that_is_retried_before_its_step_has_seen_it_fail_begins_when_that_looks(worker: OneWorker):
+    child = worker.servers.create(workflow(step("x", "fail", until_attempt=2)), "child")
+    parent = worker.servers.execute(worker.servers.create(workflow(child_of(child)), "parent"))
+    worker.process.run_steps(parent, ["child"], ())
+    ((_, started),) = children(worker, {"id": parent})
+    call(worker.servers, parent, "pause")
+    call(worker.servers, started["id"], "resume")
+    worker.process.run_steps(started["id"], ["x"], ())
+    assert worker.servers.statuses(parent) == {"child": "queued"}
+    call(worker.servers, started["id"], "retry")
+    call(worker.servers, parent, "resume")
+    for execution_id, path in ((parent, "child"), (started["id"], "x"), (parent, "child")):
+        worker.process.run_steps(execution_id, [path], ())
+    assert worker.servers.execution(parent)["status"] == "completed"
+
+
 def test_a_child_that_its_own_limit_held_back_needs_no_place(single_place: Deployment):
     child = single_place.create({**SINGLE, "max_concurrent": 1}, "child")
     parent = single_place.execute(single_place.create(workflow(child_of(child), step("b")), "parent"))
