@@ -75,6 +75,7 @@ class InProcess:
         self.servers = servers
         self.settings = replace(servers.settings, plugins=",".join(["sample_steps", *plugins]))
         self.worker = WorkerProcess(self.settings, "in@process")
+        servers.sql("DELETE FROM untold_ends")  # those of other tests
 
     def start(self, *those: dict[str, Any], input: dict[str, Any] | None = None, **more: Any) -> str:
         return self.servers.execute(self.servers.create(workflow(*those, **more)), input)
