@@ -67,14 +67,14 @@ def fifty_workflows(here: Orchestrator) -> history.Past:
 @dataclass(frozen=True, slots=True)
 class Question:
     """A path and a query, which `asker` asks; of a list in each of its `orders`, on the first page and on that which
-    begins after the id `deep`."""
+    begins after `deep`, an id or what else the list is in the order of."""
 
     name: str
     path: str
     most: float
     query: Mapping[str, str] = field(default_factory=dict)
     orders: Sequence[str] = ()
-    deep: str | None = None
+    deep: str | int | None = None
     asker: str = "everything"
 
     def requests(self) -> Iterator[tuple[str, Request]]:
@@ -168,7 +168,7 @@ def questions(here: Orchestrator, past: history.Past) -> Iterator[Question]:
         yield audit(f"audit log, {name}", query={name: value})
 
     in_the_middle = one(
-        here, "SELECT id::text FROM step_logs WHERE execution_id = %(id)s::uuid ORDER BY id OFFSET 50000 LIMIT 1",
+        here, "SELECT seq FROM step_logs WHERE execution_id = %(id)s::uuid ORDER BY seq OFFSET 50000 LIMIT 1",
         id=many_lines,
     )[0]  # fmt: skip
     logs = partial(

@@ -129,7 +129,7 @@ _STEP_STATS = f"""
 _LOGS = f"""
     INSERT INTO step_logs (id, execution_id, step_execution_id, step_id, attempt, level, message, at)
     SELECT {_ID.format(at="at", kind="kind", number="number")}, id, id, (%(names)s)[1], 1,
-           CASE kind WHEN 1 THEN 'INFO' ELSE 'WARNING' END, 'line ' || number, at
+           CASE kind WHEN 1 THEN 'info' ELSE 'warning' END, 'line ' || number, at
     FROM (
         SELECT id, at, kind, n AS number FROM past, generate_series(1, 2) kind WHERE n %% 10 = 0
         UNION ALL
