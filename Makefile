@@ -21,7 +21,7 @@ check: .venv/installed-dev
 	"$(BIN)/lint-imports"
 	"$(BIN)/bandit" --quiet --configfile pyproject.toml --recursive orchestrator workers api beat
 
-# What is installed, against the advisories of pypi.org: not in `test`, which is to give the same result tomorrow.
+# What is installed, against the advisories of the package index: not in `test`, which is to give the same result tomorrow.
 audit: .venv/installed-dev
 	"$(BIN)/bandit" --quiet --configfile pyproject.toml --recursive orchestrator workers api beat
 	"$(BIN)/python" -m pip --disable-pip-version-check freeze --exclude-editable \
