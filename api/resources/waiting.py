@@ -34,7 +34,8 @@ def send_signal(given: dict[str, Any], execution_id: UUID) -> Response:
 @blueprint.arguments(DecisionIn())
 @blueprint.response(202, StepExecutionOut)
 def decide(given: dict[str, Any], step_execution_id: UUID) -> Response:
-    """Approve or reject what an approval step waits for; 409 if it does not wait (any more)."""
+    """Approve or reject what an approval step waits for; 409 if it does not wait (any more), unless it has been told
+    the same before."""
     here = service()
     decision = {**given, "decided_at": datetime.now(UTC).isoformat()}
     here.send(waiting.decide(here.store, here.programs, str(step_execution_id), decision))

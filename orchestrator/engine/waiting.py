@@ -91,8 +91,8 @@ def send_signal(
         return signal_id, plan(program.scopes, execution_id, locked.priority, [path])
 
 
-def decide(store: Store, programs: Programs, step_execution_id: str, decision: Any) -> Plan:
-    """Give a step the decision that it waits for; what to dispatch.
+def decide(store: Store, programs: Programs, step_execution_id: str, decision: Any) -> Plan | None:
+    """Give a step the decision that it waits for; what to dispatch, None if it was given the same before.
 
     Raises NotFound; Conflict if the step does not wait for a decision.
     """
@@ -101,6 +101,8 @@ def decide(store: Store, programs: Programs, step_execution_id: str, decision: A
         locked = executions.lock(connection, step.execution_id)
         assert locked is not None
         if not signals.decide(connection, step_execution_id, decision):
+            if signals.was_decided(connection, step_execution_id, decision):
+                return None
             status = signals.address(connection, step_execution_id).status
             raise Conflict(f"step {step.path} is {status} and waits for no decision", status)
         program = programs.get(store, locked.workflow_id, locked.version)

@@ -136,6 +136,15 @@ def decide(connection: Connection, step_execution_id: str, decision: Any) -> boo
     return run(connection, sql, {"id": step_execution_id, "decision": to_json(decision)}).rowcount == 1
 
 
+def was_decided(connection: Connection, step_execution_id: str, decision: Any) -> bool:
+    """Whether a step has been given this decision, whenever that was."""
+    sql = (
+        "SELECT (state -> 'decision') - 'decided_at' = %(decision)s::jsonb - 'decided_at' FROM step_executions "
+        "WHERE id = %(id)s::uuid"
+    )
+    return bool(run(connection, sql, {"id": step_execution_id, "decision": to_json(decision)}).scalar())
+
+
 def wake_parent(connection: Connection, parent_step_id: str) -> Ring | None:
     """Queue the step whose child has ended, if it waits for that."""
     row = run(

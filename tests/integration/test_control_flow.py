@@ -494,7 +494,9 @@ def test_an_approval_waits_for_a_decision(deployment: Deployment):
     assert execution["status"] == "completed"
     assert (output["approved"], output["comment"], output["by"]) == (True, "fine", "ana")
     again = deployment.client.post(f"/api/v1/step-executions/{step_id}/decision", json=body)
-    assert (again.status_code, again.json["state"]) == (409, "completed")
+    assert (again.status_code, again.json["output"]) == (202, output)
+    other = deployment.client.post(f"/api/v1/step-executions/{step_id}/decision", json={**body, "approved": False})
+    assert (other.status_code, other.json["state"]) == (409, "completed")
 
 
 def test_a_rejection_fails_the_step_unless_it_is_told_to_go_on(deployment: Deployment):
