@@ -33,20 +33,20 @@ from orchestrator.errors import (
     TemplateError,
 )
 from orchestrator.lifecycle import StepStatus
+from orchestrator.metrics import tally
 from orchestrator.store import Store, cached_results, executions, logs, rate_line, signals, steps
 from orchestrator.store.bodies import EndedRow
 from orchestrator.store.logs import LogLine
 from orchestrator.store.rates import AWAITS_RATE, Rate
 from orchestrator.store.session import Call
 from orchestrator.store.steps import Claim, ExecutionFacts
-from orchestrator.tally import tally
 from workers.inline import has_pure_bodies, perform_body
+from workers.pending_signals import PendingSignals
 from workers.rounds import named, rounds
 from workers.secrets import Secrets
 from workers.steps.condition import is_true
 from workers.steps.contract import Done, LogLevel, Round, Spawn, StepContext, StepType, Wait, Workflows
 from workers.stopping import Watch, ended_by
-from workers.untaken import Untaken
 
 T = TypeVar("T")
 
@@ -222,7 +222,7 @@ class Attempt:
     """Bodies that only compute are performed in this attempt."""
     body: Sequence[EndedRow] = ()
     """The steps in those that were."""
-    untaken: Untaken | None = None
+    pending_signals: PendingSignals | None = None
     """Signals that are taken when the result is recorded; None to take them at once."""
     besides: list[Call] = field(default_factory=list)
     """What is recorded with the result, or neither is."""
@@ -457,9 +457,9 @@ class Attempt:
     def _take_signal(self, name: str) -> Any:
         # What an attempt took that was lost with its worker is the next one's.
         with own_store():
-            if self.untaken is None or self.claim.attempt > 1 or self.claim.losses:
+            if self.pending_signals is None or self.claim.attempt > 1 or self.claim.losses:
                 return signals.take(self.store, self.execution.id, self.claim, name)
-            found = self.untaken.next(name)
+            found = self.pending_signals.next(name)
         if found is None:
             return None
         signal_id, signal = found

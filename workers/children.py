@@ -13,11 +13,11 @@ from orchestrator.engine.programs import Program
 from orchestrator.engine.start import check_payload, start_execution
 from orchestrator.errors import Conflict, InputError, NotFound, StepFailed
 from orchestrator.lifecycle import ExecutionStatus
-from orchestrator.store import executions, new_id, whole, workflows
+from orchestrator.store import executions, inline_executions, new_id, workflows
 from orchestrator.store.executions import Outcome, Parent
+from orchestrator.store.inline_executions import InlineExecution
 from orchestrator.store.session import Call
 from orchestrator.store.steps import Claim, ExecutionFacts
-from orchestrator.store.whole import Whole
 from workers.attempt import Attempt, own_store
 from workers.inline import only_computes, perform_execution
 from workers.secrets import Secrets
@@ -127,8 +127,10 @@ class Children:
         if performed is None:
             return None
         output, rows = performed
-        made = Whole(facts, program.timeout, output, rows, began, self._key)
-        self.besides.append(whole.insertion(made, beside=self.facts.workflow_id, worker_id=process.lease.id))
+        made = InlineExecution(facts, program.timeout, output, rows, began, self._key)
+        self.besides.append(
+            inline_executions.insertion(made, beside=self.facts.workflow_id, worker_id=process.lease.id)
+        )
         return Child(facts.id, self._whole(facts.id, Outcome(ExecutionStatus.COMPLETED, output, None)))
 
     def _attempt(self, program: Program, facts: ExecutionFacts) -> Attempt:

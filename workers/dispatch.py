@@ -14,7 +14,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from orchestrator.engine.plan import Plan
-from orchestrator.tally import BROKER_ERRORS, tally
+from orchestrator.metrics import BROKER_ERRORS, tally
 from workers import canvas
 from workers.app import app
 from workers.canvas import dispatch

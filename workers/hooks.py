@@ -24,11 +24,11 @@ from orchestrator.definition.model import Step
 from orchestrator.engine.advance import Failure
 from orchestrator.errors import StepFailed
 from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus, StepStatus
+from orchestrator.metrics import HOOK_DROPS, HOOK_ERRORS, tally
 from orchestrator.plugins import ExecutionEvent, StepEvent, load_plugins
 from orchestrator.store import Store, executions
 from orchestrator.store.session import DatabaseAway, to_json
 from orchestrator.store.steps import Claim, ExecutionFacts
-from orchestrator.tally import HOOK_DROPS, HOOK_ERRORS, tally
 from workers.attempt import Skipped
 from workers.secrets import SecretSource
 from workers.steps.contract import Done, Spawn, Wait

@@ -36,17 +36,17 @@ from orchestrator.engine.programs import Program
 from orchestrator.engine.waiting import rest, rest_awaiting
 from orchestrator.errors import StepFailed
 from orchestrator.lifecycle import StepStatus
+from orchestrator.metrics import RETRIES, tally
 from orchestrator.store import bodies, executions, steps
 from orchestrator.store.admission import Freed
 from orchestrator.store.session import Call, Refused
 from orchestrator.store.steps import Claim, ExecutionFacts, Result
-from orchestrator.tally import RETRIES, tally
 from workers.attempt import Attempt, Skipped
 from workers.children import Children
 from workers.dispatch import Doorbell
 from workers.hooks import Report
+from workers.pending_signals import PendingSignals
 from workers.steps.contract import Done, Spawn, Wait
-from workers.untaken import Untaken
 
 if TYPE_CHECKING:
     from workers.process import WorkerProcess
@@ -231,7 +231,7 @@ class Lane:
         self.pack = Pack()
         self.pack.add(starts)
         self.seen: dict[str, dict[str, Any]] = {}
-        self.untaken = Untaken(process.store, execution_id)
+        self.pending_signals = PendingSignals(process.store, execution_id)
         self.onward = Onward(process.doorbell)
         self.freed: Freed | None = None
         """Its execution has ended, and somebody may wait for its place."""
@@ -297,7 +297,7 @@ class Lane:
             watch=self.process.watch,
             workflows=Children(self.process, self.onward.add, self.facts, claim, secrets, besides if inlines else None),
             inlines=inlines,
-            untaken=self.untaken if inlines else None,
+            pending_signals=self.pending_signals if inlines else None,
             besides=besides,
         )
 

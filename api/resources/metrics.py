@@ -2,7 +2,7 @@
 
 Everything is read from the database and the broker when it is asked for: every process of the API answers the same, and
 nothing is lost when one of them ends. What workers count is in the database within a few seconds: see
-orchestrator/tally.py.
+orchestrator/metrics.py.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from api.body import Blueprint
 from api.service import service
 from orchestrator.engine.overview import scheduler_status
+from orchestrator.metrics import BUCKETS, LE, PLAIN, SECONDS, Key
 from orchestrator.store import counters, removals, stats, workflows
-from orchestrator.tally import BUCKETS, LE, PLAIN, SECONDS, Key
 
 blueprint = Blueprint("metrics", __name__, description="Metrics")
 

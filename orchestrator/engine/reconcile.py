@@ -26,6 +26,7 @@ from orchestrator.engine.advance import Advance, Failure, end_early, end_failed_
 from orchestrator.engine.plan import Message, Plan, plan
 from orchestrator.engine.programs import Programs
 from orchestrator.lifecycle import ExecutionStatus
+from orchestrator.metrics import BROKER_ERRORS, LOSSES, RECONCILE_ERRORS, RETRIES, tally
 from orchestrator.store import (
     Store,
     cached_results,
@@ -43,7 +44,6 @@ from orchestrator.store.cancellations import Due
 from orchestrator.store.recovery import Orphan, Ring, Unclaimed
 from orchestrator.store.session import DatabaseAway
 from orchestrator.store.steps import Claim
-from orchestrator.tally import BROKER_ERRORS, LOSSES, RECONCILE_ERRORS, RETRIES, tally
 
 logger = logging.getLogger(__name__)
 

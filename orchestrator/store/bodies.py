@@ -35,6 +35,35 @@ class InnerRow:
     """What its templates see as `loop`."""
 
 
+_PLACE_COLUMNS = {
+    "paths": "text[]",
+    "step_ids": "text[]",
+    "scopes": "text[]",
+    "types": "text[]",
+    "queues": "text[]",
+    "statuses": "text[]",
+    "heights": "int[]",
+    "timeouts": "float8[]",
+    "iterations": "jsonb[]",
+}
+"""What is inserted of an InnerRow, as parameters that are unnested side by side."""
+_CAST_PLACES = ", ".join(f"%({name})s::{kind}" for name, kind in _PLACE_COLUMNS.items())
+
+
+def _places(rows: Sequence[InnerRow]) -> dict[str, list[Any]]:
+    return {
+        "paths": [row.path for row in rows],
+        "step_ids": [row.step_id for row in rows],
+        "scopes": [row.scope for row in rows],
+        "types": [row.type for row in rows],
+        "queues": [row.queue for row in rows],
+        "statuses": [row.status for row in rows],
+        "heights": [row.height for row in rows],
+        "timeouts": [row.timeout for row in rows],
+        "iterations": [_json(row.iteration) for row in rows],
+    }
+
+
 def insert(
     connection: Connection,
     execution_id: str,
@@ -57,9 +86,7 @@ def insert(
             SELECT u.id, %(execution)s::uuid, u.path, u.step_id, u.scope, %(container)s, u.type, u.queue, u.status,
                    u.height, u.timeout, u.iteration,
                    CASE WHEN u.status = '{StepStatus.QUEUED}' THEN clock_timestamp() END
-            FROM mine, unnest(%(ids)s::uuid[], %(paths)s::text[], %(step_ids)s::text[], %(scopes)s::text[],
-                              %(types)s::text[], %(queues)s::text[], %(statuses)s::text[], %(heights)s::int[],
-                              %(timeouts)s::float8[], %(iterations)s::jsonb[])
+            FROM mine, unnest(%(ids)s::uuid[], {_CAST_PLACES})
                        AS u(id, path, step_id, scope, type, queue, status, height, timeout, iteration)
             ON CONFLICT (execution_id, path) DO NOTHING RETURNING id
         )
@@ -71,15 +98,7 @@ def insert(
             "held": held.id if held else None,
             "token": held.token if held else None,
             "ids": [new_id() for _ in rows],
-            "paths": [row.path for row in rows],
-            "step_ids": [row.step_id for row in rows],
-            "scopes": [row.scope for row in rows],
-            "types": [row.type for row in rows],
-            "queues": [row.queue for row in rows],
-            "statuses": [row.status for row in rows],
-            "heights": [row.height for row in rows],
-            "timeouts": [row.timeout for row in rows],
-            "iterations": [_json(row.iteration) for row in rows],
+            **_places(rows),
         },
     ).one()
     return int(row.inserted) if row.held else None
@@ -103,16 +122,8 @@ class EndedRow:
 
 _ENDED_COLUMNS = {
     "ids": "uuid[]",
-    "paths": "text[]",
-    "step_ids": "text[]",
-    "scopes": "text[]",
+    **_PLACE_COLUMNS,
     "containers": "text[]",
-    "types": "text[]",
-    "queues": "text[]",
-    "statuses": "text[]",
-    "heights": "int[]",
-    "timeouts": "float8[]",
-    "iterations": "jsonb[]",
     "inputs": "jsonb[]",
     "outputs": "jsonb[]",
     "variables": "jsonb[]",
@@ -133,28 +144,19 @@ INSERT_ENDED = f"""
            statement_timestamp() - u.began * interval '1 second', statement_timestamp() - u.ended * interval '1 second',
            nextval('feed_seq')
     FROM unnest({", ".join(f"%({name})s" for name in _ENDED_COLUMNS)})
-         AS u(id, path, step_id, scope, container, type, queue, status, height, timeout, iteration, input,
+         AS u(id, path, step_id, scope, type, queue, status, height, timeout, iteration, container, input,
               output, variables, reason, began, ended);
 """
 
 
 def ended_parameters(execution_id: str, rows: Sequence[EndedRow], worker_id: str) -> dict[str, Any]:
     now = time.monotonic()
-    places = [row.place for row in rows]
     return {
         "execution": execution_id,
         "worker": worker_id,
         "ids": [row.id for row in rows],
-        "paths": [place.path for place in places],
-        "step_ids": [place.step_id for place in places],
-        "scopes": [place.scope for place in places],
+        **_places([row.place for row in rows]),
         "containers": [row.container for row in rows],
-        "types": [place.type for place in places],
-        "queues": [place.queue for place in places],
-        "statuses": [place.status for place in places],
-        "heights": [place.height for place in places],
-        "timeouts": [place.timeout for place in places],
-        "iterations": [_json(place.iteration) for place in places],
         "inputs": [_json(row.input) for row in rows],
         "outputs": [_json(row.output) for row in rows],
         "variables": [_json(row.variables) for row in rows],

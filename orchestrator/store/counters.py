@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy.engine import Connection
 
+from orchestrator.metrics import Key, tally
 from orchestrator.store.session import run, to_json
-from orchestrator.tally import Key, tally
 
 
 def flush(connection: Connection) -> None:

@@ -609,7 +609,7 @@ counters = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("labels", ARRAY(sa.Text), primary_key=True),
     sa.Column("value", sa.Double, nullable=False),
-    comment="What processes have counted, added up; see orchestrator/tally.py.",
+    comment="What processes have counted, added up; see orchestrator/metrics.py.",
 )
 
 duties = sa.Table(

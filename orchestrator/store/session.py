@@ -17,8 +17,8 @@ from sqlalchemy.engine import Connection, Engine, Row
 
 from orchestrator.config import DatabaseSettings
 from orchestrator.errors import ConfigurationError
+from orchestrator.metrics import STORE_ERRORS, tally
 from orchestrator.store.routines import Routine
-from orchestrator.tally import STORE_ERRORS, tally
 
 Params = Mapping[str, Any]
 

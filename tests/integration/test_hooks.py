@@ -20,9 +20,9 @@ from test_execution import step, workflow
 from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import Reconciler
 from orchestrator.errors import ConfigurationError
+from orchestrator.metrics import HOOK_DROPS, HOOK_ERRORS, Measure
 from orchestrator.plugins import ExecutionEvent, StepEvent, hookimpl, load_plugins
 from orchestrator.store import counters, executions, new_id, steps, workers
-from orchestrator.tally import HOOK_DROPS, HOOK_ERRORS, Measure
 from workers import hooks
 from workers.hooks import Announcer
 from workers.process import WorkerProcess

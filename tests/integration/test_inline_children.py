@@ -9,7 +9,7 @@ from test_control_flow import loop
 from test_execution import step, workflow
 from test_inline_bodies import BODIES, OneWorker, a_condition, a_set, compared, worker
 
-from orchestrator.store import whole
+from orchestrator.store import inline_executions
 from orchestrator.store.session import Call
 
 __all__ = ["worker"]  # a fixture
@@ -169,7 +169,7 @@ def test_one_of_a_paused_workflow_or_of_another_project_is_not_performed(worker:
 def test_nothing_is_left_of_one_whose_step_was_cancelled_meanwhile(
     worker: OneWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    insertion = whole.insertion
+    insertion = inline_executions.insertion
 
     def cancelled_before(*given: Any, **more: Any) -> Call:
         assert worker.servers.client.post(f"/api/v1/executions/{execution_id}/cancel").status_code < 300
@@ -177,7 +177,7 @@ def test_nothing_is_left_of_one_whose_step_was_cancelled_meanwhile(
 
     child = worker.servers.create(workflow(a_set("a", v=1)), "child")
     run(worker, calls(child))
-    monkeypatch.setattr(whole, "insertion", cancelled_before)
+    monkeypatch.setattr(inline_executions, "insertion", cancelled_before)
     execution_id = worker.start(calls(child, times=1))
     perform(worker, execution_id)
     assert worker.servers.statuses(execution_id) == {"s0": "cancelled"}

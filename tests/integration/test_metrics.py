@@ -11,8 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_execution import step, workflow
 
 from orchestrator.config import DatabaseSettings
+from orchestrator.metrics import BOUNDS, LE, LOSSES, RETRIES, STORE_ERRORS, Tally, tally
 from orchestrator.store import Store, counters
-from orchestrator.tally import BOUNDS, LE, LOSSES, RETRIES, STORE_ERRORS, Tally, tally
 
 
 def scraped(deployment: Deployment) -> dict[tuple[str, tuple[str, ...]], float]:

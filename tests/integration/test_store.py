@@ -22,12 +22,12 @@ from orchestrator.engine.plan import Message, Plan
 from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import Reconciler
 from orchestrator.lifecycle import StepStatus
+from orchestrator.metrics import BROKER_ERRORS, LOSSES, RECONCILE_ERRORS, tally
 from orchestrator.plugins import load_catalogue
 from orchestrator.store import Store, executions, new_id, recovery, session, steps, workers
 from orchestrator.store.migrate import migrate
 from orchestrator.store.models import metadata
 from orchestrator.store.steps import Claim
-from orchestrator.tally import BROKER_ERRORS, LOSSES, RECONCILE_ERRORS, tally
 from workers.broker import Broker
 
 

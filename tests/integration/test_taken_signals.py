@@ -11,8 +11,8 @@ from test_inline_bodies import OneWorker, a_set, worker
 
 from orchestrator.store import new_id, signals
 from orchestrator.store.session import Call
+from workers.pending_signals import PendingSignals
 from workers.runner import Lane
-from workers.untaken import Untaken
 
 __all__ = ["worker"]  # a fixture
 
@@ -129,7 +129,7 @@ def test_one_is_found_behind_many_others_and_given_once(worker: OneWorker) -> No
     with worker.servers.store.single() as connection:
         for name in (*["other"] * 30, "go", "go"):
             signals.insert(connection, execution_id, name, None)
-    untaken = Untaken(worker.servers.store, execution_id)
+    untaken = PendingSignals(worker.servers.store, execution_id)
     found = [untaken.next("go"), untaken.next("go")]
     assert None not in found
     assert len({id for id, _ in filter(None, found)}) == 2

@@ -34,7 +34,7 @@ from referencing.exceptions import Unresolvable
 from orchestrator.config import Settings
 from orchestrator.egress import Egress
 from orchestrator.errors import StepFailed, StepTimeout
-from orchestrator.tally import TOKENS, tally
+from orchestrator.metrics import TOKENS, tally
 from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType, Wait
 from workers.steps.fields import Duration, Text
 from workers.steps.http_call import shown

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 
 from orchestrator.config import ExecutorSettings, LlmSettings, Settings
 from orchestrator.errors import StepFailed, StepTimeout
-from orchestrator.tally import TOKENS, tally
+from orchestrator.metrics import TOKENS, tally
 from workers.secrets import Secrets
 from workers.steps.contract import Wait
 from workers.steps.llm import MAX_REST, MAX_RESTS, Llm

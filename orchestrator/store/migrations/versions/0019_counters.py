@@ -17,7 +17,7 @@ def upgrade() -> None:
         sa.Column("labels", ARRAY(sa.Text()), nullable=False),
         sa.Column("value", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("name", "labels", name=op.f("pk_counters")),
-        comment="What processes have counted, added up; see orchestrator/tally.py.",
+        comment="What processes have counted, added up; see orchestrator/metrics.py.",
     )
     # Written every few seconds by each process: room for the next state of a row beside this one.
     op.execute("ALTER TABLE counters SET (fillfactor = 50)")

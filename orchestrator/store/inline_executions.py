@@ -15,7 +15,7 @@ from orchestrator.store.steps import ExecutionFacts
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class InlineExecution:
     """An execution that a step started and that has completed; `began` is on time.monotonic()'s clock."""
 
     facts: ExecutionFacts
@@ -27,7 +27,7 @@ class Whole:
 
 
 _INSERT_ROUTINE = Routine(
-    "insert_whole",
+    "insert_inline_execution",
     f"""
     DECLARE
         ended timestamptz := statement_timestamp();  -- of which also those of its steps are reckoned
@@ -67,21 +67,21 @@ _INSERT_ROUTINE = Routine(
 )
 
 
-def insertion(whole: Whole, beside: str, worker_id: str) -> Call:
+def insertion(execution: InlineExecution, beside: str, worker_id: str) -> Call:
     """Inserts an execution with all its steps. It refuses if its version is not the newest of its workflow, or that may
     not be started or is not of the project of the workflow `beside`, or if there is an execution with this key."""
-    facts = whole.facts
+    facts = execution.facts
     params = {
         "workflow": facts.workflow_id,
         "beside": beside,
         "version": facts.version,
         "input": to_json(facts.input),
-        "output": to_json(whole.output),
+        "output": to_json(execution.output),
         "priority": facts.priority,
-        "key": whole.idempotency_key,
-        "timeout": whole.timeout,
+        "key": execution.idempotency_key,
+        "timeout": execution.timeout,
         "parent": facts.parent_step_id,
         "depth": facts.depth,
-        "took": time.monotonic() - whole.began,
+        "took": time.monotonic() - execution.began,
     }
-    return Call(_INSERT_ROUTINE, params | ended_parameters(facts.id, whole.rows, worker_id))
+    return Call(_INSERT_ROUTINE, params | ended_parameters(facts.id, execution.rows, worker_id))

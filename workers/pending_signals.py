@@ -11,7 +11,7 @@ _MOST = 20
 """Read at a time: their payloads may be large."""
 
 
-class Untaken:
+class PendingSignals:
     """Those of one execution, the oldest first. Somebody else may take one meanwhile: whoever takes it has to see."""
 
     def __init__(self, store: Store, execution_id: str) -> None:
