@@ -149,20 +149,29 @@ def test_logs_are_followed_until_the_end(call: Calls, written: Any) -> None:
     assert call("executions", "logs", id, "--level", "error").stdout == ""
 
 
+def at_a_terminal(call: Calls, *words: str) -> subprocess.Popen[str]:
+    """Started as its shell does: whoever runs the tests in the background has them, and all below, ignore SIGINT."""
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", "orchestrator.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | call.environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 def test_ctrl_c_ends_the_watching_and_not_the_execution(call: Calls, written: Any) -> None:
     call("workflows", "create", "-f", written(TALKS, "left alone"), "--activate")
-    command = [sys.executable, "-m", "orchestrator.cli", "workflows", "execute", "left alone", "--wait"]
-    watching = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | call.environment)
+    watching = at_a_terminal(call, "workflows", "execute", "left alone", "--wait")
     (execution,) = wait_until(lambda: call.json("executions", "list", "--workflow", "left alone"))
     assert watching.stderr is not None
     watching.stderr.readline()
     watching.send_signal(signal.SIGINT)
-    assert watching.wait(20) == 130
-    assert "goes on" in watching.stderr.read()
-    command = [sys.executable, "-u", "-m", "orchestrator.cli", "executions", "logs", "-f", execution["id"]]
-    reading = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | call.environment
-    )
+    _, told = watching.communicate(timeout=20)
+    assert watching.returncode == 130
+    assert "goes on" in told
+    reading = at_a_terminal(call, "executions", "logs", "-f", execution["id"])
     assert reading.stdout is not None
     reading.stdout.readline()
     reading.send_signal(signal.SIGINT)
