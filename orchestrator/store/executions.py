@@ -464,15 +464,18 @@ def finish(connection: Connection, execution_id: str, output: Any) -> bool:
     return _end(connection, FINISH, execution_id, "output = %(output)s::jsonb", output=to_json(output))
 
 
+# One moment for both: an execution of which no step began has taken no time, and not less than none.
+_NOW = "finished_at = moment.now, started_at = coalesce(started_at, moment.now)"
+_MOMENT = "FROM clock_timestamp() AS moment(now)"
+
 _FINISH_ROUTINE = Routine(
     "finish_execution",
     f"""
-    UPDATE executions SET {FINISH.assignment}, finished_at = clock_timestamp(),
-        started_at = coalesce(started_at, clock_timestamp()),
+    UPDATE executions SET {FINISH.assignment}, {_NOW},
         output = (SELECT coalesce(jsonb_object_agg(path, step_executions.output), '{{}}') FROM step_executions
                   WHERE execution_id = %(execution)s AND path = ANY(%(paths)s)
                   AND step_executions.status = '{StepStatus.COMPLETED}')
-    WHERE id = %(execution)s AND {FINISH.guard} RETURNING true
+    {_MOMENT} WHERE id = %(execution)s AND {FINISH.guard} RETURNING true
     """,
     {"execution": "uuid", "paths": "text[]"},
     {"finished": "bool"},
@@ -495,8 +498,7 @@ def cancel(connection: Connection, execution_id: str, message: str) -> bool:
 
 def _end(connection: Connection, transition: Transition, execution_id: str, also: str, **params: Any) -> bool:
     sql = (
-        f"UPDATE executions SET {transition.assignment}, {also}, finished_at = clock_timestamp(), "
-        "started_at = coalesce(started_at, clock_timestamp()) "
+        f"UPDATE executions SET {transition.assignment}, {also}, {_NOW} {_MOMENT} "
         f"WHERE id = %(id)s::uuid AND {transition.guard}"
     )
     return run(connection, sql, {"id": execution_id, **params}).rowcount == 1
