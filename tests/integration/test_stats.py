@@ -96,9 +96,9 @@ def test_old_slots_are_merged_and_nothing_is_lost(servers: Deployment):
         names = ", ".join(columns)
         for days, shard in ((2, 7), (2, 8), (30, 7), (30, 9)):
             servers.sql(
-                f"INSERT INTO {table} (slot, shard, {names}) SELECT now() - {days} * interval '1 day' "
-                f"+ {shard} * interval '1 minute', {shard}, {names} FROM {table} WHERE {mine} AND slot > now() - "
-                "interval '1 hour' LIMIT 1",
+                f"INSERT INTO {table} (slot, shard, {names}) SELECT date_trunc('day', now(), 'UTC') "
+                f"- {days} * interval '1 day' + {shard} * interval '1 minute', {shard}, {names} FROM {table} "
+                f"WHERE {mine} AND slot > now() - interval '1 hour' LIMIT 1",
                 id=workflow_id,
             )
     which, since = Which(workflow_id), datetime.now(UTC) - timedelta(days=60)
