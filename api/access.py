@@ -168,9 +168,9 @@ RULES: Mapping[str, Rule] = {
     f"DELETE {_GRANT}": somewhere(ADMIN, changes="grant.delete"),
     "GET /api/v1/secrets": somewhere(EDITOR),
     "POST /api/v1/secrets": somewhere(EDITOR, creates="secret.create"),
-    f"GET {_SECRET}": somewhere(EDITOR),
-    f"PUT {_SECRET}": somewhere(EDITOR, changes="secret.update"),
-    f"DELETE {_SECRET}": somewhere(EDITOR, changes="secret.delete"),
+    f"GET {_SECRET}": at(EDITOR),
+    f"PUT {_SECRET}": at(EDITOR, changes="secret.update"),
+    f"DELETE {_SECRET}": at(EDITOR, changes="secret.delete"),
     "GET /api/v1/audit": somewhere(ADMIN),
     "GET /api/v1/audit/export": somewhere(ADMIN),
 }

@@ -100,9 +100,9 @@ GET    /api/v1/stats                                                  viewer    
 GET    /metrics                                                       viewer    all
 GET    /api/v1/secrets                                                editor    some
 POST   /api/v1/secrets                                                editor    some
-GET    /api/v1/secrets/{secret_id}                                    editor    some
-PUT    /api/v1/secrets/{secret_id}                                    editor    some
-DELETE /api/v1/secrets/{secret_id}                                    editor    some
+GET    /api/v1/secrets/{secret_id}                                    editor    own
+PUT    /api/v1/secrets/{secret_id}                                    editor    own
+DELETE /api/v1/secrets/{secret_id}                                    editor    own
 GET    /api/v1/grants/{grant_id}                                      admin     some
 DELETE /api/v1/grants/{grant_id}                                      admin     some
 GET    /api/v1/audit                                                  admin     some
@@ -292,6 +292,19 @@ def test_an_endpoint_asks_for_its_role(
         answer = call(keys[role])
         assert answer.status_code not in DENIED, (role, answer.text)
         assert answer.status_code < 500, (role, answer.text)
+
+
+def test_a_role_in_another_project_opens_nothing_of_this_one(servers: Deployment, team: Team, others: Team) -> None:
+    grants = {"role": "viewer", "project": team.name}, {"role": "admin", "project": others.name}
+    client = with_key(servers, new_key(servers, *grants)["key"])
+    things = world(servers, team)
+    before = shown(servers, things)
+    of_one = [(method, path) for method, path, least, where in GUARDED if least != "viewer" and "_id}" in path]
+    for method, path in of_one:
+        answer = client.open(path.format(**things), method=method, json=body_for(method, path, team))
+        # Keys and grants of a project are shown to its administrators alone.
+        refused(answer, 404 if path.startswith(("/api/v1/keys", "/api/v1/grants")) else 403)
+    assert shown(servers, things) == before
 
 
 def test_an_endpoint_without_a_rule_is_closed_even_to_the_admin_key(servers: Deployment) -> None:
