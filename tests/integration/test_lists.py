@@ -12,6 +12,8 @@ import sqlalchemy as sa
 from deployment import Deployment, deployed
 from test_execution import step, workflow
 
+from api.resources.paging import cursor_of
+
 WORKFLOWS = "/api/v1/workflows"
 MANY = 8_000
 
@@ -210,7 +212,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment,
                 SELECT ({id})::uuid, CASE n %% 2 WHEN 0 THEN %(w)s ELSE %(o)s END::uuid, 1,
                        CASE WHEN n %% 400 = 0 THEN 'failed' ELSE 'completed' END, '{{}}', now() FROM {rows}""",
             f"""INSERT INTO step_logs (id, execution_id, step_execution_id, step_id, attempt, level, message, at)
-                SELECT ({id})::uuid, %(e)s::uuid, %(s)s::uuid, 'a', 1, 'info', 'x', now() FROM {rows}""",
+                SELECT ({id})::uuid, CASE WHEN n BETWEEN {MANY} / 4 AND {MANY} * 3 / 4 THEN %(e)s ELSE %(o)s END::uuid,
+                       %(s)s::uuid, 'a', 1, 'info', 'x', now() FROM {rows}""",
             f"""INSERT INTO audit_log (id, actor_kind, action, object_kind, object_id, status, request_id)
                 SELECT ({id})::uuid, 'key', 'workflow.execute', 'workflow', %(w)s, 202, n::text FROM {rows}""",
             "ANALYZE",
@@ -233,6 +236,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment,
         *(("workflows/{w}/triggers", {"sort": sort}) for sort in ("created_at", "-created_at")),
         *(("triggers/{t}/fires", {"sort": sort}) for sort in ("created_at", "-created_at")),
         *(("executions/{e}/logs", {"sort": sort}) for sort in ("at", "-at")),
+        *(("executions/{e}/logs", {"step_id": "a", "sort": sort}) for sort in ("at", "-at")),
     ],
 )  # fmt: skip
 def test_the_last_page_costs_what_the_first_does(
@@ -297,6 +301,27 @@ def test_who_sees_few_executions_gets_them_in_pages_without_a_look_at_the_others
 def test_whether_a_workflow_ever_failed_is_found_by_an_index(full: tuple[Deployment, dict[str, str]]) -> None:
     deployment, ids = full
     assert buffers(deployment, "/api/v1/executions", workflow_id=ids["w"], status="cancelled") < 10
+
+
+@pytest.mark.parametrize("step_id", [None, "a"])
+@pytest.mark.parametrize(("sort", "last"), [("at", "max"), ("-at", "min")])
+def test_the_end_of_a_log_is_found_without_a_look_at_the_lines_of_others(
+    full: tuple[Deployment, dict[str, str]], sort: str, last: str, step_id: str | None
+) -> None:
+    deployment, ids = full
+    ((seq,),) = deployment.sql(f"SELECT {last}(seq) FROM step_logs WHERE execution_id = %(e)s::uuid", e=ids["e"])
+    path, query = f"/api/v1/executions/{ids['e']}/logs", {"sort": sort, "cursor": cursor_of(sort, (seq,))}
+    query |= {"step_id": step_id} if step_id else {}
+    assert page(deployment, path, **query)["items"] == []
+    assert buffers(deployment, path, **query) < 20
+
+
+@pytest.mark.parametrize("sort", ["at", "-at"])
+def test_that_a_step_wrote_no_line_is_found_by_an_index(full: tuple[Deployment, dict[str, str]], sort: str) -> None:
+    deployment, ids = full
+    path = f"/api/v1/executions/{ids['e']}/logs"
+    assert page(deployment, path, step_id="b", sort=sort)["items"] == []
+    assert buffers(deployment, path, step_id="b", sort=sort) < 20
 
 
 @pytest.mark.parametrize(
