@@ -463,7 +463,7 @@ class Attempt:
         if found is None:
             return None
         signal_id, signal = found
-        self.besides.append(signals.taking(self.claim.id, signal_id))
+        self.besides.append(signals.taking(self.claim, signal_id))
         return signal
 
     def _deadline(self) -> float | None:

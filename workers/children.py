@@ -13,7 +13,7 @@ from orchestrator.engine.programs import Program
 from orchestrator.engine.start import check_payload, start_execution
 from orchestrator.errors import Conflict, InputError, NotFound, StepFailed
 from orchestrator.lifecycle import ExecutionStatus
-from orchestrator.store import executions, inline_executions, new_id, workflows
+from orchestrator.store import executions, inline_executions, new_id, steps, workflows
 from orchestrator.store.executions import Outcome, Parent
 from orchestrator.store.inline_executions import InlineExecution
 from orchestrator.store.session import Call
@@ -128,9 +128,8 @@ class Children:
             return None
         output, rows = performed
         made = InlineExecution(facts, program.timeout, output, rows, began, self._key)
-        self.besides.append(
-            inline_executions.insertion(made, beside=self.facts.workflow_id, worker_id=process.lease.id)
-        )
+        insertion = inline_executions.insertion(made, beside=self.facts.workflow_id, worker_id=process.lease.id)
+        self.besides.extend((steps.holding(self.facts.id, self.claim), insertion))
         return Child(facts.id, self._whole(facts.id, Outcome(ExecutionStatus.COMPLETED, output, None)))
 
     def _attempt(self, program: Program, facts: ExecutionFacts) -> Attempt:

@@ -352,7 +352,8 @@ class Lane:
         if isinstance(outcome, Done):
             besides = attempt.besides
             if attempt.body:
-                besides.append(bodies.insertion_of_ended(self.execution_id, attempt.body, self.process.lease.id))
+                insertion = bodies.insertion_of_ended(self.execution_id, attempt.body, self.process.lease.id)
+                besides += (steps.holding(self.execution_id, claim), insertion)
             result = Result(given, outcome.output, variables=attempt.variables, besides=tuple(besides))
             return self._completed(claim, result, outcome.skip)
         if isinstance(outcome, Wait):

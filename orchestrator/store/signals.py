@@ -83,20 +83,26 @@ _TAKE_THIS_ROUTINE = Routine(
     f"""
     DECLARE
     BEGIN
-        UPDATE signals SET taken_by = %(step)s WHERE id = %(signal)s AND taken_by IS NULL;
+        UPDATE signals SET taken_by = %(id)s
+        WHERE signals.id = %(signal)s AND taken_by IS NULL AND EXISTS (SELECT FROM step_executions WHERE {HELD});
         IF NOT FOUND THEN
             {REFUSE};
         END IF;
     END
     """,
-    {"step": "uuid", "signal": "uuid"},
+    {"signal": "uuid", "id": "uuid", "held_token": "uuid"},
     {"nothing": "bool"},
 )
 
 
-def taking(step_execution_id: str, signal_id: str) -> Call:
-    """Gives a signal to a step, together with its record. It refuses if somebody has taken it."""
-    return Call(_TAKE_THIS_ROUTINE, {"step": step_execution_id, "signal": signal_id})
+def taking(held: Claim, signal_id: str) -> Call:
+    """Gives a signal to the step that runs under `held`, before that is recorded. It refuses if somebody has taken the
+    signal, or the claim is held no longer.
+
+    The claim may be lost between the two, since to keep it would cost two more writes: then the signal is the
+    step's all the same, and its next attempt takes it as it takes what was lost with a worker.
+    """
+    return Call(_TAKE_THIS_ROUTINE, {"signal": signal_id, "id": held.id, "held_token": held.token})
 
 
 def deliver(connection: Connection, execution_id: str, name: str) -> str | None:

@@ -89,7 +89,7 @@ class Result:
     error_message: str | None = None
     variables: Any = None
     besides: tuple[Call, ...] = ()
-    """What is recorded with it; Refused, and neither is, if one of these refuses or the claim is held no longer."""
+    """What is done before that, in the same transaction; Refused, and nothing is, if one of these refuses."""
 
 
 EMPTY = Result()
@@ -158,12 +158,10 @@ _HOLD_ROUTINE = Routine(
 )
 
 
-def _besides(execution_id: str, held: Claim | None, result: Result) -> tuple[Call, ...]:
-    """What goes before the record of `held`."""
-    if held is None or not result.besides:
-        return ()
-    hold = Call(_HOLD_ROUTINE, {"execution": execution_id, "id": held.id, "held_token": held.token})
-    return (hold, *result.besides)
+def holding(execution_id: str, held: Claim) -> Call:
+    """Keeps a claim until it is recorded, so that what is done meanwhile counts if it does. It refuses if the claim is
+    held no longer."""
+    return Call(_HOLD_ROUTINE, {"execution": execution_id, "id": held.id, "held_token": held.token})
 
 
 _CLAIM = f"""
@@ -319,8 +317,7 @@ def complete_and_follow(
         "worker": worker_id,
         "token": token,
     }
-    besides = _besides(execution_id, held, result)
-    ((recorded, *claimed),) = store.call(_COMPLETE_AND_FOLLOW_ROUTINE, params, besides)
+    ((recorded, *claimed),) = store.call(_COMPLETE_AND_FOLLOW_ROUTINE, params, result.besides)
     return recorded, _claim(claimed, token) if claimed[0] else None
 
 
@@ -437,8 +434,7 @@ def complete_and_go_on(
         "worker": worker_id,
         "token": token,
     }
-    besides = _besides(execution_id, held, result)
-    ((recorded, settled, *claimed, queued),) = store.call(_COMPLETE_AND_GO_ON_ROUTINE, params, besides)
+    ((recorded, settled, *claimed, queued),) = store.call(_COMPLETE_AND_GO_ON_ROUTINE, params, result.besides)
     claim = _claim(claimed, token) if claimed[0] else None
     return GoneOn(recorded, settled, claim, tuple(queued or ()))
 
@@ -480,8 +476,7 @@ def complete_and_finish(
     Only for the last step of an execution that is a single run: nobody else can be ending a step of it.
     """
     params = _written(held, result) | {"execution": execution_id, "path": held.path}
-    besides = _besides(execution_id, held, result)
-    ((recorded, finished, asked, keys),) = store.call(_COMPLETE_AND_FINISH_ROUTINE, params, besides)
+    ((recorded, finished, asked, keys),) = store.call(_COMPLETE_AND_FINISH_ROUTINE, params, result.besides)
     return recorded, finished, Freed(tuple(keys or ())) if finished and (asked or keys) else None
 
 
@@ -534,8 +529,7 @@ def ending(
     """
     written = _written(held, result) if held is not None else dict.fromkeys(_WRITTEN)
     params = written | {"status": status, "execution": execution_id, "outlook": list(outlook)}
-    besides = _besides(execution_id, held, result)
-    with store.transaction_from(_LOCK + _END_ROUTINE.call, params, besides) as (connection, row):
+    with store.transaction_from(_LOCK + _END_ROUTINE.call, params, result.besides) as (connection, row):
         if row is None or not row.recorded:
             yield None
             return

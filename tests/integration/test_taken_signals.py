@@ -9,8 +9,9 @@ import pytest
 from test_execution import step, workflow
 from test_inline_bodies import OneWorker, a_set, worker
 
-from orchestrator.store import new_id, signals
-from orchestrator.store.session import Call
+from orchestrator.store import new_id, recovery, signals, steps
+from orchestrator.store.session import Call, Refused
+from orchestrator.store.steps import Claim
 from workers.pending_signals import PendingSignals
 from workers.runner import Lane
 
@@ -70,11 +71,11 @@ def too_late(worker: OneWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     taking = signals.taking
     somebody = new_id()
 
-    def taken_before(step_execution_id: str, signal_id: str) -> Call:
+    def taken_before(held: Claim, signal_id: str) -> Call:
         worker.servers.sql(
             "UPDATE signals SET taken_by = %(by)s::uuid WHERE id = %(id)s::uuid RETURNING 1", by=somebody, id=signal_id
         )
-        return taking(step_execution_id, signal_id)
+        return taking(held, signal_id)
 
     monkeypatch.setattr(signals, "taking", taken_before)
 
@@ -94,15 +95,32 @@ def test_one_stays_untaken_whose_step_was_cancelled_meanwhile(
 ) -> None:
     taking = signals.taking
 
-    def cancelled_before(*given: str) -> Call:
+    def cancelled_before(held: Claim, signal_id: str) -> Call:
         assert worker.servers.client.post(f"/api/v1/executions/{execution_id}/cancel").status_code < 300
-        return taking(*given)
+        return taking(held, signal_id)
 
     monkeypatch.setattr(signals, "taking", cancelled_before)
     execution_id = started(worker, workflow(a_signal("a"), a_set("b", "a", v=1)), 1)
     worker.perform(execution_id)
     assert worker.servers.statuses(execution_id) == {"a": "cancelled", "b": "cancelled"}
     assert taken(worker, execution_id) == [(1, None)]
+
+
+def test_one_whose_claim_is_lost_before_its_record_is_the_next_attempts(worker: OneWorker) -> None:
+    servers = worker.servers
+    execution_id = started(worker, workflow(a_signal("a"), a_set("b", "a", v=1)), 1, 2)
+    claimed = steps.claim(servers.store, execution_id, "a", worker.process.lease.id)
+    assert claimed is not None
+    (oldest, *_) = signals.untaken(servers.store, execution_id, "go", 2)
+    taking = signals.taking(claimed[0], oldest[0])
+    servers.store.call(taking.routine, taking.params)
+    with servers.store.transaction() as connection:
+        assert recovery.lose(connection, claimed[0])
+    with pytest.raises(Refused):
+        servers.store.call(taking.routine, taking.params, [taking])
+    worker.perform(execution_id)
+    assert servers.execution(execution_id)["status"] == "completed"
+    assert taken(worker, execution_id) == [(1, "a"), (2, None)]
 
 
 @pytest.mark.usefixtures("too_late")
