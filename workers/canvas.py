@@ -21,6 +21,7 @@ from kombu import Producer
 
 from orchestrator.engine.plan import Message, Plan
 from workers.app import app, broker_priority
+from workers.transport import GOES_FIRST
 
 RUN_STEPS = "run_steps"
 _LATE_LOOK = 60
@@ -56,6 +57,7 @@ def _task(plan: Plan, message: Message, rung: tuple[str, ...]) -> Signature:
         ignore_result=True,
         queue=message.queue,
         priority=broker_priority(plan.priority if message.priority is None else message.priority),
+        **({"headers": {GOES_FIRST: True}} if message.goes_first else {}),
     )
 
 

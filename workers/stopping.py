@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from orchestrator.engine.advance import plans_of
-from orchestrator.engine.plan import Plan
+from orchestrator.engine.plan import Plan, going_first
 from orchestrator.store import Store, recovery, steps
 
 logger = logging.getLogger(__name__)
@@ -143,4 +143,4 @@ class Watch:
         for ring in handed_on:
             logger.info("step %s of %s is handed on", ring.path, ring.execution_id)
             for plan in plans_of(ring):
-                self._ring(plan)
+                self._ring(going_first(plan))

@@ -10,16 +10,20 @@ from typing import Any
 
 import kombu
 from kombu.transport import redis
+from kombu.utils.json import dumps
 
 logger = logging.getLogger(__name__)
+
+GOES_FIRST = "goes_first"
+"""The header of a message that is put before all that waits at its priority."""
 
 _TRY_EVERY = 1.0
 """Seconds between attempts to reach a broker that is away."""
 
 
 class Channel(redis.Channel):
-    """A channel that gives back to the broker what it can of the messages that are not done, and that sends with one
-    client.
+    """A channel that gives back to the broker what it can of the messages that are not done, that sends with one
+    client, and that has some messages go first.
 
     A channel whose connection is lost has messages that it cannot give back: kombu would read the address of the broker
     from a connection that is None, and write what it could not restore to a file for somebody to look into. Reconcile
@@ -47,6 +51,16 @@ class Channel(redis.Channel):
             self._sender.execute()
         finally:
             self._sender = client
+
+    def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
+        """Lists are read from the right; kombu puts everything in at the left."""
+        if not message["headers"].get(GOES_FIRST):
+            super()._put(queue, message, **kwargs)
+            return
+        priority = self._get_message_priority(message, reverse=False)
+        key = self._q_for_pri(queue, priority)  # type: ignore[attr-defined]
+        with self.conn_or_acquire() as client:
+            client.rpush(key, dumps(message))
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
         if self.connection is None or self.connection.client is None:

@@ -7,7 +7,7 @@ which messages does that take (`plan`).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from orchestrator.definition.graph import Graph, Graphs
@@ -30,6 +30,8 @@ class Message:
     queue: str
     starts: tuple[str, ...]
     priority: int | None = None
+    goes_first: bool = False
+    """Before all that waits at its priority."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,12 @@ def _join(graph: Graph, ends: set[str]) -> Message | None:
         return None
     join = children[0]
     return _message(graph, join) if set(graph.steps[join].depends_on) <= ends else None
+
+
+def going_first(planned: Plan) -> Plan:
+    """The same, for steps that had their turn and lost it with their worker: they do not wait for another."""
+    branches = tuple((replace(first, goes_first=True), *others) for first, *others in planned.branches)
+    return replace(planned, branches=branches)
 
 
 def split(message: Message) -> tuple[tuple[Message, ...], ...]:

@@ -23,7 +23,7 @@ from orchestrator.definition.model import Step
 from orchestrator.engine import triggers
 from orchestrator.engine.admission import admit_all, keep_rates, seconds_to_next_turn
 from orchestrator.engine.advance import Advance, Failure, end_early, end_failed_attempt, replan
-from orchestrator.engine.plan import Message, Plan, plan
+from orchestrator.engine.plan import Message, Plan, going_first, plan
 from orchestrator.engine.programs import Programs
 from orchestrator.lifecycle import ExecutionStatus
 from orchestrator.metrics import BROKER_ERRORS, LOSSES, RECONCILE_ERRORS, RETRIES, tally
@@ -230,7 +230,7 @@ class Reconciler:
         if won:
             tally.add(LOSSES)
             logger.warning("step %s of %s lost its worker", orphan.claim.path, orphan.execution_id)
-            self._ring_one(orphan.execution_id, orphan.claim.path)
+            self._ring_first(orphan.execution_id, orphan.claim.path)
 
     def _fail(self, orphan: Orphan, too_late: str) -> None:
         if orphan.lost:
@@ -411,13 +411,13 @@ class Reconciler:
             branches = tuple((Message(queue, (ring.path,)),) for ring in members)
             self._tell(self.send, Plan(execution_id, members[0].priority, branches))
 
-    def _ring_one(self, execution_id: str, path: str) -> None:
+    def _ring_first(self, execution_id: str, path: str) -> None:
         with self.store.single() as connection:
             found = executions.look(connection, execution_id)
         if found is None:
             return
         program = self.programs.get(self.store, found.workflow_id, found.version)
-        self._tell(self.send, plan(program.scopes, execution_id, found.priority, [path]))
+        self._tell(self.send, going_first(plan(program.scopes, execution_id, found.priority, [path])))
 
     def _settle(self, execution_id: str, advanced: Advance) -> None:
         if self.observer is not None and advanced.ended:

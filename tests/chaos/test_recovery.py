@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from deployment import deployed, wait_until
 from soak_work import step
-from stack import Stack
+from stack import WORKERS, Stack
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
 
@@ -87,6 +87,35 @@ def test_the_step_of_a_worker_that_is_gone_runs_again(
     break_it(stack, gated.first)
     gated.wait_for(gated.second, LOST_WITHIN)
     assert gated.open() == ("completed", 2, 1)
+
+
+def asked_to_stop(stack: Stack, name: str) -> None:
+    stack.running[name].signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("break_it", [Stack.kill, asked_to_stop])
+def test_what_had_its_turn_does_not_wait_for_another_behind_a_backlog(
+    stack: Stack, tmp_path: Path, break_it: Callable[[Stack, str], None]
+):
+    stack.start("io-1", "cpu-1")
+    gate, marks = tmp_path / "gate", tmp_path / "marks"
+    gated = stack.deployment.create({"steps": [step("a", "gate", file=str(gate))]}, "gated")
+    held = [stack.deployment.execute(gated) for _ in range(WORKERS["cpu-1"].concurrency)]
+
+    def are_with(worker: str) -> bool:
+        return all(stack.performer_of(id) == worker for id in held)
+
+    wait_until(lambda: are_with("cpu-1"), 30, "the worker to be busy")
+    others = stack.deployment.create({"steps": [step("a", "mark", file=str(marks))]}, "others")
+    backlog = [stack.deployment.execute(others) for _ in range(20)]
+    break_it(stack, "cpu-1")
+    wait_until(lambda: stack.messages() >= len(backlog) + len(held), 30, "what it had to be rung for")
+    stack.start("cpu-2")
+    wait_until(lambda: are_with("cpu-2"), 30, "another worker to go on with what the first one had")
+    assert not marks.exists()
+    gate.touch()
+    for id in (*held, *backlog):
+        assert stack.deployment.ended(id)["status"] == "completed"
 
 
 def kill_valkey_for_long(stack: Stack) -> None:

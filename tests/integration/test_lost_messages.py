@@ -20,6 +20,7 @@ from orchestrator.plugins import load_catalogue
 from orchestrator.store import new_id, steps
 from workers.broker import Broker
 from workers.canvas import dispatch, look, trial
+from workers.dispatch import send_all
 from workers.transport import Connection
 
 LONG_AGO = 600.0
@@ -243,6 +244,20 @@ def test_a_look_that_finds_the_broker_away_is_repeated_with_the_next_tick(
     queues.reconciler.tick(0.1)
     queues.reconciler.tick(1.7)
     assert sorted(execution_id for execution_id, _ in queues.rung) == sorted(ids)
+
+
+@pytest.mark.parametrize("with_many", [False, True])
+def test_what_lost_its_worker_goes_before_all_that_waits_at_its_priority(queues: Queues, with_many: bool):
+    """Also in one round trip with others."""
+    lost, *others = queues.backlog(4, priority=5)
+    urgent = queues.backlog(2, priority=9)
+    queues.lose(lost)  # a worker that has no lease any more has taken it
+    assert steps.claim(queues.deployment.store, lost, "a", new_id()) is not None
+    plans: list[Plan] = []
+    queues.reconciler.send = plans.append if with_many else dispatch
+    queues.reconciler.recover_orphans()
+    send_all(plans)
+    assert [one for *_, one in queues.messages()] == [*urgent, lost, *others]
 
 
 def test_a_worker_looks_for_its_broker_steadily():
