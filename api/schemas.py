@@ -597,7 +597,10 @@ class StepTestIn(_In):
     timeout = TestTimeout(load_default=30.0)
     project = fields.String(
         validate=validate.Length(1, 100),
-        metadata={"description": "in which it is tried, whose administrators see that; without it as for a workflow"},
+        metadata={
+            "description": "in which it is tried, with its secrets and seen by its administrators; "
+            "without it found as for a workflow"
+        },
     )
 
 

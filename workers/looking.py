@@ -128,7 +128,7 @@ def _after(before: State, seen: _Seen, now: datetime) -> State:
 def _look(process: WorkerProcess, trigger: Trigger) -> _Seen:
     type, config = conditions.probe(trigger.config)
     probe = Trial(type, config, {}, {"input": {}}, conditions.look_timeout(_interval(trigger)))
-    result = trial.performed(process, trigger.id, probe)
+    result = trial.performed(process, trigger.id, probe, process.secrets.of(trigger.workflow_id))
     names = {"output": result["output"], "error": result["error"]}
     expression = compile_expression(trigger.config["expression"])
     if result["error"] is not None and "error" not in expression.roots:

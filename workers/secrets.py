@@ -23,6 +23,7 @@ from orchestrator.config import Settings
 from orchestrator.errors import TemplateError
 from orchestrator.store import Store
 from orchestrator.store import secrets as stored_secrets
+from orchestrator.store.secrets import Scope
 from orchestrator.vault import Unreadable, Vault, open_vault
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ _SHORTEST_MASKED = 4
 FRESH = 5.0
 """Seconds after which what was read is read anew: as long a secret that was changed may still be used."""
 _KEPT = 1000
-"""Workflows whose secrets a process has at hand."""
+"""Scopes whose secrets a process has at hand."""
 
 
 class Secrets(Mapping[str, str]):
@@ -86,39 +87,45 @@ class SecretSource:
         self._settings = settings.vault
         self._vault = open_vault(settings.vault)
         self._also = settings.secrets()
-        self._kept: dict[str | None, tuple[float, Secrets]] = {}
+        self._kept: dict[Scope, tuple[float, Secrets]] = {}
         self._lock = threading.Lock()
 
-    def of(self, workflow_id: str | None) -> Secrets:
-        """What the steps of a workflow may name; None: what belongs to no workflow or project. Raises what the
-        database raises when it is away."""
+    def of(self, workflow_id: str) -> Secrets:
+        """What the steps of a workflow may name. Raises what the database raises when it is away."""
+        return self._fresh(Scope(workflow_id=workflow_id))
+
+    def of_project(self, project_id: str) -> Secrets:
+        """What all workflows of a project may name. Raises the same."""
+        return self._fresh(Scope(project_id=project_id))
+
+    def _fresh(self, scope: Scope) -> Secrets:
         now = time.monotonic()
         with self._lock:
-            kept = self._kept.get(workflow_id)
+            kept = self._kept.get(scope)
         if kept is not None and now < kept[0]:
             return kept[1]
-        read = self._read(workflow_id)
+        read = self._read(scope)
         with self._lock:
             if len(self._kept) >= _KEPT:
                 self._kept.clear()
-            self._kept[workflow_id] = (now + FRESH, read)
+            self._kept[scope] = (now + FRESH, read)
         return read
 
-    def _read(self, workflow_id: str | None) -> Secrets:
+    def _read(self, scope: Scope) -> Secrets:
         values: dict[str, str] = {}
         unreadable: dict[str, str] = {}
         for backend in reversed(self._settings.backends):
             if backend == "database":
-                self._from_database(workflow_id, values, unreadable)
+                self._from_database(scope, values, unreadable)
             else:
                 found = _from_files(self._settings.folder) if backend == "files" else from_environment(os.environ)
                 values |= found
                 unreadable = {name: why for name, why in unreadable.items() if name not in found}
         return Secrets(values, self._also, unreadable)
 
-    def _from_database(self, workflow_id: str | None, values: dict[str, str], unreadable: dict[str, str]) -> None:
+    def _from_database(self, scope: Scope, values: dict[str, str], unreadable: dict[str, str]) -> None:
         with self._store.single() as connection:
-            for stored in stored_secrets.seen_by(connection, workflow_id):
+            for stored in stored_secrets.seen_in(connection, scope):
                 try:
                     values[stored.name] = _opened(self._vault, stored)
                     unreadable.pop(stored.name, None)

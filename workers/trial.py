@@ -42,15 +42,16 @@ def test_step(process: WorkerProcess, id: str) -> None:
     trial = Trial.of(given.request)
     # What waited long for a worker has less time: whoever asked does not wait longer for it.
     seconds = min(trial.timeout, trial.timeout + GRACE - _LAST_WORDS - given.age)
-    result = _performed(_attempt(process, id, trial, time.monotonic() + seconds))
+    secrets = process.secrets.of_project(given.request["project_id"])
+    result = _performed(_attempt(process, id, trial, secrets, time.monotonic() + seconds))
     with process.store.single() as connection:
         step_tests.finish(connection, id, result)
 
 
-def performed(process: WorkerProcess, id: str, trial: Trial) -> dict[str, Json]:
+def performed(process: WorkerProcess, id: str, trial: Trial, secrets: Secrets) -> dict[str, Json]:
     """What comes of performing a step here and now, as StepTestOut of the API has it. `id` stands for that of an
     execution."""
-    return _performed(_attempt(process, id, trial, time.monotonic() + trial.timeout))
+    return _performed(_attempt(process, id, trial, secrets, time.monotonic() + trial.timeout))
 
 
 def _performed(attempt: _Attempt) -> dict[str, Json]:
@@ -65,7 +66,7 @@ def _performed(attempt: _Attempt) -> dict[str, Json]:
     }
 
 
-def _attempt(process: WorkerProcess, id: str, trial: Trial, ends_at: float) -> _Attempt:
+def _attempt(process: WorkerProcess, id: str, trial: Trial, secrets: Secrets, ends_at: float) -> _Attempt:
     written = {"id": _STEP_ID, "type": trial.type, "config": trial.config}
     program = Program({"steps": [written]}, process.programs.catalogue, process.settings)
     return _Attempt(
@@ -76,7 +77,7 @@ def _attempt(process: WorkerProcess, id: str, trial: Trial, ends_at: float) -> _
         claim=Claim(id, _STEP_ID, attempt=1, losses=0, token=id),
         execution=ExecutionFacts(id, "", 1, trial.input, 5, None, None),
         catalogue=process.programs.catalogue,
-        secrets=process.secrets.of(None),
+        secrets=secrets,
         seen={},
         ends_at=ends_at,
         watch=_Unwatched(),

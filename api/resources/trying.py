@@ -38,7 +38,7 @@ def test_step(given: dict[str, Any]) -> Response:
     queue = _queue_of(trial)
     check_payload(given, here.settings.executor.max_payload, "")
     with here.store.single() as connection:
-        id = step_tests.insert(connection, given)
+        id = step_tests.insert(connection, {**given, "project_id": project_id})
     if not here.try_step(id, queue):
         with here.store.single() as connection:
             step_tests.withdraw(connection, id)

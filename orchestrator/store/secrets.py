@@ -105,17 +105,26 @@ def listing(
     return as_dicts(connection.execute(query).all())
 
 
-def seen_by(connection: Connection, workflow_id: str | None) -> Iterator[Stored]:
-    """What the steps of a workflow may name (None: of no workflow), those of the narrowest scope last."""
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """From where secrets are named: a workflow, or a project (that of a workflow need not be said)."""
+
+    workflow_id: str | None = None
+    project_id: str | None = None
+
+
+def seen_in(connection: Connection, scope: Scope) -> Iterator[Stored]:
+    """What may be named there, those of the narrowest scope last."""
     rows = run(
         connection,
         """
         SELECT s.id::text AS id, s.name, s.key_id, s.sealed FROM secrets s
         WHERE s.workflow_id = %(workflow)s::uuid OR (s.workflow_id IS NULL AND (s.project_id IS NULL
-              OR s.project_id = (SELECT w.project_id FROM workflows w WHERE w.id = %(workflow)s::uuid)))
+              OR s.project_id = coalesce(%(project)s::uuid,
+                                         (SELECT w.project_id FROM workflows w WHERE w.id = %(workflow)s::uuid))))
         ORDER BY s.workflow_id NULLS FIRST, s.project_id NULLS FIRST
         """,
-        {"workflow": workflow_id},
+        {"workflow": scope.workflow_id, "project": scope.project_id},
     )
     return (_stored(row) for row in rows)
 

@@ -272,6 +272,14 @@ def test_a_query_is_looked_at_as_well(looking: Deployment) -> None:
     assert looking.execution(execution_id)["input"] == {"waiting": 1, "since": condition.state["since"]}
 
 
+def test_a_probe_is_made_with_the_secrets_of_its_workflow(looking: Deployment, gauge: Gauge) -> None:
+    condition = Condition(looking, http={"url": gauge.url, "headers": {"X-Token": "{{ secrets.of_one }}"}})
+    secret = {"name": "of_one", "value": SECRET, "workflow_id": condition.workflow_id}
+    assert looking.client.post("/api/v1/secrets", json=secret).status_code == 201
+    condition.look()
+    assert gauge.asked[-1]["X-Token"] == SECRET
+
+
 def test_a_probe_is_made_with_secrets_that_are_nowhere_to_be_read(looking: Deployment, gauge: Gauge) -> None:
     gauge.value = 11
     condition = Condition(looking, http={"url": gauge.url, "headers": {"X-Token": "{{ secrets.token }}"}})

@@ -16,6 +16,7 @@ from test_access import Team, new_team, refused, with_key
 from test_access import new_key as new_api_key
 from test_execution import step, workflow
 
+from orchestrator.access import DEFAULT_PROJECT
 from orchestrator.cli import main
 from orchestrator.config import environment_of
 from orchestrator.errors import TemplateError
@@ -65,8 +66,10 @@ def test_the_narrowest_scope_has_the_word(servers: Deployment, team: Team, sourc
     written(servers, name, "everybody's")
     written(servers, name, "the project's", project=team.name)
     written(servers, name, "the workflow's", workflow_id=mine)
-    seen = [source.of(id)[name] for id in (mine, beside, elsewhere, None)]
-    assert seen == ["the workflow's", "the project's", "everybody's", "everybody's"]
+    assert [source.of(id)[name] for id in (mine, beside, elsewhere)] == [
+        "the workflow's", "the project's", "everybody's",
+    ]  # fmt: skip
+    assert [source.of_project(id)[name] for id in (team.id, DEFAULT_PROJECT)] == ["the project's", "everybody's"]
 
 
 def test_a_secret_is_not_seen_outside_its_scope(servers: Deployment, team: Team, others: Team, source: SecretSource):
@@ -79,12 +82,12 @@ def test_a_secret_is_not_seen_outside_its_scope(servers: Deployment, team: Team,
 def test_a_secret_is_changed_and_removed_and_workers_know(servers: Deployment, source: SecretSource):
     made = written(servers, f"N_{uuid4().hex.upper()}", "first")
     assert made["name"] == made["name"].lower()
-    assert source.of(None)[made["name"].upper()] == "first"
+    assert source.of_project(DEFAULT_PROJECT)[made["name"].upper()] == "first"
     changed = servers.client.put(f"/api/v1/secrets/{made['id']}", json={"value": "second", "description": "for x"})
     assert (changed.status_code, changed.json["description"]) == (200, "for x")
-    assert source.of(None)[made["name"]] == "second"
+    assert source.of_project(DEFAULT_PROJECT)[made["name"]] == "second"
     assert servers.client.delete(f"/api/v1/secrets/{made['id']}").status_code == 204
-    assert made["name"] not in source.of(None)
+    assert made["name"] not in source.of_project(DEFAULT_PROJECT)
 
 
 def test_no_answer_has_what_a_secret_is(servers: Deployment):
@@ -169,7 +172,7 @@ def test_backends_have_the_word_in_their_order(servers: Deployment, tmp_path: Pa
 
     def first(*backends: str) -> str:
         vault = replace(servers.settings.vault, backends=backends, folder=str(tmp_path))
-        return SecretSource(replace(servers.settings, vault=vault), servers.store).of(None)[name]
+        return SecretSource(replace(servers.settings, vault=vault), servers.store).of_project(DEFAULT_PROJECT)[name]
 
     assert first("database", "files", "environment") == "from the database"
     assert first("environment", "files", "database") == "from the environment"
@@ -194,8 +197,8 @@ def test_keys_are_rotated_while_secrets_stay_readable(tmp_path: Path):
         ((key_id,),) = set(deployment.sql("SELECT key_id FROM secrets"))
         assert key_id != made["key_id"]
         settings = replace(deployment.settings, vault=replace(deployment.settings.vault, key=new))
-        assert SecretSource(settings, deployment.store).of(None)["token"] == "the secret"
-        unreadable = SecretSource(deployment.settings, deployment.store).of(None)
+        assert SecretSource(settings, deployment.store).of_project(DEFAULT_PROJECT)["token"] == "the secret"
+        unreadable = SecretSource(deployment.settings, deployment.store).of_project(DEFAULT_PROJECT)
         with pytest.raises(TemplateError, match=f"'token' cannot be read.*{key_id}"):
             unreadable["token"]
         failed = rotated(deployment, new_key())

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import pytest
 from deployment import Deployment, deployed, wait_until
@@ -74,6 +75,19 @@ def secretive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
         patch.setenv("ORCHESTRATOR_SECRET_TOKEN", SECRET)
         own.start_worker(concurrency=1)
         yield own
+
+
+def test_a_step_is_tried_with_the_secrets_of_its_project(deployment: Deployment) -> None:
+    projects = [
+        deployment.client.post("/api/v1/projects", json={"name": f"p-{uuid4()}"}).json["name"] for _ in range(2)
+    ]
+    name, value = f"n_{uuid4().hex}", "a-secret-of-16-ch"
+    body = {"name": name, "value": value, "project": projects[0]}
+    assert deployment.client.post("/api/v1/secrets", json=body).status_code == 201
+    naming = {"value": f"{{{{ [secrets.{name}, secrets.{name} | length] }}}}"}
+    assert tried(deployment, "noop", naming, project=projects[0])["output"] == {"result": ["***", len(value)]}
+    for others in ({"project": projects[1]}, {}):
+        assert name in tried(deployment, "noop", naming, **others)["error"]["message"]
 
 
 def test_an_http_step_is_performed_and_its_config_shown_as_it_was_rendered(
