@@ -54,7 +54,7 @@ class Recorder:
         try:
             if status in _DENIED or (status == 404 and g.get("is_foreign")):
                 self._write_denied(rule, response)
-            elif rule is not None and rule.action and status < 400:
+            elif rule is not None and rule.action and (status < 400 or g.get("done_in")):
                 self._write_done(rule, response)
         except DatabaseAway:
             logger.exception("the audit log has no entry of request %s: the database is away", request_id())
@@ -69,7 +69,7 @@ class Recorder:
         project_id = before.get("project_id") if before else None
         if rule.creates:
             kind, id = rule.action.partition(".")[0].replace("_", " "), _created(response)
-        after = _told(response) if rule.does else self._state(kind, id)
+        after = g.get("came_to") or _told(response) if rule.does else self._state(kind, id)
         self._write(
             rule.action, kind, id, status=response.status_code, project_id=project_id, before=before, after=after
         )
@@ -156,8 +156,13 @@ class Flood:
 
 def tell(done: Mapping[str, Any]) -> None:
     """What this request has done in each project, by its id, where no one object in the URL says so: the log then has
-    an entry for each. Nothing, if nothing was done."""
+    an entry for each, also of what was done before the request failed. Nothing, if nothing was done."""
     g.done_in = done
+
+
+def came_to(what: Mapping[str, Any]) -> None:
+    """What came of what this request has done to the object in its URL, where the answer is too long to look into."""
+    g.came_to = what
 
 
 def about(kind: str, id: str) -> None:

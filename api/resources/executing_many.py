@@ -7,6 +7,7 @@ from uuid import UUID
 
 from flask import Response, jsonify
 
+from api.audit import came_to
 from api.body import Blueprint
 from api.schemas import ExecuteManyIn, ExecuteManyOut
 from api.service import service
@@ -29,12 +30,13 @@ def execute_many(given: dict[str, Any], workflow_id: UUID) -> Response:
     outcomes = start_executions(here.store, here.programs, str(workflow_id), wanted)
     started = [outcome for outcome in outcomes if isinstance(outcome, Started)]
     here.send_all([one.plan for one in started if one.plan is not None])
-    new = sum(one.is_new for one in started)
+    new = [one.execution_id for one in started if one.is_new]
+    came_to({"executions": new})
     return jsonify(
         {
             "items": [_shown(outcome) for outcome in outcomes],
-            "started": new,
-            "existing": len(started) - new,
+            "started": len(new),
+            "existing": len(started) - len(new),
             "refused": len(outcomes) - len(started),
         }
     )

@@ -44,10 +44,11 @@ def test_step(given: dict[str, Any]) -> Response:
             step_tests.withdraw(connection, id)
         return problem(503, "the broker does not answer; try again", headers={"Retry-After": "5"})
     result = _awaited(here.store, id, trial.timeout + GRACE)
-    if result is None:
-        return _missing(here.store, id, queue, trial)
-    tell({project_id: {"type": trial.type, "status": result["status"]}})
-    return jsonify(result)
+    if result is None and _withdrawn(here.store, id):
+        return _untaken(trial, queue)
+    status = "unknown" if result is None else result["status"]
+    tell({project_id: {"type": trial.type, "config": trial.config, "status": status}})
+    return _late(trial) if result is None else jsonify(result)
 
 
 def _queue_of(trial: Trial) -> str:
@@ -71,12 +72,19 @@ def _awaited(store: Store, id: str, seconds: float) -> dict[str, Any] | None:
         time.sleep(min(max(_SOON, passed / 20), _LATE))
 
 
-def _missing(store: Store, id: str, queue: str, trial: Trial) -> Response:
+def _withdrawn(store: Store, id: str) -> bool:
     with store.single() as connection:
-        untouched = step_tests.withdraw(connection, id)
+        return step_tests.withdraw(connection, id)
+
+
+def _untaken(trial: Trial, queue: str) -> Response:
+    return problem(
+        504,
+        f"no worker took the step within {trial.timeout + GRACE:g} s, and none will now: start one for the queue "
+        f"'{queue}', or more",
+    )
+
+
+def _late(trial: Trial) -> Response:
     waited = f"within {trial.timeout + GRACE:g} s"
-    if untouched:
-        return problem(
-            504, f"no worker took the step {waited}, and none will now: start one for the queue '{queue}', or more"
-        )
     return problem(504, f"a worker took the step, which did not end {waited}; what it does goes on without a result")

@@ -10,6 +10,7 @@ from flask import Response, jsonify, url_for
 from flask.views import MethodView
 
 from api.access import allowed, caller, project_for
+from api.audit import tell
 from api.body import Blueprint, given_definition, is_bare
 from api.errors import flatten
 from api.resources.paging import page
@@ -187,6 +188,7 @@ def execute(given: dict[str, Any], query: dict[str, Any], headers: dict[str, Any
     """Start an execution of the newest version. It is stored when this answers, whatever dies afterwards."""
     here = service()
     if query["dry_run"]:
+        tell({})
         return jsonify(dry_run(here.store, here.programs, str(workflow_id), given["input"], priority=given["priority"]))
     started = start_execution(
         here.store,

@@ -9,11 +9,12 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
-from deployment import KEY, Deployment
+from deployment import KEY, Deployment, wait_until
 from flask.testing import FlaskClient
 
 from api import audit as recording
 from api import create_app
+from api.access import RULES
 
 NOOP = {"steps": [{"id": "only", "type": "noop", "config": {"value": 1}}]}
 
@@ -67,6 +68,133 @@ def test_a_change_is_kept_with_who_from_where_before_and_after(servers: Deployme
         assert entry["project_id"] is not None
         assert entry["address"] == "127.0.0.1"
     assert (updated["request_id"], updated["user_agent"]) == (asked["X-Request-ID"], "tests/1")
+
+
+class Doer:
+    """Does one thing after the other, and looks at each in the log."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
+        self.key = new_key(deployment, {"role": "admin"})
+        self.client = with_key(deployment, self.key["key"])
+        self.seen: set[str] = set()
+
+    def __call__(self, action: str, method: str, path: str, body: Any = None, **more: Any) -> Any:
+        answer = self.client.open(f"/api/v1/{path}", method=method, json={} if body is None else body, **more)
+        assert answer.status_code < 300, f"{action}: {answer.text}"
+        (entry,) = entries(self.deployment.client, request_id=answer.headers["X-Request-ID"])
+        rule = next(rule for rule in RULES.values() if rule.action == action)
+        assert (entry["action"], entry["status"]) == (action, answer.status_code)
+        assert (entry["actor_id"], entry["address"], entry["user_agent"][:8]) == (
+            self.key["id"],
+            "127.0.0.1",
+            "Werkzeug",
+        )
+        before, after = entry["before"], entry["after"]
+        if rule.does:
+            assert after, f"{action}: what came of it"
+        if rule.creates:
+            assert (before, after["id"]) == (None, entry["object_id"])
+        if rule.changes:
+            assert before["id"] == entry["object_id"]
+            assert after is None if method == "DELETE" and action != "key.revoke" else after["id"] == before["id"]
+            assert after != before or action in self.seen, f"{action}: what has changed"
+        self.seen.add(action)
+        return answer.json if answer.data else None
+
+
+def test_every_action_is_kept_with_who_from_where_before_and_after(deployment: Deployment) -> None:
+    did, kind = Doer(deployment), f"kind-{uuid4()}"
+    project = did("project.create", "POST", "projects", {"name": f"p-{uuid4()}"})
+    did("project.update", "PUT", f"projects/{project['id']}", {"description": "new"})
+
+    new = {"name": "w", "definition": NOOP, "project": project["name"]}
+    imported = did("workflow.import", "POST", "workflows/import", new)["id"]
+    original = did("workflow.create", "POST", "workflows", {**new, "is_template": True})["id"]
+    did("workflow.instantiate", "POST", f"workflows/{original}/instantiate", {"name": "of it"})
+    workflow = did("workflow.create", "POST", "workflows", new)["id"]
+    did("workflow.clone", "POST", f"workflows/{workflow}/clone")
+    did("workflow.update", "PUT", f"workflows/{workflow}", {"definition": DECIDED})
+    did("workflow.restore", "POST", f"workflows/{workflow}/versions/1/restore")
+    did("workflow.restore", "POST", f"workflows/{workflow}/versions/2/restore")
+    for action in ("activate", "pause", "resume"):
+        did(f"workflow.{action}", "POST", f"workflows/{workflow}/{action}")
+
+    waiting = did("workflow.execute", "POST", f"workflows/{workflow}/execute")["id"]
+    did("workflow.execute_many", "POST", f"workflows/{workflow}/execute/bulk", {"items": [{}, {}]})
+    did("execution.signal", "POST", f"executions/{waiting}/signals", {"name": "n"})
+    asked = waits(deployment, waiting)
+    did("execution.pause", "POST", f"executions/{waiting}/pause")
+    did("execution.resume", "POST", f"executions/{waiting}/resume")
+    did("step_execution.decide", "POST", f"step-executions/{waits(deployment, waiting)}/decision", {"approved": False})
+    assert deployment.ended(waiting)["status"] == "failed"
+    did("step_execution.retry", "POST", f"step-executions/{asked}/retry")
+    did("execution.cancel", "POST", f"executions/{waiting}/cancel")
+    deployment.ended(waiting)
+    did("execution.retry", "POST", f"executions/{waiting}/retry")
+    did("execution.rerun", "POST", f"executions/{waiting}/rerun")
+    did("execution.bulk", "POST", "executions/bulk", {"action": "cancel", "filter": {"workflow_id": workflow}})
+    deployment.ended(waiting)
+    did("execution.delete", "DELETE", f"executions/{waiting}")
+
+    schedule = {"type": "schedule", "config": {"cron": "0 0 * * *"}}
+    trigger = did("trigger.create", "POST", f"workflows/{workflow}/triggers", schedule)["id"]
+    did("trigger.update", "PUT", f"triggers/{trigger}", {"is_enabled": False})
+    did("trigger.fire", "POST", f"triggers/{trigger}/fire")
+    past = {"from": "2026-01-01T12:00:00Z", "to": "2026-01-02T12:00:00Z"}
+    did("trigger.backfill", "POST", f"triggers/{trigger}/backfill", past)
+    did("trigger.delete", "DELETE", f"triggers/{trigger}")
+    did("trigger.create", "POST", f"workflows/{workflow}/triggers", {"type": "event", "config": {"type": kind}})
+    event = {"specversion": "1.0", "id": "1", "source": "/shop", "type": kind}
+    did("event.send", "POST", "events", event, content_type="application/cloudevents+json")
+
+    template = did("step_template.create", "POST", "step-templates", {"name": kind, "step": {"type": "noop"}})["id"]
+    did("step_template.update", "PUT", f"step-templates/{template}", {"description": "new"})
+    did("step_template.delete", "DELETE", f"step-templates/{template}")
+    did("step.test", "POST", "steps/test", {"type": "noop"})
+
+    key = did("key.create", "POST", "keys", {"name": "k", "grants": [{"role": "viewer"}]})["id"]
+    did("key.update", "PUT", f"keys/{key}", {"grants": [{"role": "editor"}]})
+    did("key.revoke", "DELETE", f"keys/{key}")
+    grant = did("grant.create", "POST", "grants", {"subject": f"x:{kind}", "role": "viewer"})["id"]
+    did("grant.delete", "DELETE", f"grants/{grant}")
+    secret = did("secret.create", "POST", "secrets", {"name": f"n_{uuid4().hex}", "value": "hush"})["id"]
+    did("secret.update", "PUT", f"secrets/{secret}", {"description": "new"})
+    did("secret.delete", "DELETE", f"secrets/{secret}")
+
+    did("workflow.cancel", "POST", f"workflows/{workflow}/cancel")
+    did("workflow.delete", "DELETE", f"workflows/{imported}")
+    empty = did("project.create", "POST", "projects", {"name": f"p-{uuid4()}"})["id"]
+    did("project.delete", "DELETE", f"projects/{empty}")
+    assert did.seen == {rule.action for rule in RULES.values() if rule.action}
+
+
+DECIDED = {"steps": [{"id": "ask", "type": "approval"}]}
+
+
+def waits(deployment: Deployment, execution_id: str) -> str:
+    """The id of its step, once that waits."""
+
+    def one() -> Any:
+        (step,) = deployment.execution(execution_id)["step_executions"]
+        return step["id"] if step["status"] == "waiting" else None
+
+    return str(wait_until(one))
+
+
+def test_what_would_be_done_is_not_kept_as_done(servers: Deployment) -> None:
+    workflow = servers.create(NOOP)
+    assert servers.client.post(f"/api/v1/workflows/{workflow}/execute?dry_run=true", json={}).status_code == 200
+    assert entries(servers.client, object_id=workflow, action="workflow.execute") == []
+
+
+def test_of_many_executions_the_log_names_each_that_was_started(servers: Deployment) -> None:
+    workflow = servers.create(NOOP)
+    items = [{"idempotency_key": "once"}, {"idempotency_key": "once"}, *[{}] * 500]
+    answer = servers.client.post(f"/api/v1/workflows/{workflow}/execute/bulk", json={"items": items}).json
+    (entry,) = entries(servers.client, object_id=workflow, action="workflow.execute_many")
+    assert entry["after"] == {"executions": [item["id"] for item in answer["items"] if item["is_new"]]}
+    assert len(entry["after"]["executions"]) == 501
 
 
 def test_an_answer_names_the_request_as_the_log_does(servers: Deployment) -> None:
@@ -233,7 +361,7 @@ def test_a_step_that_is_tried_is_seen_in_its_project(deployment: Deployment) -> 
     for project in (mine, theirs):
         client = with_key(deployment, new_key(deployment, {"role": "admin", "project": project})["key"])
         (entry,) = entries(client, action="step.test", denied="false")
-        assert entry["after"] == {"type": "noop", "status": "completed"}
+        assert entry["after"] == {"type": "noop", "config": {}, "status": "completed"}
 
 
 def test_filters_and_pages_go_through_all_of_it_once(servers: Deployment) -> None:

@@ -32,6 +32,13 @@ def tried(deployment: Deployment, type: str, config: dict[str, Any] | None = Non
     return result
 
 
+def logged(deployment: Deployment, answer: Any) -> list[dict[str, Any]]:
+    """What the audit log has of it."""
+    query = {"request_id": answer.headers["X-Request-ID"]}
+    entries: list[dict[str, Any]] = deployment.client.get("/api/v1/audit", query_string=query).json["items"]
+    return entries
+
+
 def problems(answer: Any) -> dict[str, str]:
     """The messages of a 422, by their paths."""
     assert answer.status_code == 422, answer.text
@@ -297,6 +304,7 @@ def test_without_a_worker_the_answer_says_so_and_none_performs_it_later(servers:
     assert (answer.status_code, answer.content_type) == (504, "application/problem+json")
     assert "'io'" in answer.json["detail"]
     assert "no worker took the step" in answer.json["detail"]
+    assert logged(servers, answer) == []
     assert servers.sql("SELECT * FROM step_tests") == []
 
 
@@ -318,6 +326,8 @@ def test_a_step_that_does_not_end_is_told_from_one_that_nobody_takes(deployment:
         answer = attempted(deployment, "io_nap", {"seconds": 1.5}, timeout=0.3)
     assert answer.status_code == 504
     assert "did not end within 0.5 s" in answer.json["detail"]
+    tried = {"type": "io_nap", "config": {"seconds": 1.5}, "status": "unknown"}
+    assert [(entry["status"], entry["after"]) for entry in logged(deployment, answer)] == [(504, tried)]
     wait_until(lambda: deployment.sql("SELECT count(*) FROM step_tests WHERE result IS NULL") == [(0,)])
 
 
