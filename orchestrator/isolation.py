@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -110,7 +110,7 @@ def enclosure(settings: Settings, folder: Path, interpreter: str, *, network: bo
         *_system(),
         *("--proc", "/proc", "--dev", "/dev", "--bind", str(temporary), _TMP, "--symlink", "../tmp", _VAR_TMP),
         *(word for path in seen for word in ("--ro-bind-try", str(path), str(path))),
-        *(word for path in seen for word in _hidden(settings, path)),
+        *_hidden(settings, [*_folders_of_the_system(), *seen]),
         *("--bind", str(folder), str(folder)),
     ]
 
@@ -118,15 +118,18 @@ def enclosure(settings: Settings, folder: Path, interpreter: str, *, network: bo
 @functools.cache
 def _system() -> tuple[str, ...]:
     words: list[str] = []
-    for path in _SYSTEM:
-        # A link stays a link: where /bin is /usr/bin, programs rely on both being the same.
-        if os.path.islink(path):
-            words += ("--symlink", os.readlink(path), path)
-        elif os.path.isdir(path):
-            words += ("--ro-bind", path, path)
+    # A link stays a link: where /bin is /usr/bin, programs rely on both being the same.
+    for path in filter(os.path.islink, _SYSTEM):
+        words += ("--symlink", os.readlink(path), path)
+    for path in map(str, _folders_of_the_system()):
+        words += ("--ro-bind", path, path)
     for name in _ETC:
         words += ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
     return tuple(words)
+
+
+def _folders_of_the_system() -> list[Path]:
+    return [Path(path) for path in _SYSTEM if os.path.isdir(path) and not os.path.islink(path)]
 
 
 @functools.cache
@@ -147,10 +150,25 @@ def _outermost(paths: Iterable[Path]) -> list[Path]:
     return shown[len(_SYSTEM) :]
 
 
-def _hidden(settings: Settings, seen: Path) -> Iterator[str]:
-    """Our own things, where they lie in a folder that is shown."""
-    data, config = settings.data_path, os.environ.get("ORCHESTRATOR_CONFIG")
-    if data.is_relative_to(seen) and data.is_dir():
-        yield from ("--tmpfs", str(data))
-    if config and (file := Path(config).absolute()).is_relative_to(seen) and file.is_file():
-        yield from ("--ro-bind", os.devnull, str(file))
+def _hidden(settings: Settings, seen: Sequence[Path]) -> Iterator[str]:
+    """Our own things, where they lie in a folder that is shown: /usr/local/etc and /usr/src are such places."""
+    for own in _ours(settings):
+        for folder in seen:
+            if own.is_relative_to(folder.resolve()):
+                shown = str(folder / own.relative_to(folder.resolve()))
+                yield from ("--tmpfs", shown) if own.is_dir() else ("--ro-bind", os.devnull, shown)
+
+
+def _ours(settings: Settings) -> Iterator[Path]:
+    """What no script is to read, as far as it is there."""
+    artifacts = settings.artifacts.url
+    vault = settings.vault
+    for path in (
+        settings.data_path,
+        os.environ.get("ORCHESTRATOR_CONFIG"),
+        vault.key_file,
+        vault.folder,
+        "" if "://" in artifacts else artifacts,
+    ):
+        if path and (found := Path(path).expanduser().resolve()).exists():
+            yield found

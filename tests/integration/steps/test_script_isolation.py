@@ -13,7 +13,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from deployment import Deployment, wait_until
 from performing import context_of
 
 from orchestrator import isolation
-from orchestrator.config import ExecutorSettings, Settings
+from orchestrator.config import ArtifactSettings, ExecutorSettings, Settings, VaultSettings
 from orchestrator.errors import StepFailed
 from orchestrator.isolation import in_force
 from workers.process import WorkerProcess
@@ -52,14 +52,13 @@ class Service:
         self.config = base / "config.yaml"
         self.id = str(uuid.uuid4())
         self.more: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {}
         for file in (self.config, self.data / "admin.key"):
             file.write_text(SECRET)
 
     def run(self, source: str, *arguments: Any, runtime: str = "python", mode: str = "bubblewrap", **more: Any) -> Any:
-        settings = Settings(
-            data_dir=str(self.data),
-            executor=ExecutorSettings(scripts_dir=str(self.scripts), isolation=mode, **self.more),
-        )
+        executor = ExecutorSettings(scripts_dir=str(self.scripts), isolation=mode, **self.more)
+        settings = Settings(executor=executor, **{"data_dir": str(self.data), **self.settings})
         config = {"source": source, "runtime": runtime, "args": [str(one) for one in arguments], **more}
         context = context_of(Script(), config, settings=settings, step_execution_id=self.id)
         return Script().perform(context).output["result"]  # type: ignore[call-overload, index]
@@ -159,17 +158,53 @@ def test_temporary_folders_hold_nothing_of_others(enclosed: None, service: Servi
             assert Path(another).name not in listing
 
 
-def test_settings_and_data_within_the_scripts_folder_are_hidden(
+@dataclass(frozen=True)
+class Ours:
+    """Everything of the service that no script is to read, in one folder."""
+
+    folders: list[str]
+    files: list[str]
+    settings: dict[str, Any]
+
+
+def ours(within: Path, monkeypatch: pytest.MonkeyPatch) -> Ours:
+    folders = [within / name for name in ("data", "secrets", "artifacts")]
+    files = [within / name for name in ("config.yaml", "vault-key")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    for file in (*files, *(folder / "one" for folder in folders)):
+        file.write_text(SECRET)
+    data, secrets, artifacts, config, key = map(str, (*folders, *files))
+    monkeypatch.setenv("ORCHESTRATOR_CONFIG", config)
+    settings = {
+        "data_dir": data,
+        "vault": VaultSettings(key_file=key, folder=secrets),
+        "artifacts": ArtifactSettings(url=artifacts),
+    }
+    return Ours([data, secrets, artifacts], [config, key], settings)
+
+
+def test_our_own_things_within_the_scripts_folder_are_hidden(
     enclosed: None, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service.data = service.scripts / "data"
-    service.data.mkdir()
-    (service.data / "admin.key").write_text(SECRET)
-    config = service.scripts / "config.yaml"
-    config.write_text(SECRET)
+    own = ours(service.scripts, monkeypatch)
+    service.settings = own.settings
     (service.scripts / "table.csv").write_text("1,2")
-    monkeypatch.setenv("ORCHESTRATOR_CONFIG", str(config))
-    assert service.run(READ, service.data, config, service.scripts / "table.csv") == [[], "PermissionError", "1,2"]
+    seen = service.run(READ, *own.folders, *own.files, service.scripts / "table.csv")
+    assert seen == [[], [], [], "PermissionError", "PermissionError", "1,2"]
+
+
+def test_our_own_things_within_a_folder_of_the_system_are_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = ours(tmp_path / "usr" / "local", monkeypatch)
+    monkeypatch.setattr(isolation, "_SYSTEM", (str(tmp_path / "usr"),))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    options = isolation.enclosure(Settings(**own.settings), folder, sys.executable, network=False)
+    given = " ".join(options)
+    assert all(f"--tmpfs {folder}" in given for folder in own.folders)
+    assert all(f"--ro-bind {os.devnull} {file}" in given for file in own.files)
 
 
 def test_what_is_named_in_the_settings_is_read_but_not_written(enclosed: None, service: Service) -> None:
