@@ -1,4 +1,4 @@
-"""Whether the service may listen where it is told to."""
+"""Whether the service may listen where it is told to, and how that is written."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def is_loopback(host: str) -> bool:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def netloc(host: str, port: int) -> str:
+    """Both as a URL has them."""
+    return f"[{host.strip('[]')}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def check_exposure(settings: Settings) -> None:

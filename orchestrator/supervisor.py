@@ -24,7 +24,7 @@ from orchestrator.config import Settings, environment_of
 from orchestrator.datafolder import DataFolder, Running
 from orchestrator.embedded import Embedded, free_port
 from orchestrator.errors import ConfigurationError
-from orchestrator.exposure import check_exposure
+from orchestrator.exposure import check_exposure, netloc
 from orchestrator.processes import Child, adopt_orphans, end_orphans, rotate, stop_all
 
 _TICK = 1.0
@@ -213,8 +213,6 @@ class Supervisor:
     def _environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if name != "ORCHESTRATOR_CONFIG"}
         ours = environment_of(self._settings)
-        if ":" in self._settings.host:  # the Procfile writes HOST:PORT
-            ours["ORCHESTRATOR_HOST"] = f"[{self._settings.host}]"
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         tuned = {
             "PYTHONUNBUFFERED": "1",
@@ -358,8 +356,7 @@ def read_procfile(file: Path) -> Mapping[str, str]:
 
 def service_url(host: str, port: int) -> str:
     """Where a program on this machine reaches a service that listens on `host`."""
-    host = _reachable(host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{netloc(_reachable(host), port)}"
 
 
 def _reachable(host: str) -> str:
