@@ -6,9 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 from deployment import Deployment, deployed
+from hypothesis import HealthCheck, settings
 
 from orchestrator.config import Settings
 from orchestrator.isolation import in_force
+
+# The same examples at every run, however slow the machine is: what fails has been broken by what was changed.
+settings.register_profile("steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -27,10 +27,12 @@ T = TypeVar("T")
 KEY = "the-tests-own-key"
 VAULT_KEY = new_key()
 _TESTS = Path(__file__).parent
+PATIENCE = 90.0
+"""Seconds for what takes one or two on a machine that has nothing else to do."""
 TERMINAL = ("completed", "failed", "cancelled")
 
 
-def wait_until(condition: Callable[[], T], seconds: float = 30.0, what: str = "") -> T:
+def wait_until(condition: Callable[[], T], seconds: float = PATIENCE, what: str = "") -> T:
     """The first truthy answer of `condition`; AssertionError after `seconds`."""
     end = time.monotonic() + seconds
     while True:
@@ -122,7 +124,7 @@ class Deployment:
     def stop_worker(self, worker: subprocess.Popen[bytes]) -> None:
         """As a deploy does it."""
         worker.send_signal(signal.SIGTERM)
-        worker.wait(15)
+        worker.wait(PATIENCE)
         self.workers.remove(worker)
 
     def _leases(self, name: str) -> int:
@@ -143,11 +145,11 @@ class Deployment:
         assert answer.status_code == 202, answer.text
         return str(answer.json["id"])
 
-    def run(self, definition: dict[str, Any], input: dict[str, Any] | None = None, seconds: float = 30) -> Any:
+    def run(self, definition: dict[str, Any], input: dict[str, Any] | None = None, seconds: float = PATIENCE) -> Any:
         """Execute a definition to its end; the execution as the API shows it."""
         return self.ended(self.execute(self.create(definition), input), seconds)
 
-    def ended(self, execution_id: str, seconds: float = 30) -> Any:
+    def ended(self, execution_id: str, seconds: float = PATIENCE) -> Any:
         def has_ended() -> bool:
             ((status,),) = self.sql("SELECT status FROM executions WHERE id = %(id)s::uuid", id=execution_id)
             return status in TERMINAL

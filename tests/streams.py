@@ -16,14 +16,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 import psutil
-from deployment import KEY, Deployment, wait_until
+from deployment import KEY, PATIENCE, Deployment, wait_until
 
 from orchestrator.config import environment_of
 from orchestrator.embedded import free_port
 from orchestrator.supervisor import procfile, read_procfile
-
-PATIENCE = 30.0
-"""Seconds after which a listener gives up."""
 
 
 class Web:

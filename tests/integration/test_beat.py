@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import redis
-from deployment import Deployment, deployed, wait_until
+from deployment import PATIENCE, Deployment, deployed, wait_until
 
 from beat.entries import Entries, Entry, SlotSchedule
 from orchestrator.config import environment_of
@@ -121,7 +121,7 @@ def beating(deployment: Deployment) -> Iterator[subprocess.Popen[bytes]]:
         yield beat
     finally:
         beat.terminate()
-        beat.wait(10)
+        beat.wait(PATIENCE)
 
 
 def test_the_ring_of_beat_alone_fires_a_schedule_and_the_entry_goes_with_its_trigger(tmp_path: Path):

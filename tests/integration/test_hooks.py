@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployment import Deployment, wait_until
+from deployment import PATIENCE, Deployment, wait_until
 from test_execution import step, workflow
 
 from orchestrator.engine.programs import Programs
@@ -114,6 +114,7 @@ Start = Callable[..., InProcess]
 @pytest.fixture
 def start(servers: Deployment, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     processes: list[InProcess] = []
+    monkeypatch.setattr(hooks, "LAST_WORDS", PATIENCE)
 
     def started(**plugins: object) -> InProcess:
         for name, plugin in plugins.items():

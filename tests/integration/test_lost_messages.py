@@ -135,8 +135,9 @@ def test_a_step_that_was_rung_for_between_two_looks_has_its_time_anew(queues: Qu
     assert queues.look(times=1) == [execution_id]
 
 
-def test_a_message_that_may_not_have_been_sent_yet_is_not_lost(queues: Queues):
-    (execution_id,) = queues.backlog(1, ago=1)
+def test_a_message_that_may_not_have_been_sent_yet_is_not_lost(queues: Queues, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reconcile, "_ON_ITS_WAY", LONG_AGO)
+    (execution_id,) = queues.backlog(1, ago=LONG_AGO / 2)
     queues.lose(execution_id)
     assert queues.look() == []
 

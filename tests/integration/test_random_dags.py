@@ -143,9 +143,6 @@ def programs(deployment: Deployment) -> Programs:
 
 @settings(
     max_examples=60,
-    deadline=None,
-    derandomize=True,
-    database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(definition=definitions())

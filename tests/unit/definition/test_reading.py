@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import time
 from contextlib import suppress
 from typing import Any
 
@@ -95,11 +94,9 @@ def test_an_alias_inside_what_it_stands_for_is_refused() -> None:
     assert "inside" in refused("a: &a [1, *a]")[0].message
 
 
-def test_a_billion_laughs_are_refused_at_once() -> None:
+def test_a_billion_laughs_are_refused_before_they_are_told() -> None:
     levels = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]
-    started = time.perf_counter()
     assert "500,000" in refused("\n".join(["a0: &a0 [x, x, x]", *levels]))[0].message
-    assert time.perf_counter() - started < 1
 
 
 def test_long_texts_repeated_by_alias_are_refused() -> None:

@@ -357,7 +357,7 @@ def combined(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 
 @given(st.recursive(leaves, combined, max_leaves=8), st.booleans())
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300)
 def test_no_expression_leaves_its_bounds_or_the_json_types(expression: str, alone: bool) -> None:
     source = f"{{{{ {expression} }}}}" + ("" if alone else "!")
     try:

@@ -332,7 +332,7 @@ class Simulation:
         self.send(list(decided.ready))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(any_graph(), st.data())
 def test_plans_reach_every_step_exactly_once(graph: Graph, data: st.DataObject):
     simulation = Simulation(graph, frozenset(), lambda size: data.draw(st.integers(0, size - 1)))
@@ -340,7 +340,7 @@ def test_plans_reach_every_step_exactly_once(graph: Graph, data: st.DataObject):
     assert simulation.performed == Counter(dict.fromkeys(graph.steps, 1))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(any_graph(), st.data())
 def test_under_failures_every_step_is_performed_once_or_skipped(graph: Graph, data: st.DataObject):
     failing = data.draw(st.sets(st.sampled_from(sorted(graph.steps))))
@@ -351,7 +351,7 @@ def test_under_failures_every_step_is_performed_once_or_skipped(graph: Graph, da
     assert simulation.performed == Counter(dict.fromkeys(done, 1))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(any_graph())
 def test_the_run_from_a_step_is_served_by_the_queue_of_the_step(graph: Graph):
     for start in graph.steps:

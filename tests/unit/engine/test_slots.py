@@ -9,7 +9,7 @@ from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.engine.slots import Cron, Every, Timetable, parse_cron, steady_delay
@@ -106,7 +106,6 @@ def test_the_slots_around_each_change_of_the_clocks_are_those_that_the_walls_sho
                 assert timetable.next_after(following - timedelta(seconds=1)) == following, expression
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     zone=st.sampled_from(["Europe/Berlin", "Australia/Lord_Howe", "America/Santiago", "Africa/Casablanca"]),
     policy=st.sampled_from(POLICIES),
