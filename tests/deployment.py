@@ -29,6 +29,8 @@ VAULT_KEY = new_key()
 _TESTS = Path(__file__).parent
 PATIENCE = 90.0
 """Seconds for what takes one or two on a machine that has nothing else to do."""
+SOON = 25.0
+"""Seconds: by then it is through, even on a busy machine, if it does not wait for what takes thirty or more."""
 TERMINAL = ("completed", "failed", "cancelled")
 
 

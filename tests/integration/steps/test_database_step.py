@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from deployment import Deployment, wait_until
+from deployment import SOON, Deployment, wait_until
 from marshmallow import ValidationError
-from performing import context_of
+from performing import closed_port, context_of
 
 from orchestrator.config import ConnectionSettings, ExecutorSettings, Settings
 from orchestrator.definition import load_definition
@@ -334,8 +334,8 @@ def test_a_statement_past_the_timeout_ends_at_the_server(postgres: Target) -> No
     failed = postgres.failure("execute", sql=f"SELECT pg_sleep(60) /* {mark} */", timeout="300ms")
     assert isinstance(failed, StepTimeout)
     assert (failed.kind, failed.retryable) == ("timeout", True)
-    assert 0.25 <= time.monotonic() - started < 1.3
-    assert not is_running(postgres, mark)
+    assert 0.25 <= time.monotonic() - started < SOON
+    wait_until(lambda: not is_running(postgres, mark), SOON)
     assert postgres.perform("query", sql="SELECT 1 AS one")["rows"] == [{"one": 1}]
 
 
@@ -346,9 +346,9 @@ def test_a_later_statement_that_outlives_the_limit_is_cancelled(postgres: Target
     statements = [{"sql": insert}, {"sql": "SET LOCAL statement_timeout = 0"}, {"sql": sleep}]
     started = time.monotonic()
     assert isinstance(postgres.failure("transaction", statements=statements, timeout=0.3), StepTimeout)
-    assert time.monotonic() - started < 1.3
-    wait_until(lambda: not is_running(postgres, mark), 5)
-    wait_until(no_calls_left, 5)
+    assert time.monotonic() - started < SOON
+    wait_until(lambda: not is_running(postgres, mark), SOON)
+    wait_until(no_calls_left)
     assert postgres.items() == []
 
 
@@ -362,9 +362,9 @@ def test_a_wait_for_a_lock_ends_in_time_and_leaves_nothing(target: Target) -> No
         started = time.monotonic()
         failed = target.failure("update", table=target.table, values={"name": "mine"}, where={"id": 1}, timeout=0.3)
         assert isinstance(failed, StepTimeout)
-        assert 0.2 <= time.monotonic() - started < 1.3
+        assert 0.2 <= time.monotonic() - started < SOON
         holder.rollback()
-    wait_until(no_calls_left, 5)
+    wait_until(no_calls_left)
     assert target.items() == [(1, "none")]
 
 
@@ -381,15 +381,15 @@ def test_a_computation_in_sqlite_ends_in_time(sqlite: Target) -> None:
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) AS c FROM n"
     started = time.monotonic()
     assert isinstance(sqlite.failure("query", sql=endless, timeout=0.3), StepTimeout)
-    assert time.monotonic() - started < 1.3
-    assert no_calls_left()
+    assert time.monotonic() - started < SOON
+    wait_until(no_calls_left)
 
 
 def test_the_steps_deadline_bounds_it_too(postgres: Target) -> None:
     started = time.monotonic()
     failed = postgres.failure("query", sql="SELECT pg_sleep(60)", timeout="1h", deadline=started + 0.3)
     assert isinstance(failed, StepTimeout)
-    assert time.monotonic() - started < 1.3
+    assert time.monotonic() - started < SOON
 
 
 def test_a_server_that_never_answers_is_left_in_time() -> None:
@@ -397,8 +397,8 @@ def test_a_server_that_never_answers_is_left_in_time() -> None:
         started = time.monotonic()
         failed = failure(f"postgresql://u@127.0.0.1:{mute.getsockname()[1]}/d", "query", sql="SELECT 1", timeout=0.3)
         assert isinstance(failed, StepTimeout)
-        assert time.monotonic() - started < 1.3
-    wait_until(no_calls_left, 5)
+        assert time.monotonic() - started < SOON
+    wait_until(no_calls_left)
 
 
 # --- a server in between that can be told to stall or to hang up ---------------------------------------------
@@ -444,7 +444,7 @@ class Relay:
     def _pass(self, source: socket.socket, sink: socket.socket) -> None:
         try:
             while data := source.recv(65536):
-                self.flows.wait(30)
+                self.flows.wait()
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -486,10 +486,10 @@ def test_a_server_that_stands_still_is_left_in_time_and_commits_nothing(relay: R
     started = time.monotonic()
     rows = [{"id": 1}]
     assert isinstance(failure(relay.url, "insert", table=postgres.table, rows=rows, timeout=0.3), StepTimeout)
-    assert time.monotonic() - started < 1.3
-    wait_until(lambda: not [t for t in threading.enumerate() if t.name == "database-call"], 5)
+    assert time.monotonic() - started < SOON
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name == "database-call"])
     relay.flows.set()
-    wait_until(no_calls_left, 5)
+    wait_until(no_calls_left)
     assert postgres.items() == []
     assert perform(relay.url, "query", sql="SELECT 1 AS one")["row_count"] == 1
 
@@ -503,7 +503,7 @@ def test_a_connection_lost_in_the_middle_may_be_tried_again(relay: Relay, postgr
 
     cutter = threading.Thread(target=cut)
     cutter.start()
-    failed = failure(relay.url, "execute", sql=f"SELECT pg_sleep(20) /* {mark} */")
+    failed = failure(relay.url, "execute", sql=f"SELECT pg_sleep(60) /* {mark} */")
     cutter.join()
     assert (failed.kind, failed.retryable) == ("connection", True)
 
@@ -518,7 +518,7 @@ def test_a_backend_that_an_administrator_ends_may_be_tried_again(postgres: Targe
 
     ender = threading.Thread(target=end)
     ender.start()
-    failed = postgres.failure("execute", sql=f"SELECT pg_sleep(20) /* {mark} */")
+    failed = postgres.failure("execute", sql=f"SELECT pg_sleep(60) /* {mark} */")
     ender.join()
     assert (failed.kind, failed.retryable) == ("connection", True)
 
@@ -581,10 +581,9 @@ def test_a_deadlock_may_be_tried_again(postgres: Target) -> None:
 
 
 def test_a_refused_connection_may_be_tried_again_and_shows_no_password() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    url = f"postgres://user:{{{{ secrets.pw }}}}@127.0.0.1:{port}/d?sslmode=disable"
-    failed = failure(url, "query", sql="SELECT 1", secrets={"pw": "s3cret%40word"})
+    with closed_port() as port:
+        url = f"postgres://user:{{{{ secrets.pw }}}}@127.0.0.1:{port}/d?sslmode=disable"
+        failed = failure(url, "query", sql="SELECT 1", secrets={"pw": "s3cret%40word"})
     assert (failed.kind, failed.retryable) == ("connection", True)
     assert "refused" in str(failed)
     assert "s3cret" not in str(failed)

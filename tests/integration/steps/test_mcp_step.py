@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from deployment import wait_until
+from deployment import SOON, wait_until
 from marshmallow import ValidationError
 from performing import context_of
 
@@ -148,7 +148,7 @@ def test_a_tool_that_never_answers_is_left_in_time(http: McpServerSettings) -> N
     started = time.monotonic()
     failed = failure(http, action="hang", timeout="500ms")
     assert isinstance(failed, StepTimeout)
-    assert 0.5 <= time.monotonic() - started < 1.5
+    assert 0.5 <= time.monotonic() - started < SOON
     assert str(failed) == f"the MCP server 'it' ({http.url}) did not answer within 0.5 s"
     wait_until(no_calls_left)
 
@@ -156,7 +156,7 @@ def test_a_tool_that_never_answers_is_left_in_time(http: McpServerSettings) -> N
 def test_the_steps_deadline_bounds_the_call_too(http: McpServerSettings) -> None:
     started = time.monotonic()
     assert isinstance(failure(http, action="hang", timeout="1h", deadline=started + 0.4), StepTimeout)
-    assert time.monotonic() - started < 1.4
+    assert time.monotonic() - started < SOON
 
 
 @pytest.mark.parametrize("transport", ["http", "stdio"])
@@ -322,7 +322,7 @@ def test_a_server_of_the_older_protocol_is_understood(odd: Odd) -> None:
 def test_an_answer_that_never_ends_is_left_in_time(odd: Odd, path: str) -> None:
     started = time.monotonic()
     assert isinstance(failure(at(odd, path), action="odd", timeout=0.5), StepTimeout)
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < SOON
     wait_until(no_calls_left)
 
 
@@ -417,10 +417,12 @@ def test_a_program_that_ends_at_once_is_a_connection_failure() -> None:
 
 def test_a_program_that_minds_nothing_is_killed_with_its_children_in_time(tmp_path: Path) -> None:
     note = tmp_path / "pids"
-    started = time.monotonic()
-    failed = failure(STDIO, action="block", note=str(note), timeout="3s")
-    assert isinstance(failed, StepTimeout)
-    assert time.monotonic() - started < 4.5
+    for seconds in (3, 12, 48):  # one of them is enough for it to begin
+        started = time.monotonic()
+        assert isinstance(failure(STDIO, action="block", note=str(note), timeout=seconds), StepTimeout)
+        assert time.monotonic() - started < seconds + SOON
+        if note.exists():
+            break
     pids = [int(pid) for pid in note.read_text().split()]
     assert len(pids) == 2
     wait_until(lambda: not any(map(runs, pids)))
@@ -438,9 +440,10 @@ def runs(pid: int) -> bool:
 def test_a_flood_from_a_program_is_ended(stream: str) -> None:
     source = f"import sys\nwhile True: sys.{stream}.write('x' * 65536)"
     started = time.monotonic()
-    failed = failure(program(source), action="any", timeout=1, max_response=10**5)
-    assert failed.kind == ("response_too_large" if stream == "stdout" else "timeout")
-    assert time.monotonic() - started < 3
+    wanted, seconds = {"stdout": ("response_too_large", 60), "stderr": ("timeout", 2)}[stream]
+    failed = failure(program(source), action="any", timeout=seconds, max_response=10**5)
+    assert failed.kind == wanted
+    assert time.monotonic() - started < SOON
     assert len(str(failed)) < 10_000
     wait_until(no_calls_left)
 
@@ -449,7 +452,7 @@ def test_an_earlier_attempts_program_is_ended_before_the_next() -> None:
     step = str(uuid.uuid4())
     left = subprocess.Popen(["sleep", "60"], env={**os.environ, processes.MARKER: processes.new_mark(step)})
     failure(program("pass"), action="any", step_execution_id=step, attempt=2)
-    assert left.wait(5) == -9
+    assert left.wait(SOON) == -9
 
 
 @pytest.mark.parametrize("command", ["/no/such/program", "nul\0", __file__])

@@ -11,18 +11,20 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from deployment import PATIENCE, SOON, wait_until
 from marshmallow import ValidationError
 from performing import context_of
 
 from orchestrator.config import ExecutorSettings, Settings
 from orchestrator.errors import StepFailed, StepTimeout
 from orchestrator.isolation import in_force
+from workers.steps import processes
 from workers.steps.processes import MARKER, kill_all, mark_of, new_mark
 from workers.steps.script import Script
 
@@ -85,13 +87,6 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     kill_all(mark_of(bench.id))
     assert not left, "the script left processes behind"
     assert not list(Path(tempfile.gettempdir()).glob(f"orchestrator-{bench.id}-*")), "it left its folder behind"
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition did not come true"
-        time.sleep(0.01)
 
 
 # What a script is given, and what it gives back
@@ -277,7 +272,7 @@ def test_lines_are_logged_as_they_appear(bench: Bench, tmp_path: Path) -> None:
     source = f"import os, time\nprint('ready')\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\nprint('went')"
     thread = threading.Thread(target=bench.run, kwargs={"source": source})
     thread.start()
-    eventually(lambda: ("info", "ready") in bench.lines)
+    wait_until(lambda: ("info", "ready") in bench.lines)
     assert thread.is_alive()
     go.touch()
     thread.join()
@@ -292,7 +287,6 @@ def test_what_is_not_text_is_replaced(bench: Bench) -> None:
 @pytest.mark.parametrize("piece", ["'y\\n' * 32768", "'y' * 65536"], ids=["many lines", "one line without an end"])
 def test_a_flood_of_100_mb_is_drained_within_bounds(bench: Bench, piece: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.monotonic()
     source = f"""
 import os, sys
 piece = ({piece}).encode()
@@ -300,7 +294,6 @@ for _ in range(100 * 1024**2 // len(piece)): sys.stdout.buffer.write(piece)
 open(os.environ['ORCHESTRATOR_RESULT'], 'w').write('"end"')
 """
     assert bench.python(source, max_log=100_000) == "end"
-    assert time.monotonic() - started < 15
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
     assert sum(len(line) for _, line in bench.lines[:-1]) <= 100_000
     level, line = bench.lines[-1]
@@ -316,26 +309,27 @@ def test_the_last_line_of_a_flood_is_still_the_result(bench: Bench) -> None:
 # Time, and what is left behind
 
 
-def test_a_script_that_takes_too_long_is_ended_with_its_children(bench: Bench) -> None:
+def test_a_script_that_takes_too_long_is_ended_with_its_children(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_GRACE", PATIENCE)
     started = time.monotonic()
-    failed = bench.failure(source="echo before; sleep 60 & sleep 60 & sleep 60", runtime="bash", timeout="300ms")
+    failed = bench.failure(source="echo before; sleep 60 & sleep 60 & sleep 60", runtime="bash", timeout="2s")
     assert isinstance(failed, StepTimeout)
-    assert time.monotonic() - started < 2.3, "it waited for SIGKILL though SIGTERM was enough"
+    assert time.monotonic() - started < SOON, "it waited for SIGKILL though SIGTERM was enough"
     assert failed.output == {"result": "before", "exit_code": None}
     assert not bench.left_behind()
 
 
 def test_a_script_may_clean_up_when_it_is_asked_to_end(bench: Bench) -> None:
     source = "trap 'echo cleaned up; exit 0' TERM; sleep 60 & wait"
-    assert isinstance(bench.failure(source=source, runtime="bash", timeout=0.7), StepTimeout)
+    assert isinstance(bench.failure(source=source, runtime="bash", timeout=2), StepTimeout)
     assert ("info", "cleaned up") in bench.lines
 
 
 def test_a_script_that_ignores_sigterm_is_killed(bench: Bench) -> None:
     started = time.monotonic()
     source = "trap '' TERM; while :; do sleep 1; done"
-    assert isinstance(bench.failure(source=source, runtime="bash", timeout=0.5), StepTimeout)
-    assert 2.4 < time.monotonic() - started < 8
+    assert isinstance(bench.failure(source=source, runtime="bash", timeout=2), StepTimeout)
+    assert 3.9 < time.monotonic() - started < SOON
 
 
 def test_the_steps_deadline_bounds_the_script_too(bench: Bench) -> None:
@@ -352,16 +346,16 @@ def test_a_daemon_that_called_setsid_does_not_outlive_a_timeout(bench: Bench) ->
 def test_a_daemon_that_hides_its_environment_is_found_by_its_parent(bench: Bench) -> None:
     seconds = f"60.{uuid.uuid4().int}"
     source = f"env -i /bin/sh -c 'echo up; exec setsid sleep {seconds}' & wait"
-    assert isinstance(bench.failure(source=source, runtime="bash", timeout=1), StepTimeout)
+    assert isinstance(bench.failure(source=source, runtime="bash", timeout=2), StepTimeout)
     assert ("info", "up") in bench.lines
-    eventually(lambda: not any(seconds in (it.info["cmdline"] or ()) for it in psutil.process_iter(["cmdline"])))
+    wait_until(lambda: not any(seconds in (it.info["cmdline"] or ()) for it in psutil.process_iter(["cmdline"])))
 
 
 def test_a_daemon_does_not_outlive_a_script_that_ended_well_nor_delay_it(bench: Bench) -> None:
     started = time.monotonic()
     output = bench.run(source="setsid sleep 60 & sleep 60 & echo done", runtime="bash")
     assert output == {"result": "done", "exit_code": 0}
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < SOON
     assert not bench.left_behind()
 
 
@@ -388,7 +382,7 @@ def test_a_later_attempt_ends_what_a_killed_worker_left(bench: Bench) -> None:
     folder = Path(tempfile.mkdtemp(prefix=f"orchestrator-{bench.id}-"))
     try:
         bench.python("print(1)", attempt=2)
-        assert orphan.wait(5) == -signal.SIGKILL
+        assert orphan.wait(SOON) == -signal.SIGKILL
         assert not folder.exists()
     finally:
         orphan.kill()
@@ -422,9 +416,9 @@ def test_a_running_script_can_be_ended_from_another_thread(bench: Bench) -> None
     failures: list[StepFailed] = []
     thread = threading.Thread(target=lambda: failures.append(bench.failure(source="echo up; sleep 60", runtime="bash")))
     thread.start()
-    eventually(lambda: ("info", "up") in bench.lines)
+    wait_until(lambda: ("info", "up") in bench.lines)
     kill_all(mark_of(bench.id))
-    thread.join(5)
+    thread.join(SOON)
     assert [str(failed) for failed in failures] == ["the script was ended by SIGKILL"]
 
 
