@@ -37,7 +37,7 @@ from workers.secrets import Secrets
 from workers.steps import StepContext, step
 from workers.steps.contract import Wait
 
-STUCK = 30.0
+STUCK = 120.0
 """Seconds after which a lane that does not come to its next point is taken to wait for a lock that nobody lets go."""
 
 

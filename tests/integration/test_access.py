@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import pytest
-from deployment import KEY, Deployment, wait_until
+from deployment import KEY, SOON, Deployment, wait_until
 from flask.testing import FlaskClient
 
-from api import create_app
+from api import auth, create_app
 from api.access import RULES
 from api.auth import KEPT, Authenticator
 from orchestrator.config import ApiSettings, BrokerSettings
 from orchestrator.errors import ConfigurationError
 from orchestrator.store import access
 
+T = TypeVar("T")
 NOOP = {"steps": [{"id": "only", "type": "noop", "config": {"value": 1}}]}
 ROLES = ("viewer", "operator", "editor", "admin")
 
@@ -421,21 +424,22 @@ def test_a_revoked_key_opens_nothing_within_seconds_in_any_process(servers: Depl
     elsewhere = create_app(servers.settings).test_client()
     headers = {"Authorization": f"Bearer {made['key']}"}
     assert elsewhere.get("/api/v1/me", headers=headers).status_code == 200
-    began = datetime.now(UTC)
     assert servers.client.delete(f"/api/v1/keys/{made['id']}").status_code == 204
-    wait_until(lambda: elsewhere.get("/api/v1/me", headers=headers).status_code == 401, seconds=10)
-    assert datetime.now(UTC) - began < timedelta(seconds=KEPT + 2)
+    wait_until(lambda: elsewhere.get("/api/v1/me", headers=headers).status_code == 401, KEPT + SOON)
     assert "revoked" in refused(elsewhere.get("/api/v1/me", headers=headers), 401)["detail"]
     refused(servers.client.put(f"/api/v1/keys/{made['id']}", json={"name": "again"}), 409)
     assert servers.client.get(f"/api/v1/keys/{made['id']}").json["revoked_at"]
 
 
-def test_a_key_ends_when_it_expires_and_not_seconds_later(servers: Deployment) -> None:
-    made = new_key(servers, {"role": "viewer"}, expires_at=(datetime.now(UTC) + timedelta(seconds=1)).isoformat())
+def test_a_key_ends_when_it_expires_and_not_when_it_is_forgotten(
+    servers: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "KEPT", 3600.0)
+    made = new_key(servers, {"role": "viewer"}, expires_at=(datetime.now(UTC) + timedelta(seconds=5)).isoformat())
     client = with_key(servers, made["key"])
     assert client.get("/api/v1/me").status_code == 200
-    wait_until(lambda: client.get("/api/v1/me").status_code == 401, seconds=KEPT + 3)
-    assert datetime.now(UTC) < datetime.fromisoformat(made["expires_at"]) + timedelta(seconds=1)
+    wait_until(lambda: client.get("/api/v1/me").status_code == 401)
+    assert datetime.now(UTC) >= datetime.fromisoformat(made["expires_at"])
     assert "expired" in refused(client.get("/api/v1/me"), 401)["detail"]
     past = {"name": "k", "grants": [{"role": "viewer"}], "expires_at": "2020-01-01T00:00:00Z"}
     assert refused(servers.client.post("/api/v1/keys", json=past), 422)["errors"][0]["path"] == "expires_at"
@@ -461,6 +465,7 @@ def test_the_last_use_is_written_at_most_once_a_minute(servers: Deployment) -> N
 
 
 def test_a_known_key_costs_no_statement(servers: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "KEPT", 3600.0)
     made = new_key(servers, {"role": "viewer"})
     authenticate = Authenticator(servers.settings, servers.store)
     authenticate(f"Bearer {made['key']}")
@@ -492,9 +497,7 @@ def test_what_a_key_may_do_changes_with_its_grants(servers: Deployment, team: Te
         f"/api/v1/keys/{made['id']}", json={"grants": [{"role": "editor", "project": team.name}]}
     )
     assert changed.json["grants"] == [{"role": "editor", "project": team.name}]
-    wait_until(
-        lambda: client.put(f"/api/v1/workflows/{workflow}", json={"description": "new"}).status_code == 200, seconds=10
-    )
+    wait_until(lambda: client.put(f"/api/v1/workflows/{workflow}", json={"description": "new"}).status_code == 200)
 
 
 @pytest.mark.parametrize("body", [
@@ -527,11 +530,24 @@ def test_there_is_no_service_without_a_key(servers: Deployment, tmp_path: Any) -
 # --- limits, headers, other sites --------------------------------------------------------------------------
 
 
+def within_a_minute(ask: Callable[[], T]) -> T:
+    """What came of it. Requests are counted by the minutes of the clock: if another one began, it is asked again."""
+    while True:
+        began = time.time() // 60
+        came = ask()
+        if time.time() // 60 == began:
+            return came
+
+
 def test_a_caller_who_asks_too_often_is_told_when_to_ask_again_by_every_process(servers: Deployment) -> None:
-    key = new_key(servers, {"role": "viewer"}, rate_limit=3)["key"]
-    headers = {"Authorization": f"Bearer {key}"}
     apps = [servers.client.application, create_app(servers.settings)]
-    answers = [apps[n % 2].test_client().get("/api/v1/me", headers=headers) for n in range(4)]
+
+    def asked() -> list[Any]:
+        key = new_key(servers, {"role": "viewer"}, rate_limit=3)["key"]
+        headers = {"Authorization": f"Bearer {key}"}
+        return [apps[n % 2].test_client().get("/api/v1/me", headers=headers) for n in range(4)]
+
+    answers = within_a_minute(asked)
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
     assert "3 requests" in refused(answers[-1], 429)["detail"]
     assert 1 <= int(answers[-1].headers["Retry-After"]) <= 120
@@ -541,10 +557,14 @@ def test_a_caller_who_asks_too_often_is_told_when_to_ask_again_by_every_process(
 
 def test_the_settings_limit_every_caller_but_the_admin_key(servers: Deployment) -> None:
     strict = create_app(replace(servers.settings, api=ApiSettings(rate_limit=2))).test_client()
-    unlimited = {"Authorization": f"Bearer {new_key(servers, {'role': 'viewer'}, rate_limit=0)['key']}"}
-    limited = {"Authorization": f"Bearer {new_key(servers, {'role': 'viewer'})['key']}"}
-    for headers, last in (({"Authorization": f"Bearer {KEY}"}, 200), (unlimited, 200), (limited, 429)):
-        assert [strict.get("/api/v1/me", headers=headers).status_code for _ in range(3)] == [200, 200, last]
+
+    def asked(key: str) -> list[int]:
+        headers = {"Authorization": f"Bearer {key}"}
+        return [strict.get("/api/v1/me", headers=headers).status_code for _ in range(3)]
+
+    assert asked(KEY) == [200] * 3
+    assert asked(new_key(servers, {"role": "viewer"}, rate_limit=0)["key"]) == [200] * 3
+    assert within_a_minute(lambda: asked(new_key(servers, {"role": "viewer"})["key"])) == [200, 200, 429]
 
 
 def test_a_redis_that_is_away_limits_nobody(servers: Deployment) -> None:

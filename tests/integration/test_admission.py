@@ -226,7 +226,7 @@ def test_a_long_backlog_drains_to_its_end(working: Deployment):
         )
         return bool(left == 0)
 
-    wait_until(all_done, 30, "the backlog to drain")
+    wait_until(all_done, what="the backlog to drain")
     assert working.sql("SELECT FROM executions WHERE status <> 'completed'") == []
 
 

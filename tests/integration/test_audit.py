@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -265,10 +266,11 @@ def test_attempts_to_get_in_are_kept(servers: Deployment) -> None:
 def test_nobody_floods_the_log(servers: Deployment) -> None:
     client = stranger(servers)
     ((before,),) = servers.sql("SELECT count(*) FROM audit_log")
+    began = time.monotonic()
     for _ in range(200):
         assert client.get("/api/v1/me", headers={"Authorization": "Bearer wrong"}).status_code == 401
     ((after,),) = servers.sql("SELECT count(*) FROM audit_log")
-    assert 10 <= after - before <= 12
+    assert 10 <= after - before <= 11 + (time.monotonic() - began) / 10
 
 
 def test_refusals_left_out_are_counted_in_the_next_that_is_kept() -> None:

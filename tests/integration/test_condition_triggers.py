@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import orjson
 import pytest
-from deployment import Deployment, deployed, wait_until
+from deployment import PATIENCE, Deployment, deployed, wait_until
 
 from orchestrator.config import ConnectionSettings, Settings
 from orchestrator.store.session import to_json
@@ -36,7 +36,7 @@ class Gauge:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 gauge.asked.append(dict(self.headers))
-                gauge.hold.wait(30)
+                gauge.hold.wait(PATIENCE)
                 body = orjson.dumps({"value": gauge.value})
                 self.send_response(gauge.status)
                 self.send_header("Content-Type", "application/json")

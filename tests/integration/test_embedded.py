@@ -172,7 +172,7 @@ def test_a_child_that_ignores_every_signal_is_killed_with_its_group(tmp_path: Pa
     grandchild = psutil.Process(int(log.read_text()))
     stop_all([stubborn], 0.3)
     assert not stubborn.alive
-    wait_until(lambda: has_ended(grandchild), 5, "the grandchild's end")
+    wait_until(lambda: has_ended(grandchild), what="the grandchild's end")
 
 
 def test_ending_orphans_spares_known_children(tmp_path: Path) -> None:

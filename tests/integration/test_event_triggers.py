@@ -141,7 +141,7 @@ def test_the_triggers_of_a_type_are_found_by_an_index(servers: Deployment) -> No
     with servers.store.single() as connection:
         exact, patterns = triggers.for_events(connection, ["kind.7", "kind.8", "missing"])
         assert {kind: len(found) for kind, found in exact.items()} == {"kind.7": 1, "kind.8": 1}
-        assert patterns == []
+        assert workflow_id not in {trigger.workflow_id for trigger in patterns}
     plan = servers.sql(
         "EXPLAIN SELECT id FROM triggers WHERE is_enabled AND type = 'event' AND strpos(config ->> 'type', '*') = 0 "
         "AND config ->> 'type' = ANY(ARRAY['kind.7', 'kind.8'])"

@@ -334,9 +334,11 @@ def test_a_step_is_ended_when_its_time_is_up(deployment: Deployment):
 
 def test_an_execution_is_ended_when_its_time_is_up(deployment: Deployment, open_gates: Path):
     gate = open_gates / "gate"
-    execution = deployment.run(
-        workflow(step("a"), step("b", "gate", "a", file=str(gate)), step("c", needs="b"), timeout=1)
-    )
+    definition = workflow(step("a"), step("b", "gate", "a", file=str(gate)), step("c", needs="b"), timeout="1h")
+    execution_id = deployment.execute(deployment.create(definition))
+    wait_until(lambda: deployment.statuses(execution_id)["b"] == "running", what="the step at the gate")
+    deployment.pass_its_time(execution_id)
+    execution = deployment.ended(execution_id)
     assert execution["status"] == "failed"
     states = states_of(execution)
     assert states["a"] == "completed"

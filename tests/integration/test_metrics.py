@@ -76,7 +76,7 @@ def test_attempts_retries_and_durations_are_counted_and_outlive_the_workers(
             assert found["orchestrator_step_retries_total", ("fail",)] == 2 * times
             assert found["orchestrator_step_seconds_count", ("noop",)] == 2 * times
             assert found["orchestrator_step_seconds_bucket", ("+Inf", "noop")] == 2 * times
-            assert 0 < found["orchestrator_step_seconds_sum", ("noop",)] < 10
+            assert found["orchestrator_step_seconds_sum", ("noop",)] > 0
 
 
 def test_what_workers_count_is_shown_while_they_run(deployment: Deployment):

@@ -4,6 +4,7 @@ run, that it is told."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from deployment import Deployment, deployed, wait_until
+from deployment import SOON, Deployment, deployed, wait_until
 from test_control_flow import loop, parallel
 from test_execution import step, workflow
 
@@ -231,7 +232,7 @@ def test_a_message_is_on_its_way_for_five_seconds_and_then_late(stack: Deploymen
     stack.sql("UPDATE step_executions SET rung_at = now() - interval '20 s'")
     reason = why(stack, execution_id, "a")
     assert reason["reason"] == "message_late"
-    assert "20 s ago" in reason["detail"]
+    assert re.search(r"\b2\d s ago", reason["detail"])
     assert "nobody reconciles" in reason["detail"]
 
 
@@ -345,7 +346,7 @@ def test_waiting_for_dependencies_says_which_and_how_they_are(deployment: Deploy
     }
     assert reason["detail"] == "it waits for b (running)"
     began = datetime.fromisoformat(read(deployment, f"executions/{execution_id}")["created_at"])
-    assert abs(datetime.fromisoformat(reason["since"]) - began) < timedelta(seconds=5)
+    assert abs(datetime.fromisoformat(reason["since"]) - began) < timedelta(seconds=SOON)
     assert why(deployment, execution_id, "d")["detail"] == "it waits for c (pending)"
 
 
@@ -676,7 +677,7 @@ def test_a_broker_that_never_answers_keeps_nobody_waiting_for_long(idle: Deploym
     try:
         began = time.monotonic()
         assert read(idle, "scheduler/status")["broker"] == "unreachable"
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < SOON
     finally:
         valkey.signal(signal.SIGCONT)
 

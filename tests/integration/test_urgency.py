@@ -54,7 +54,7 @@ def waiting(deployment: Deployment) -> int:
 
 def test_a_long_run_gives_way_between_two_of_its_steps_to_what_is_more_urgent(one_slot: Deployment):
     """It goes on without a message for five seconds at most (INLINE_BUDGET in workers/runner.py)."""
-    naps = [step(f"s{number}", "nap", needs=f"s{number - 1}" * (number > 0), seconds=0.2) for number in range(60)]
+    naps = [step(f"s{number}", "nap", needs=f"s{number - 1}" * (number > 0), seconds=0.2) for number in range(300)]
     long = one_slot.execute(one_slot.create(workflow(*naps)), priority=1)
     wait_until(lambda: one_slot.statuses(long)["s1"] == "running", what="the long run")
     urgent = one_slot.execute(one_slot.create(workflow(step("a"))), priority=9)

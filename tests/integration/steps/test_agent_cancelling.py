@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from deployment import Deployment, deployed, wait_until
+from deployment import PATIENCE, Deployment, deployed, wait_until
 from test_agent_step import A2AServer, Handler, Told, running_a2a
 
 from orchestrator.config import AgentSettings, Settings
@@ -94,15 +94,22 @@ def test_a_cancelled_execution_has_its_a2a_task_cancelled(agents: Deployment, a2
 
 
 @pytest.mark.parametrize(
-    "steps",
+    ("step", "path"),
     [
-        [{"id": "each", "type": "loop", "config": {"items": [1], "steps": [asking("plain")]}, "timeout": "500ms"}],
-        [asking("plain", timeout="500ms")],
+        ({"id": "each", "type": "loop", "config": {"items": [1], "steps": [asking("plain")]}}, "each[0].ask"),
+        (asking("plain"), "ask"),
     ],
     ids=["of the loop around it", "of the step"],
 )
-def test_a_timeout_cancels_the_task(agents: Deployment, told: Told, steps: list[dict[str, Any]]):
-    execution = agents.run({"steps": [{**steps[0], "retry_policy": {"max_attempts": 1}}]})
+def test_a_timeout_cancels_the_task(agents: Deployment, told: Told, step: dict[str, Any], path: str):
+    limited = {**step, "timeout": "1h", "retry_policy": {"max_attempts": 1}}
+    execution_id = started(agents, limited, path=path)
+    wait_until(lambda: agents.statuses(execution_id)[step["id"]] == "waiting", what="the limited step to rest")
+    agents.sql(
+        "UPDATE step_executions SET deadline = now() WHERE execution_id = %(e)s::uuid AND deadline IS NOT NULL",
+        e=execution_id,
+    )
+    execution = agents.ended(execution_id)
     assert execution["error_message"].endswith("the step's time was up while it waited (timeout)")
     wait_until(lambda: cancellations(told) == 1, what="the agent to be told")
     wait_until(lambda: nothing_is_left(agents), what="the row to go")
@@ -123,12 +130,12 @@ def test_a_cancel_that_comes_while_a_worker_looks_at_the_task_reaches_the_agent(
 
     def hold(handler: Handler) -> None:
         looking.set()
-        handler.server.closing.wait(10)
+        handler.server.closing.wait(PATIENCE)
         handler.close_connection = True
 
     told.answers["GET /t1"] = hold
     execution_id = agents.execute(agents.create({"steps": [asking("restless")]}))
-    assert looking.wait(10)
+    assert looking.wait(PATIENCE)
     cancel(agents, execution_id)
     wait_until(lambda: cancellations(told) == 1, what="the agent to be told")
     wait_until(lambda: nothing_is_left(agents), what="the row to go")
@@ -172,10 +179,12 @@ def again(deployment: Deployment, until: Callable[[], bool]) -> None:
 
 
 def test_a_cancellation_that_fails_is_tried_again(agents: Deployment, told: Told):
-    told.answers[TASK] = (503, {})
+    def fails_once(handler: Handler) -> None:
+        handler.server.answers[TASK] = {}
+        handler.send_error(503)
+
+    told.answers[TASK] = fails_once
     cancel(agents, started(agents, asking("plain")))
-    wait_until(lambda: cancellations(told) == 1, what="the agent to be told")
-    told.answers[TASK] = {}
     again(agents, lambda: nothing_is_left(agents))
     assert cancellations(told) >= 2
 
