@@ -31,7 +31,7 @@ bench: .venv/installed-dev
 	"$(BIN)/python" -m benchmarks $(ARGS)
 
 chaos: .venv/installed-dev
-	"$(BIN)/python" -m pytest -m chaos --soak=1000 $(ARGS)
+	"$(BIN)/python" -m pytest -m chaos --soak=1000 --patience=1 $(ARGS)
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

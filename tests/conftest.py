@@ -18,6 +18,7 @@ settings.load_profile("steady")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", type=int, default=100, help="executions of the soak; `make chaos` has 1,000")
+    parser.addoption("--patience", type=float, default=6, help="times the seconds of a recovery; `make chaos` has 1")
     parser.addoption("--soak-seed", type=int, default=1, help="what its faults are chosen by")
 
 

@@ -27,7 +27,7 @@ from a2a.server.tasks import InMemoryTaskStore, TaskUpdater
 from a2a.types.a2a_pb2 import AgentCapabilities, AgentCard, AgentInterface, AgentSkill
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
-from deployment import wait_until
+from deployment import PATIENCE, wait_until
 from starlette.applications import Starlette
 
 TOKEN = "token-of-the-api-0123456789"
@@ -185,7 +185,7 @@ class _OnAFreePort(Controller):
 
 @contextmanager
 def _mail(them: Counterparts) -> Iterator[None]:
-    controller = _OnAFreePort(_Postman(them), hostname="127.0.0.1", port=0)
+    controller = _OnAFreePort(_Postman(them), hostname="127.0.0.1", port=0, ready_timeout=PATIENCE)
     controller.start()
     them.mail_port = controller.port
     yield

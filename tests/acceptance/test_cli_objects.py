@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from deployment import wait_until
+from deployment import PATIENCE, wait_until
 from test_cli_run import ADD, FAILS, WRONG
 from test_cli_up import Up
 
@@ -144,7 +144,7 @@ def test_logs_are_followed_until_the_end(call: Calls, written: Any) -> None:
     assert call.json("executions", "resume", id)["status"] == "running"
     assert following.poll() is None
     assert call.json("executions", "cancel", id)["status"] == "cancelled"
-    assert following.wait(20) == 0
+    assert following.wait(PATIENCE) == 0
     assert call.json("executions", "logs", id, "--step", "first", "--level", "warning")["message"] == "one"
     assert call("executions", "logs", id, "--level", "error").stdout == ""
 
@@ -168,14 +168,14 @@ def test_ctrl_c_ends_the_watching_and_not_the_execution(call: Calls, written: An
     assert watching.stderr is not None
     watching.stderr.readline()
     watching.send_signal(signal.SIGINT)
-    _, told = watching.communicate(timeout=20)
+    _, told = watching.communicate(timeout=PATIENCE)
     assert watching.returncode == 130
     assert "goes on" in told
     reading = at_a_terminal(call, "executions", "logs", "-f", execution["id"])
     assert reading.stdout is not None
     reading.stdout.readline()
     reading.send_signal(signal.SIGINT)
-    _, told = reading.communicate(timeout=20)
+    _, told = reading.communicate(timeout=PATIENCE)
     assert (reading.returncode, told) == (130, "")
     assert call.json("executions", "cancel", execution["id"])["status"] == "cancelled"
 

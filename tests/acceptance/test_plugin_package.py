@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import requests
-from deployment import wait_until
+from deployment import PATIENCE, wait_until
 from test_cli_run import orchestrator
 from test_cli_up import Up
 
@@ -90,17 +90,20 @@ class Service(Up):
         """The API's answer."""
         key = (self.folder / "admin-key").read_text().strip()
         headers = {"Authorization": f"Bearer {key}"}
-        answer = requests.request(method, f"{self.wait_ready()}/api/v1/{path}", json=body, headers=headers, timeout=10)
+        answer = requests.request(
+            method, f"{self.wait_ready()}/api/v1/{path}", json=body, headers=headers, timeout=PATIENCE
+        )
         assert answer.ok, answer.text
         return answer.json()
 
-    def events(self, execution_id: str) -> list[dict[str, Any]]:
-        """What the hooks told of an execution, once they have told its end."""
+    def events(self, execution_id: str, count: int) -> list[dict[str, Any]]:
+        """What the hooks told of an execution, once that is so much: its end may be told before what another process
+        has to tell."""
 
         def told() -> list[dict[str, Any]]:
             lines = map(json.loads, self.events_file.read_text().splitlines() if self.events_file.exists() else ())
             mine = [line for line in lines if execution_id in (line.get("id"), line.get("execution_id"))]
-            return mine if "workflow_completed" in {line["hook"] for line in mine} else []
+            return mine if len(mine) >= count else []
 
         return wait_until(told, what=f"the events of execution {execution_id}")
 
@@ -139,7 +142,7 @@ def test_the_config_of_an_installed_type_is_checked_when_it_is_saved(service: Se
 
 def test_the_hooks_of_an_installed_package_are_told_of_everything_once(service: Service):
     _, execution = service.run(PACKAGE / "welcome.yaml", "--input", "name=Grace")
-    events = service.events(execution["id"])
+    events = service.events(execution["id"], 6)
     assert Counter(map(described, events)) == dict.fromkeys(
         [
             "workflow_started",
@@ -163,7 +166,7 @@ def test_the_hooks_of_an_installed_package_are_told_of_everything_once(service: 
 
 def test_events_say_what_became_of_it(service: Service):
     _, execution = service.run(PACKAGE / "welcome.yaml", "--input", "name=Dido of Carthago")
-    events = {described(event): event for event in service.events(execution["id"])}
+    events = {described(event): event for event in service.events(execution["id"], 6)}
     ended, step = events["workflow_completed"], events["step_completed greet"]
     assert (ended["status"], ended["workflow_id"]) == ("completed", execution["workflow_id"])
     assert ended["output"]["slug"] == "bonjour-dido-of"
@@ -202,12 +205,12 @@ def test_a_plugin_that_raises_in_all_it_does_harms_no_other(service: Service, tm
     code, failed = service.run(tmp_path / "fails.yaml")
     assert code == 1
     assert failed["error_message"] == "step broken failed: RuntimeError: as it always does"
-    events = {described(event): event for event in service.events(failed["id"])}
+    events = {described(event): event for event in service.events(failed["id"], 4)}
     assert events["step_completed broken"]["error_message"] == "RuntimeError: as it always does"
     assert events["workflow_completed"]["status"] == "failed"
 
     code, execution = service.run(PACKAGE / "welcome.yaml", "--input", "name=Ada")
     assert (code, execution["output"]["text"]) == (0, "Bonjour, Ada!")
-    assert len(service.events(execution["id"])) == 6
+    assert len(service.events(execution["id"], 6)) == 6
     raised = "the hook workflow_started of the plugin mischief raised", "the hook step_completed of the plugin mischief"
     wait_until(lambda: all(words in service.log("worker") for words in raised), what="the log of what hooks raised")

@@ -15,7 +15,7 @@ from random import Random
 from statistics import median_low
 
 from deployment import TERMINAL
-from soak_work import Load
+from soak_work import PATIENCE, Load
 from stack import Stack
 
 LOOK_EVERY = 0.1
@@ -95,12 +95,12 @@ class Soak:
             self._go_on(self.random.uniform(0.5, 1.5) * self.gap)
             if fault(self):
                 self.figures.faults[fault.__name__] += 1
-        self._until(lambda: not self._repairs and not self._recoveries, 60, "all to go on")
-        self._until(lambda: not self.load.is_alive(), 60, "the last execution to be started")
+        self._until(lambda: not self._repairs and not self._recoveries, "all to go on")
+        self._until(lambda: not self.load.is_alive(), "the last execution to be started")
         assert self.load.error is None, self.load.error
 
     def wait_for_the_end(self) -> None:
-        self._until(self._has_ended, 60, "the end of all executions")
+        self._until(self._has_ended, "the end of all executions")
 
     # --- for the faults --------------------------------------------------------------------------------------
 
@@ -155,10 +155,10 @@ class Soak:
             self._look()
             time.sleep(LOOK_EVERY)  # it is time itself that this goes by
 
-    def _until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
-        end = time.monotonic() + seconds
+    def _until(self, condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + PATIENCE
         while not condition():
-            assert time.monotonic() < end, f"waited {seconds} s for {what}; {self._state()}"
+            assert time.monotonic() < end, f"waited {PATIENCE} s for {what}; {self._state()}"
             self._go_on(LOOK_EVERY)
 
     def _look(self) -> None:

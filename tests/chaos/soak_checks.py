@@ -155,7 +155,7 @@ def check_slots(stack: Stack, trigger_id: str) -> None:
         id=trigger_id,
     )
     assert executions == len(slots)
-    assert slots[0] - begun <= SECOND
+    assert slots[0] - begun <= 10 * SECOND  # what is due next was worked out a moment before or after
     assert stopped - slots[-1] <= SECOND
 
 

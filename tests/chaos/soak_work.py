@@ -14,6 +14,8 @@ import requests
 from stack import Stack
 
 RETRIES = {"max_attempts": 3, "initial_delay": "100ms", "jitter": 0}
+PATIENCE = 300.0
+"""Seconds within which a request is answered, all goes on, and all ends."""
 MOST_LIMITED = 2
 """Executions of the limited workflow, and of those with the same key, that run at a time."""
 
@@ -162,5 +164,5 @@ class Load(threading.Thread):
                 self.longest_answer = max(self.longest_answer, time.monotonic() - began)
                 return answer
             assert answer is None or answer.status_code >= 500, answer.text
-            assert time.monotonic() - began < 60, f"{path} was not answered: {answer and answer.text}"
+            assert time.monotonic() - began < PATIENCE, f"{path} was not answered: {answer and answer.text}"
             self._stopped.wait(0.1)

@@ -55,8 +55,9 @@ class Stack:
     A process has a name that stays, and is another `Child` after each start. Its group dies with it.
     """
 
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: Deployment, patience: float = 1.0) -> None:
         self.deployment = deployment
+        self.patience = patience
         self.settings = replace(deployment.settings, port=free_port())
         self.running: dict[str, Child] = {}
         self.leaving: list[Child] = []
@@ -69,7 +70,7 @@ class Stack:
         for name in names:
             self.start_process(name)
         for name in WORKERS.keys() & names:
-            wait_until(lambda name=name: self.leases_of(self.running[name]), 60, f"the lease of {name}")
+            wait_until(lambda name=name: self.leases_of(self.running[name]), what=f"the lease of {name}")
         if "api" in names:
             wait_until(self.api_answers, what="the API")
 
@@ -104,6 +105,10 @@ class Stack:
         node = f"{name}.{next(self._numbers)}@%h"
         worker = ["celery", "-A", "workers", "worker", "-n", node, "-Q", kind.queues, "-P", kind.pool]
         return [*python, *worker, "-c", str(kind.concurrency), "--without-gossip", "--without-mingle", "-l", "INFO"]
+
+    def within(self, seconds: float, condition: Callable[[], object], what: str) -> None:
+        """On a machine that has nothing else to do; one that has gets `patience` times as many."""
+        wait_until(condition, seconds * self.patience, what)
 
     # --- what it is asked ------------------------------------------------------------------------------------
 

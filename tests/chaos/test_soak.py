@@ -71,7 +71,6 @@ def fire_every_second(stack: Stack, marks: Path) -> str:
 def stop_firing(stack: Stack) -> None:
     """Once nothing that is due is left to be fired."""
     stop = (
-        "UPDATE triggers SET is_enabled = false, updated_at = clock_timestamp() "
-        "WHERE is_enabled AND next_slot > clock_timestamp() RETURNING id"
+        "UPDATE triggers SET is_enabled = false, updated_at = now() WHERE is_enabled AND next_slot > now() RETURNING id"
     )
     wait_until(lambda: stack.deployment.sql(stop), what="the schedule to be up to date")

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from deployment import Deployment, wait_until
+from deployment import PATIENCE, Deployment, wait_until
 
 from orchestrator.config import environment_of
 
@@ -46,10 +46,16 @@ def celery(deployment: Deployment, *arguments: str) -> str:
         cwd=deployment.folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def to_all(deployment: Deployment, command: str, what: str) -> str:
+    """What all workers say to it, which are named: else Celery waits for a second, whoever answers."""
+    nodes = ",".join(nodes_of(deployment))
+    return celery(deployment, command, "--timeout", str(PATIENCE / 2), "--destination", nodes, what)
 
 
 @pytest.fixture
@@ -91,11 +97,11 @@ def flower(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> 
         yield wait_until(address, what="Flower's address").group()
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE)
 
 
 def asked(flower: str, path: str, **query: Any) -> Any:
-    answer = requests.get(f"{flower}/api/{path}", params=query, timeout=20)
+    answer = requests.get(f"{flower}/api/{path}", params=query, timeout=PATIENCE)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -104,27 +110,40 @@ def nodes_of(deployment: Deployment) -> set[str]:
     return {node for (node,) in deployment.sql("SELECT DISTINCT node FROM worker_processes")}
 
 
+def of_all(deployment: Deployment, flower: str) -> dict[str, Any]:
+    """What Flower knows of each worker, once all of them have answered: it waits for a second, and not for each."""
+
+    def workers() -> dict[str, Any]:
+        found: dict[str, Any] = asked(flower, "workers", refresh=True)
+        complete = found.keys() == nodes_of(deployment) and all("active_queues" in one for one in found.values())
+        return found if complete else {}
+
+    return wait_until(workers, what="all workers in Flower")
+
+
 # --- Flower ------------------------------------------------------------------------------------------------
 
 
 def test_flower_lists_the_workers_with_their_queues_and_the_task(deployment: Deployment, flower: str) -> None:
-    workers = wait_until(lambda: asked(flower, "workers", refresh=True), what="workers in Flower")
-    assert workers.keys() == nodes_of(deployment)
+    workers = of_all(deployment, flower)
     queues = {frozenset(queue["name"] for queue in worker["active_queues"]) for worker in workers.values()}
     assert queues == {frozenset({"control", "cpu"}), frozenset({"io"})}
     assert all("run_steps" in worker["registered"] for worker in workers.values())
 
 
 def test_flower_shows_which_execution_and_step_a_worker_is_busy_with(flower: str, held: Held) -> None:
-    shown = asked(flower, "workers", refresh=True, workername=held.worker)
-    assert ("run_steps", held.arguments) in [(task["name"], task["args"]) for task in shown[held.worker]["active"]]
+    def busy() -> bool:
+        shown = asked(flower, "workers", refresh=True).get(held.worker, {})
+        return ("run_steps", held.arguments) in [(task["name"], task["args"]) for task in shown.get("active", ())]
+
+    wait_until(busy, what="the step at the gate in Flower")
 
 
 def test_flower_follows_the_tasks_by_their_events(
     deployment: Deployment, flower: str, request: pytest.FixtureRequest
 ) -> None:
     # Flower itself asks for events every few seconds; `celery control enable_events` is the same, at once.
-    celery(deployment, "control", "enable_events")
+    to_all(deployment, "control", "enable_events")
     held: Held = request.getfixturevalue("held")
 
     def seen() -> list[Any]:
@@ -135,8 +154,8 @@ def test_flower_follows_the_tasks_by_their_events(
     assert task["worker"] == held.worker
 
 
-def test_flower_counts_what_waits_in_the_queues(flower: str, held: Held) -> None:
-    asked(flower, "workers", refresh=True)
+def test_flower_counts_what_waits_in_the_queues(deployment: Deployment, flower: str, held: Held) -> None:
+    of_all(deployment, flower)
     (queues,) = asked(flower, "queues/length").values()
     # The one message there is has been taken: its step is at the gate.
     assert {queue["name"]: queue["messages"] for queue in queues} == {"control": 0, "cpu": 0, "io": 0}
@@ -146,15 +165,14 @@ def test_flower_counts_what_waits_in_the_queues(flower: str, held: Held) -> None
 
 
 def test_inspect_active_names_the_execution_and_the_step(deployment: Deployment, held: Held) -> None:
-    said = celery(deployment, "inspect", "active")
+    said = to_all(deployment, "inspect", "active")
     assert f"->  {held.worker}: OK" in said
     assert "'name': 'run_steps'" in said
     assert f"'args': ['{held.execution_id}', ['held']]" in said
 
 
 def test_inspect_report_answers_for_every_worker(deployment: Deployment) -> None:
-    said = celery(deployment, "inspect", "report")
-    nodes = nodes_of(deployment)
+    said, nodes = to_all(deployment, "inspect", "report"), nodes_of(deployment)
     assert set(re.findall(r"^->  (\S+): OK$", said, re.MULTILINE)) == nodes
     assert said.count("'workers.tasks'") == len(nodes)
 

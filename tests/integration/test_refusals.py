@@ -383,7 +383,8 @@ def test_a_delivery_that_is_not_signed_is_kept_for_the_trigger_s_project(
 
 
 def used_key(servers: Deployment, *grants: dict[str, Any]) -> dict[str, Any]:
-    """A key whose last use has just been written down, and will not be for a minute."""
+    """A key whose last use has been written down, and will not be again."""
     made = new_key(servers, *grants)
     assert with_key(servers, made["key"]).get("/api/v1/me").status_code == 200
+    servers.sql("UPDATE api_keys SET last_used_at = 'infinity' WHERE id = %(id)s::uuid", id=made["id"])
     return made

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from uuid import uuid4
 
 import pytest
-from deployment import Deployment, deployed, wait_until
+from deployment import PATIENCE, Deployment, deployed, wait_until
 
 from orchestrator.store import step_tests
 
@@ -197,7 +197,8 @@ def test_a_step_that_would_rest_says_what_it_waits_for(
     assert (result["waits_for"]["until"] is not None) == (type == "wait")
 
 
-def test_a_step_past_its_time_fails_with_timeout(deployment: Deployment) -> None:
+def test_a_step_past_its_time_fails_with_timeout(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.resources.trying.GRACE", PATIENCE)
     result = tried(deployment, "script", {"source": "import time; time.sleep(60)"}, timeout="300ms")
     assert (result["status"], result["error"]["kind"]) == ("failed", "timeout")
 
@@ -323,10 +324,10 @@ def test_a_step_that_does_not_end_is_told_from_one_that_nobody_takes(deployment:
     # A function in a thread cannot be ended.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("api.resources.trying.GRACE", 0.2)
-        answer = attempted(deployment, "io_nap", {"seconds": 1.5}, timeout=0.3)
+        answer = attempted(deployment, "io_nap", {"seconds": 6}, timeout=3)
     assert answer.status_code == 504
-    assert "did not end within 0.5 s" in answer.json["detail"]
-    tried = {"type": "io_nap", "config": {"seconds": 1.5}, "status": "unknown"}
+    assert "did not end within 3.2 s" in answer.json["detail"]
+    tried = {"type": "io_nap", "config": {"seconds": 6}, "status": "unknown"}
     assert [(entry["status"], entry["after"]) for entry in logged(deployment, answer)] == [(504, tried)]
     wait_until(lambda: deployment.sql("SELECT count(*) FROM step_tests WHERE result IS NULL") == [(0,)])
 

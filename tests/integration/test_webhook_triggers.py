@@ -287,7 +287,7 @@ def test_the_orchestrator_can_call_itself_with_one_secret_on_both_sides(deployme
 def test_a_secret_is_never_shown_and_kept_by_a_change_that_does_not_name_another(deployment: Deployment) -> None:
     hook = Hook(deployment, secret=SECRET)
     assert hook.row["config"]["secret"] == "***"
-    config = {**hook.row["config"], "respond": "result", "timeout": 5}
+    config = {**hook.row["config"], "respond": "result", "timeout": 30}
     changed = deployment.client.put(f"/api/v1/triggers/{hook.trigger_id}", json={"config": config})
     assert (changed.status_code, changed.json["config"]["secret"]) == (200, "***")
     listed = deployment.client.get(f"/api/v1/workflows/{hook.workflow_id}/triggers").text

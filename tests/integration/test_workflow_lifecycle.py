@@ -253,7 +253,7 @@ def test_a_workflow_whose_date_has_passed_is_not_activated(servers: Deployment):
 def test_workers_complete_a_workflow_at_its_date(deployment: Deployment):
     workflow_id = active(deployment, workflow(step("a"), end_date="2099-01-01T00:00:00Z"))
     deployment.sql("UPDATE workflows SET end_date = now() WHERE id = %(id)s::uuid", id=workflow_id)
-    wait_until(lambda: status(deployment, workflow_id)[0] == "completed", 10, "the end of the workflow")
+    wait_until(lambda: status(deployment, workflow_id)[0] == "completed", what="the end of the workflow")
 
 
 def test_wrong_limits_are_told_all_at_once(servers: Deployment):
