@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -44,6 +45,15 @@ def wait_until(condition: Callable[[], T], seconds: float = PATIENCE, what: str 
         if time.monotonic() > end:
             raise AssertionError(f"not within {seconds} s: {what or condition}")
         time.sleep(0.02)
+
+
+@contextmanager
+def own_port() -> Iterator[int]:
+    """A port at which nobody listens but whom the test starts there, and that nobody else is given meanwhile."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, so that both may have it
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 class Deployment:

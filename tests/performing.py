@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import socket
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from orchestrator.config import Settings
@@ -39,11 +36,3 @@ def context_of(
         log=lambda line, level="info": log.append((level, line)),
         **{"input": None, **more},
     )
-
-
-@contextmanager
-def closed_port() -> Iterator[int]:
-    """One at which nobody listens, and that nobody else is given meanwhile."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield taken.getsockname()[1]

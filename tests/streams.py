@@ -16,19 +16,18 @@ from typing import Any
 from urllib.parse import urlencode
 
 import psutil
-from deployment import KEY, PATIENCE, Deployment, wait_until
+from deployment import KEY, PATIENCE, Deployment, own_port, wait_until
 
 from orchestrator.config import environment_of
-from orchestrator.embedded import free_port
 from orchestrator.supervisor import procfile, read_procfile
 
 
 class Web:
     """The `web` process of the Procfile, over the servers of a deployment."""
 
-    def __init__(self, deployment: Deployment, **api: Any) -> None:
+    def __init__(self, deployment: Deployment, port: int, **api: Any) -> None:
         settings = deployment.settings
-        self.port = free_port()
+        self.port = port
         self.log = deployment.folder / f"web-{self.port}.log"
         self._folder = deployment.folder
         self._settings = replace(
@@ -84,12 +83,13 @@ class Web:
 @contextmanager
 def web(deployment: Deployment, **api: Any) -> Iterator[Web]:
     """With these settings of `api`."""
-    running = Web(deployment, **api)
-    try:
-        yield running
-    finally:
-        if running.process.poll() is None:
-            running.kill()
+    with own_port() as port:
+        running = Web(deployment, port, **api)
+        try:
+            yield running
+        finally:
+            if running.process.poll() is None:
+                running.kill()
 
 
 @dataclass(frozen=True)

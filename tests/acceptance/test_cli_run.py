@@ -49,7 +49,6 @@ def orchestrator(*arguments: object, **environment: str) -> subprocess.Completed
         [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
         env=os.environ | environment,
     )
 

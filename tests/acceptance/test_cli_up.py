@@ -162,7 +162,6 @@ def test_a_second_up_on_the_folder_says_who_has_it_and_exits_2(shared_up: Up) ->
         [sys.executable, "-m", "orchestrator.cli", "up", "--port", "0", "--data-dir", str(shared_up.folder)],
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
     )
     assert second.returncode == 2
     holder = json.loads((shared_up.folder / "up.json").read_text())

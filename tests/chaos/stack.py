@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 from base64 import b64decode
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -18,10 +18,10 @@ import psutil
 import redis
 import requests
 import sqlalchemy as sa
-from deployment import KEY, Deployment, wait_until
+from deployment import KEY, Deployment, own_port, wait_until
 
 from orchestrator.config import environment_of
-from orchestrator.embedded import free_port, wait_ready
+from orchestrator.embedded import wait_ready
 from orchestrator.processes import Child
 from workers.app import PRIORITY_STEPS, QUEUES, app
 
@@ -55,10 +55,10 @@ class Stack:
     A process has a name that stays, and is another `Child` after each start. Its group dies with it.
     """
 
-    def __init__(self, deployment: Deployment, patience: float = 1.0) -> None:
+    def __init__(self, deployment: Deployment, port: int, patience: float) -> None:
         self.deployment = deployment
         self.patience = patience
-        self.settings = replace(deployment.settings, port=free_port())
+        self.settings = replace(deployment.settings, port=port)
         self.running: dict[str, Child] = {}
         self.leaving: list[Child] = []
         """Processes that were asked to stop, and whose place has been taken."""
@@ -219,6 +219,17 @@ class Stack:
 
     def _valkey_client(self) -> Any:
         return redis.Redis.from_url(self.settings.broker.url)
+
+
+@contextmanager
+def stacked(deployment: Deployment, patience: float = 1.0) -> Iterator[Stack]:
+    """No process of it runs yet."""
+    with own_port() as port:
+        stack = Stack(deployment, port, patience)
+        try:
+            yield stack
+        finally:
+            stack.stop()
 
 
 def family(child: Child) -> list[psutil.Process]:

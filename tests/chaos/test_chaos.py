@@ -208,7 +208,7 @@ def test_a_message_that_outlives_its_connection_costs_no_consumer(chaos: Deploym
     connection.Consumer([queue], channel=channel, on_message=messages.append).consume()
     connection.Producer(channel).publish("a message", exchange="", routing_key="outlived")
     while not messages:
-        connection.drain_events(timeout=5)
+        connection.drain_events(timeout=PATIENCE)
     connection.transport.cycle.on_poll_start()
     valkey.kill()
     valkey.start()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from deployment import deployed, wait_until
 from soak_work import step
-from stack import WORKERS, Stack
+from stack import WORKERS, Stack, stacked
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
@@ -22,12 +22,9 @@ RUNG_AGAIN_WITHIN = 10.0
 
 @pytest.fixture
 def stack(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Stack]:
-    with deployed(tmp_path, poll_interval=1.0) as deployment:
-        stack = Stack(deployment, request.config.getoption("--patience"))
-        try:
-            yield stack
-        finally:
-            stack.stop()
+    patience = request.config.getoption("--patience")
+    with deployed(tmp_path, poll_interval=1.0) as deployment, stacked(deployment, patience) as stack:
+        yield stack
 
 
 class Gated:

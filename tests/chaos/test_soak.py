@@ -11,7 +11,7 @@ from faults import FAULTS
 from soak import Soak
 from soak_checks import check_all, complete, keep_account
 from soak_work import Load, shapes
-from stack import Stack
+from stack import Stack, stacked
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 """Longer than a soak of thousands; what it waits for has limits of its own."""
@@ -24,13 +24,9 @@ GAP = 1.5
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
-    with deployed(tmp_path, lease=2.0, max_concurrent=30) as deployment:
-        stack = Stack(deployment)
-        try:
-            stack.start()
-            yield stack
-        finally:
-            stack.stop()
+    with deployed(tmp_path, lease=2.0, max_concurrent=30) as deployment, stacked(deployment) as stack:
+        stack.start()
+        yield stack
 
 
 def test_a_soak_ends_as_if_nothing_had_happened(

@@ -8,14 +8,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import requests
-from deployment import KEY, Deployment, wait_until
+from deployment import KEY, PATIENCE, Deployment, own_port, wait_until
 
 from orchestrator.config import environment_of
-from orchestrator.embedded import free_port
 from orchestrator.processes import Child
 
 AT_ONCE = 100
@@ -25,7 +25,12 @@ NOOP = {"steps": [{"id": "a", "type": "noop"}]}
 @pytest.fixture(scope="module")
 def api(servers: Deployment) -> Iterator[str]:
     """The address of a gunicorn of two processes."""
-    port = free_port()
+    with own_port() as port, gunicorn(servers, port) as address:
+        yield address
+
+
+@contextmanager
+def gunicorn(servers: Deployment, port: int) -> Iterator[str]:
     path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     child = Child(
         "api",
@@ -58,7 +63,7 @@ def all_at_once(post: Callable[[], requests.Response]) -> list[requests.Response
     start = threading.Barrier(AT_ONCE)
 
     def wait_and_post(_: int) -> requests.Response:
-        start.wait(30)
+        start.wait(PATIENCE)
         return post()
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -74,7 +79,7 @@ def test_a_hundred_posts_at_once_with_one_key_make_one_execution(servers: Deploy
     workflow_id = servers.create(NOOP)
     headers = {"Authorization": f"Bearer {KEY}", "Idempotency-Key": "once"}
     address = f"{api}/api/v1/workflows/{workflow_id}/execute"
-    replies = all_at_once(lambda: requests.post(address, json={}, headers=headers, timeout=60))
+    replies = all_at_once(lambda: requests.post(address, json={}, headers=headers, timeout=PATIENCE))
     assert Counter(reply.status_code for reply in replies) == {202: 1, 200: AT_ONCE - 1}
     assert len({reply.json()["id"] for reply in replies}) == 1
     assert executions_of(servers, workflow_id) == 1
@@ -87,7 +92,7 @@ def test_a_hundred_deliveries_at_once_with_one_id_make_one_execution(servers: De
     trigger = {"type": "webhook", "name": "hook", "config": {"path": "at-once"}}
     assert servers.client.post(f"{path}/triggers", json=trigger).status_code == 201
     headers = {"webhook-id": "delivery 1"}
-    replies = all_at_once(lambda: requests.post(f"{api}/webhook/at-once", json={}, headers=headers, timeout=60))
+    replies = all_at_once(lambda: requests.post(f"{api}/webhook/at-once", json={}, headers=headers, timeout=PATIENCE))
     assert {reply.status_code for reply in replies} == {202}
     assert len({(reply.json()["execution_id"], reply.json()["fire_id"]) for reply in replies}) == 1
     assert executions_of(servers, workflow_id) == 1

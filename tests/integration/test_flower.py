@@ -46,7 +46,6 @@ def celery(deployment: Deployment, *arguments: str) -> str:
         cwd=deployment.folder,
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -880,7 +880,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         store.close()
 
 
-@pytest.mark.timeout(0 if EXAMPLES else 600)
+@pytest.mark.timeout(0 if EXAMPLES else 1800)
 def test_every_execution_ends_as_it_should_whatever_is_lost_doubled_late_or_dead(stage: Stage):
     run_state_machine_as_test(
         partial(Protocol, stage),

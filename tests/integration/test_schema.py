@@ -30,7 +30,6 @@ def orchestrator(*arguments: object, folder: Path, **environment: str) -> subpro
         [sys.executable, "-m", "orchestrator.cli", "schema", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
         cwd=folder,
         env={**os.environ, "PYTHONPATH": paths, **environment},
     )

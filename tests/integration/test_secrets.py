@@ -257,7 +257,7 @@ def test_a_secret_is_nowhere_to_be_found_after_every_type_of_step_had_it(tmp_pat
         deployment.start_worker("io", pool="threads", concurrency=4)
         written(deployment, "canary", CANARY)
         those = [{**one, "on_error": "continue"} for one in canaries()]
-        execution = deployment.run(workflow(*those), seconds=90)
+        execution = deployment.run(workflow(*those), seconds=200)
         outcomes = {row["step_id"]: row["status"] for row in execution["step_executions"]}
         assert {"completed", "failed"} <= set(outcomes.values())
         assert outcomes["s_set"] == outcomes["s_script"] == outcomes["s_noop"] == outcomes["s_talk"] == "completed"

@@ -34,9 +34,9 @@ from a2a.server.request_handlers import DefaultRequestHandler
 from a2a.server.routes import create_agent_card_routes, create_jsonrpc_routes, create_rest_routes
 from a2a.server.tasks import InMemoryTaskStore, TaskUpdater
 from a2a.types.a2a_pb2 import AgentCapabilities, AgentCard, AgentInterface, AgentSkill
-from deployment import SOON, wait_until
+from deployment import SOON, own_port, wait_until
 from marshmallow import ValidationError
-from performing import closed_port, context_of
+from performing import context_of
 from starlette.applications import Starlette
 
 from orchestrator.config import AgentSettings, ExecutorSettings, Settings
@@ -430,8 +430,8 @@ def test_the_rests_grow_up_to_a_limit_and_end_with_the_tasks_time(a2a: A2AServer
     assert rests_for(6.75, polls=3)
     assert rests_for(LONGEST_REST, polls=100_000)
     assert rests_for(40, polls=3, poll_interval=40)
-    end = datetime.fromisoformat(state["started"]) + timedelta(seconds=20)
-    assert rest_of(perform(a2a.url, "long", state={**state, "polls": 99}, timeout=20)).until <= end
+    end = datetime.fromisoformat(state["started"]) + timedelta(seconds=21)
+    assert rest_of(perform(a2a.url, "long", state={**state, "polls": 99}, timeout=20)).until < end
 
 
 def test_a_task_without_artifacts_says_its_result_at_its_end(a2a: A2AServer) -> None:
@@ -550,7 +550,7 @@ def test_the_environment_lends_no_proxy(a2a: A2AServer, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("protocol", "query"), [("a2a", ""), ("http", f"?key={TOKEN}")])
 def test_an_unreachable_agent_fails_the_attempt_without_showing_credentials(protocol: str, query: str) -> None:
-    with closed_port() as port:
+    with own_port() as port:
         failed = failure(f"http://user:{TOKEN}@127.0.0.1:{port}/a{query}", protocol=protocol)
     assert (failed.kind, failed.retryable) == ("connection", True)
     assert f"http://127.0.0.1:{port}/a" in str(failed)

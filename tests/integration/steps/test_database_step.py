@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from deployment import SOON, Deployment, wait_until
+from deployment import SOON, Deployment, own_port, wait_until
 from marshmallow import ValidationError
-from performing import closed_port, context_of
+from performing import context_of
 
 from orchestrator.config import ConnectionSettings, ExecutorSettings, Settings
 from orchestrator.definition import load_definition
@@ -581,7 +581,7 @@ def test_a_deadlock_may_be_tried_again(postgres: Target) -> None:
 
 
 def test_a_refused_connection_may_be_tried_again_and_shows_no_password() -> None:
-    with closed_port() as port:
+    with own_port() as port:
         url = f"postgres://user:{{{{ secrets.pw }}}}@127.0.0.1:{port}/d?sslmode=disable"
         failed = failure(url, "query", sql="SELECT 1", secrets={"pw": "s3cret%40word"})
     assert (failed.kind, failed.retryable) == ("connection", True)

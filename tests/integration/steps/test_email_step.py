@@ -23,9 +23,9 @@ from typing import Any
 
 import pytest
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword
-from deployment import SOON, wait_until
+from deployment import SOON, own_port, wait_until
 from marshmallow import ValidationError
-from performing import closed_port, context_of
+from performing import context_of
 
 from orchestrator.config import EmailSettings, ExecutorSettings, Settings
 from orchestrator.errors import StepFailed, StepTimeout
@@ -494,7 +494,7 @@ def test_a_refused_message_or_sender_says_whether_to_retry(
 
 
 def test_an_unreachable_server_is_a_connection_failure() -> None:
-    with closed_port() as port:
+    with own_port() as port:
         failed = failure(settings_of(port))
     assert (failed.kind, failed.retryable) == ("connection", True)
     assert str(failed) == f"the mail server 127.0.0.1:{port}: Connection refused"

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployment import SOON, wait_until
+from deployment import SOON, own_port, wait_until
 from marshmallow import ValidationError
-from performing import closed_port, context_of
+from performing import context_of
 
 from orchestrator.config import ExecutorSettings, Settings
 from orchestrator.errors import StepFailed, StepTimeout
@@ -379,7 +379,7 @@ def test_certificates_are_verified_unless_told_otherwise(tls_server: Server) -> 
 
 
 def test_a_refused_connection_says_so_without_the_query() -> None:
-    with closed_port() as port:
+    with own_port() as port:
         failed = failure(f"http://127.0.0.1:{port}/a?token=secret")
     assert (failed.kind, failed.retryable) == ("connection", True)
     assert str(failed) == f"GET http://127.0.0.1:{port}/a: Connection refused"

@@ -16,11 +16,11 @@ from typing import Any
 
 import orjson
 import pytest
-from deployment import SOON, wait_until
+from deployment import SOON, own_port, wait_until
 from marshmallow import ValidationError
 from openai.types.chat import ChatCompletion
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
-from performing import closed_port, context_of
+from performing import context_of
 from pydantic import TypeAdapter
 
 from orchestrator.config import ExecutorSettings, LlmSettings, Settings
@@ -639,7 +639,7 @@ def test_the_limit_holds_for_what_a_compressed_answer_unpacks_to(server: Server)
 
 
 def test_an_unreachable_service_is_a_connection_failure() -> None:
-    with closed_port() as port:
+    with own_port() as port:
         failed = failure(f"http://user:password@127.0.0.1:{port}/v1?token=hidden")
     assert (failed.kind, failed.retryable) == ("connection", True)
     assert str(failed) == f"the model service at http://127.0.0.1:{port}/v1: Connection refused"
