@@ -9,10 +9,13 @@ import sqlalchemy as sa
 from deployment import Deployment, deployed, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 from test_execution import step, workflow
+from test_inline_bodies import OneWorker, worker
 
 from orchestrator.config import DatabaseSettings
 from orchestrator.metrics import BOUNDS, LE, LOSSES, RETRIES, STORE_ERRORS, Tally, tally
 from orchestrator.store import Store, counters
+
+__all__ = ["worker"]  # a fixture
 
 
 def scraped(deployment: Deployment) -> dict[tuple[str, tuple[str, ...]], float]:
@@ -26,11 +29,11 @@ def scraped(deployment: Deployment) -> dict[tuple[str, tuple[str, ...]], float]:
     }
 
 
-def test_what_ended_is_counted_up(deployment: Deployment):
-    before = scraped(deployment)
-    deployment.run(workflow(step("a"), step("b", needs="a")))
-    deployment.run(workflow(step("a", "fail"), step("b", needs="a")))
-    after = scraped(deployment)
+def test_what_ended_is_counted_up(worker: OneWorker):
+    before = scraped(worker.servers)
+    worker.run(workflow(step("a"), step("b", needs="a")))
+    worker.run(workflow(step("a", "fail", retry_policy={"max_attempts": 1}), step("b", needs="a")))
+    after = scraped(worker.servers)
 
     def more(name: str, status: str) -> float:
         return after[name, (status,)] - before.get((name, (status,)), 0)
