@@ -90,7 +90,7 @@ class Condition:
     ) -> None:
         self.deployment = deployment
         self.workflow_id = deployment.create(NOOP)
-        config = {"expression": "output.body.value > 10", "interval": "1h", **config}
+        config = {"expression": "output.body.value > 10", "interval": "7d", **config}
         if gauge is not None:
             config = {"http": {"url": gauge.url}, **config}
         made = deployment.client.post(

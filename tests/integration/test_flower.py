@@ -81,7 +81,7 @@ def flower(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> 
     log = tmp_path_factory.mktemp("flower") / "flower.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*CELERY, "flower", "--address=127.0.0.1", "--port=0"],
+            [*CELERY, "flower", "--address=127.0.0.1", "--port=0", f"--inspect_timeout={1000 * PATIENCE / 2}"],
             stdout=output,
             stderr=output,
             env=environment(deployment) | {"FLOWER_UNAUTHENTICATED_API": "true"},
@@ -95,8 +95,8 @@ def flower(deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> 
     try:
         yield wait_until(address, what="Flower's address").group()
     finally:
-        process.terminate()
-        process.wait(PATIENCE)
+        process.kill()  # or it would wait for the answers of workers that are not there
+        process.wait()
 
 
 def asked(flower: str, path: str, **query: Any) -> Any:
@@ -109,33 +109,25 @@ def nodes_of(deployment: Deployment) -> set[str]:
     return {node for (node,) in deployment.sql("SELECT DISTINCT node FROM worker_processes")}
 
 
-def of_all(deployment: Deployment, flower: str) -> dict[str, Any]:
-    """What Flower knows of each worker, once all of them have answered: it waits for a second, and not for each."""
-
-    def workers() -> dict[str, Any]:
-        found: dict[str, Any] = asked(flower, "workers", refresh=True)
-        complete = found.keys() == nodes_of(deployment) and all("active_queues" in one for one in found.values())
-        return found if complete else {}
-
-    return wait_until(workers, what="all workers in Flower")
+def shown(flower: str, node: str) -> dict[str, Any]:
+    """What Flower knows of a worker that it has just asked; one whose name is given is waited for."""
+    found: dict[str, Any] = asked(flower, "workers", refresh=True, workername=node)[node]
+    return found
 
 
 # --- Flower ------------------------------------------------------------------------------------------------
 
 
 def test_flower_lists_the_workers_with_their_queues_and_the_task(deployment: Deployment, flower: str) -> None:
-    workers = of_all(deployment, flower)
+    workers = {node: shown(flower, node) for node in nodes_of(deployment)}
     queues = {frozenset(queue["name"] for queue in worker["active_queues"]) for worker in workers.values()}
     assert queues == {frozenset({"control", "cpu"}), frozenset({"io"})}
     assert all("run_steps" in worker["registered"] for worker in workers.values())
 
 
 def test_flower_shows_which_execution_and_step_a_worker_is_busy_with(flower: str, held: Held) -> None:
-    def busy() -> bool:
-        shown = asked(flower, "workers", refresh=True).get(held.worker, {})
-        return ("run_steps", held.arguments) in [(task["name"], task["args"]) for task in shown.get("active", ())]
-
-    wait_until(busy, what="the step at the gate in Flower")
+    tasks = shown(flower, held.worker)["active"]
+    assert ("run_steps", held.arguments) in [(task["name"], task["args"]) for task in tasks]
 
 
 def test_flower_follows_the_tasks_by_their_events(
@@ -154,7 +146,8 @@ def test_flower_follows_the_tasks_by_their_events(
 
 
 def test_flower_counts_what_waits_in_the_queues(deployment: Deployment, flower: str, held: Held) -> None:
-    of_all(deployment, flower)
+    for node in nodes_of(deployment):
+        shown(flower, node)
     (queues,) = asked(flower, "queues/length").values()
     # The one message there is has been taken: its step is at the gate.
     assert {queue["name"]: queue["messages"] for queue in queues} == {"control": 0, "cpu": 0, "io": 0}

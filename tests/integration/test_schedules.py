@@ -342,7 +342,7 @@ class Odd(TriggerType):
     def timetable(self, config: Any, trigger_id: str) -> Timetable | None:
         if config.get("in") == "timetable":
             raise RuntimeError("odd")
-        return Timetable(Every(3600))
+        return Timetable(Every(3600, datetime.fromisoformat(config["start"])))
 
     def overlap(self, config: Any) -> Overlap:
         raise RuntimeError("odd")
@@ -354,7 +354,8 @@ def test_a_type_that_raises_stops_no_other(clock: Clock, monkeypatch: pytest.Mon
     early, late, sound = clock.schedule(), clock.schedule(), clock.schedule()
     for trigger_id in (early, late, sound):
         clock.make_due(trigger_id)
-    sql = "UPDATE triggers SET type = 'odd', config = jsonb_build_object('in', %(where)s) WHERE id = %(id)s::uuid"
+    odd = "type = 'odd', config = config || jsonb_build_object('in', %(where)s)"
+    sql = f"UPDATE triggers SET {odd} WHERE id = %(id)s::uuid"
     clock.deployment.sql(sql, where="timetable", id=early)
     clock.deployment.sql(sql, where="overlap", id=late)
     clock.tick()
