@@ -104,13 +104,13 @@ def test_what_had_its_turn_does_not_wait_for_another_behind_a_backlog(
     def are_with(worker: str) -> bool:
         return all(stack.performer_of(id) == worker for id in held)
 
-    wait_until(lambda: are_with("cpu-1"), 30, "the worker to be busy")
+    wait_until(lambda: are_with("cpu-1"), what="the worker to be busy")
     others = stack.deployment.create({"steps": [step("a", "mark", file=str(marks))]}, "others")
     backlog = [stack.deployment.execute(others) for _ in range(20)]
     break_it(stack, "cpu-1")
-    wait_until(lambda: stack.messages() >= len(backlog) + len(held), 30, "what it had to be rung for")
+    wait_until(lambda: stack.messages() >= len(backlog) + len(held), what="what it had to be rung for")
     stack.start("cpu-2")
-    wait_until(lambda: are_with("cpu-2"), 30, "another worker to go on with what the first one had")
+    wait_until(lambda: are_with("cpu-2"), what="another worker to go on with what the first one had")
     assert not marks.exists()
     gate.touch()
     for id in (*held, *backlog):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 import requests
-from deployment import Deployment, wait_until
+from deployment import Deployment, own_port, wait_until
 
 from orchestrator.config import environment_of
-from orchestrator.embedded import free_port
 from orchestrator.exposure import netloc
 from orchestrator.processes import Child
 from orchestrator.supervisor import procfile, read_procfile
@@ -26,8 +27,15 @@ def answers(address: str) -> bool:
         return False
 
 
-def test_a_port_that_is_set_alone_or_in_the_file_opens_no_other_address(servers: Deployment, tmp_path: Path) -> None:
-    port = free_port()
+@pytest.fixture
+def port() -> Iterator[int]:
+    with own_port() as port:
+        yield port
+
+
+def test_a_port_that_is_set_alone_or_in_the_file_opens_no_other_address(
+    servers: Deployment, tmp_path: Path, port: int
+) -> None:
     settings = tmp_path / "config.yaml"
     settings.write_text(f"services: {{orchestrator: {{port: {port}}}}}")
     environment = os.environ | environment_of(servers.settings) | {"ORCHESTRATOR_CONFIG": str(settings)}
