@@ -355,7 +355,7 @@ class Lane:
                 insertion = bodies.insertion_of_ended(self.execution_id, attempt.body, self.process.lease.id)
                 besides += (steps.holding(self.execution_id, claim), insertion)
             result = Result(given, outcome.output, variables=attempt.variables, besides=tuple(besides))
-            return self._completed(claim, result, outcome.skip)
+            return self._completed(claim, attempt, result, outcome.skip)
         if isinstance(outcome, Wait):
             return self._rested(claim, given, outcome)
         if isinstance(outcome, Spawn):
@@ -401,9 +401,11 @@ class Lane:
             )
         )
 
-    def _completed(self, claim: Claim, result: Result, skip: frozenset[str]) -> Claim | None:
+    def _completed(self, claim: Claim, attempt: Attempt, result: Result, skip: frozenset[str]) -> Claim | None:
         path, graph = claim.path, self.program.scopes.of(claim.path)
         self.seen[path] = steps.as_seen_by_templates("completed", result.output, variables=result.variables)
+        if attempt.step.bodies and claim.state is None and not attempt.body:  # it did not come to its bodies
+            return self._advanced(End(path, claim, result))
         following = None if skip else self._straight_on(path, alone=bool(result.besides))
         if following is not None:
             return self._complete_and_follow(claim, result, following)

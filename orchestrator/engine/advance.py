@@ -115,8 +115,8 @@ def advance(
         if locked.status in EXECUTION_TERMINAL:
             return Advance(counted=True, exhausted=True)
         going = _Going(connection, program, locked, worker, rung)
-        # One that fails before it comes to its bodies may have some: of an attempt before it, or of another execution.
-        is_early = end.status is not StepStatus.COMPLETED and end.held is not None and end.held.state is None
+        # One that ends before it comes to its bodies may have some: of an attempt before it, or of another execution.
+        is_early = end.held is not None and end.held.state is None and bool(graph.steps[end.path].bodies)
         if end.held is not None and (end.imposed or is_early):
             _end_what_it_began(connection, program, execution_id, end.held)
         if _stops_the_others(connection, program, execution_id, end):

@@ -16,12 +16,15 @@ from sqlalchemy.engine import Connection
 from orchestrator.definition.graph import Graph
 from orchestrator.engine.plan import whole_frontier
 from orchestrator.engine.programs import Program
+from orchestrator.errors import StepFailed
 from orchestrator.lifecycle import StepStatus
 from orchestrator.store import bodies, steps
 from orchestrator.store.bodies import InnerRow
 
 CHUNK = 2000
 """Rows inserted at a time: while the next are on their way, workers are busy with these."""
+
+MAX_ITEMS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,25 @@ class Scope:
 
     def of(self, container: str) -> str:
         return f"{container}[{self.name}]" if isinstance(self.name, int) else f"{container}.{self.name}"
+
+
+def scopes_over(items: Any) -> list[Scope]:
+    """The rounds of a loop over a list, or over the entries of a mapping (as `key` and `value`). Raises StepFailed."""
+    if isinstance(items, Mapping):
+        items = [{"key": key, "value": item} for key, item in items.items()]
+    if items is None:
+        return []
+    if not isinstance(items, (list, tuple)):
+        raise StepFailed(
+            f"`items` must be a list or a mapping, not {type(items).__name__}", kind="config", retryable=False
+        )
+    if len(items) > MAX_ITEMS:
+        raise StepFailed(
+            f"`items` has {len(items):,} items; at most {MAX_ITEMS:,} are possible: divide them among several loops",
+            kind="config",
+            retryable=False,
+        )
+    return [Scope(index, {"index": index, "item": item}) for index, item in enumerate(items)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ class InnerRow:
     """What its templates see as `loop`."""
 
 
-_PLACE_COLUMNS = {
+PLACE_COLUMNS = {
     "paths": "text[]",
     "step_ids": "text[]",
     "scopes": "text[]",
@@ -47,10 +47,10 @@ _PLACE_COLUMNS = {
     "iterations": "jsonb[]",
 }
 """What is inserted of an InnerRow, as parameters that are unnested side by side."""
-_CAST_PLACES = ", ".join(f"%({name})s::{kind}" for name, kind in _PLACE_COLUMNS.items())
+CAST_PLACES = ", ".join(f"%({name})s::{kind}" for name, kind in PLACE_COLUMNS.items())
 
 
-def _places(rows: Sequence[InnerRow]) -> dict[str, list[Any]]:
+def places(rows: Sequence[InnerRow]) -> dict[str, list[Any]]:
     return {
         "paths": [row.path for row in rows],
         "step_ids": [row.step_id for row in rows],
@@ -86,7 +86,7 @@ def insert(
             SELECT u.id, %(execution)s::uuid, u.path, u.step_id, u.scope, %(container)s, u.type, u.queue, u.status,
                    u.height, u.timeout, u.iteration,
                    CASE WHEN u.status = '{StepStatus.QUEUED}' THEN clock_timestamp() END
-            FROM mine, unnest(%(ids)s::uuid[], {_CAST_PLACES})
+            FROM mine, unnest(%(ids)s::uuid[], {CAST_PLACES})
                        AS u(id, path, step_id, scope, type, queue, status, height, timeout, iteration)
             ON CONFLICT (execution_id, path) DO NOTHING RETURNING id
         )
@@ -98,7 +98,7 @@ def insert(
             "held": held.id if held else None,
             "token": held.token if held else None,
             "ids": [new_id() for _ in rows],
-            **_places(rows),
+            **places(rows),
         },
     ).one()
     return int(row.inserted) if row.held else None
@@ -122,7 +122,7 @@ class EndedRow:
 
 _ENDED_COLUMNS = {
     "ids": "uuid[]",
-    **_PLACE_COLUMNS,
+    **PLACE_COLUMNS,
     "containers": "text[]",
     "inputs": "jsonb[]",
     "outputs": "jsonb[]",
@@ -155,7 +155,7 @@ def ended_parameters(execution_id: str, rows: Sequence[EndedRow], worker_id: str
         "execution": execution_id,
         "worker": worker_id,
         "ids": [row.id for row in rows],
-        **_places([row.place for row in rows]),
+        **places([row.place for row in rows]),
         "containers": [row.container for row in rows],
         "inputs": [_json(row.input) for row in rows],
         "outputs": [_json(row.output) for row in rows],

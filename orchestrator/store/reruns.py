@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,10 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.definition.building import COMPENSATE
 from orchestrator.errors import NotFound
-from orchestrator.lifecycle import STEP_TERMINAL, ExecutionStatus, StepStatus, WorkflowStatus, sql_words
+from orchestrator.lifecycle import STEP_TERMINAL, ExecutionStatus, StepStatus, WorkflowStatus
 from orchestrator.store import admission
-from orchestrator.store.executions import StepRows, rate_columns
+from orchestrator.store.bodies import CAST_PLACES, InnerRow, places
+from orchestrator.store.executions import rate_columns
 from orchestrator.store.rates import Rate
 from orchestrator.store.session import new_id, run, to_json
 from orchestrator.store.steps import UPSTREAM
@@ -59,42 +60,38 @@ def original(connection: Connection, execution_id: str) -> Original:
     )
 
 
-_END = (
-    f"CASE WHEN status IN ({sql_words(STEP_TERMINAL)}) "
-    f"AND NOT (status = '{StepStatus.SKIPPED}' AND error_kind IS NOT DISTINCT FROM %(upstream)s) THEN status END AS end"
-)
-"""SQL: how a step ended; NULL if a failure kept it from running."""
+@dataclass(frozen=True, slots=True)
+class Was:
+    """What became of a step. `is_blocked` if a failure kept it from running; `loop` is what its templates saw so."""
+
+    status: StepStatus
+    is_blocked: bool
+    loop: Any
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status in STEP_TERMINAL
 
 
-def ends(connection: Connection, execution_id: str) -> dict[str, StepStatus]:
-    """How the definition's own steps ended, except for those that a failure kept from running."""
+def found(connection: Connection, execution_id: str, containers: Collection[str]) -> dict[str, Was]:
+    """The definition's own steps, and all that stand in the bodies of `containers`, in their order."""
     rows = run(
         connection,
-        f"SELECT path, {_END} FROM step_executions WHERE execution_id = %(id)s::uuid AND scope = ''",
-        {"id": execution_id, "upstream": UPSTREAM},
-    )
-    return {row.path: StepStatus(row.end) for row in rows if row.end is not None}
-
-
-def stands_in_a_body(connection: Connection, execution_id: str, path: str) -> bool:
-    stands: bool = run(
-        connection,
-        "SELECT EXISTS (SELECT FROM step_executions "
-        "WHERE execution_id = %(id)s::uuid AND path = %(path)s AND container IS NOT NULL)",
-        {"id": execution_id, "path": path},
-    ).scalar_one()
-    return stands
-
-
-def inside(connection: Connection, execution_id: str, containers: Collection[str]) -> dict[str, StepStatus | None]:
-    """The same of what stands in the bodies of `containers`, all of it, in its order."""
-    rows = run(
-        connection,
-        f"SELECT path, {_END} FROM step_executions WHERE execution_id = %(id)s::uuid "
-        "AND container = ANY(%(containers)s) ORDER BY id",
+        "SELECT path, status, error_kind IS NOT DISTINCT FROM %(upstream)s AS is_blocked, iteration "
+        "FROM step_executions WHERE execution_id = %(id)s::uuid "
+        "AND (scope = '' OR container = ANY(%(containers)s)) ORDER BY id",
         {"id": execution_id, "containers": list(containers), "upstream": UPSTREAM},
     )
-    return {row.path: None if row.end is None else StepStatus(row.end) for row in rows}
+    return {row.path: Was(StepStatus(row.status), row.is_blocked, row.iteration) for row in rows}
+
+
+def outputs(connection: Connection, execution_id: str, paths: Collection[str]) -> dict[str, Any]:
+    rows = run(
+        connection,
+        "SELECT path, output FROM step_executions WHERE execution_id = %(id)s::uuid AND path = ANY(%(paths)s)",
+        {"id": execution_id, "paths": list(paths)},
+    )
+    return {row.path: row.output for row in rows}
 
 
 def undone(connection: Connection, execution_id: str) -> set[str]:
@@ -118,27 +115,17 @@ FROM executions o WHERE o.id = %(original)s::uuid
 ON CONFLICT (workflow_id, idempotency_key) DO NOTHING
 """
 
-# What was kept was not done here: its `attempt` is 0, and its times are those of the original.
-_INSERT_STEPS = """
-INSERT INTO step_executions (id, execution_id, path, step_id, type, queue, status, height, timeout, input, output,
-                             variables, error_kind, error_message, started_at, finished_at)
-SELECT u.id, %(execution)s::uuid, u.path, u.path, u.type, u.queue, u.status, u.height, u.timeout, k.input, k.output,
-       k.variables, k.error_kind, k.error_message, k.started_at, k.finished_at
-FROM unnest(%(ids)s::uuid[], %(paths)s::text[], %(types)s::text[], %(queues)s::text[], %(statuses)s::text[],
-            %(heights)s::int[], %(timeouts)s::float8[]) AS u(id, path, type, queue, status, height, timeout)
-     LEFT JOIN step_executions k ON k.execution_id = %(original)s::uuid AND k.path = u.path
-                                 AND k.path = ANY(%(kept)s::text[])
-"""
-# What stands in a body that is gone on with: its container finds all of it there, as after an attempt that was ended.
-_INSERT_INNER = f"""
+# What was kept was not done here: its `attempt` is 0, and its times are those of the original. What stands in a body
+# that is gone on with, its container finds there as after an attempt of its own that was ended.
+_INSERT_STEPS = f"""
 INSERT INTO step_executions (id, execution_id, path, step_id, scope, container, type, queue, status, height, timeout,
                              iteration, input, output, variables, error_kind, error_message, started_at, finished_at)
-SELECT u.id, %(execution)s::uuid, o.path, o.step_id, o.scope, o.container, o.type, o.queue,
-       coalesce(k.status, '{StepStatus.PENDING}'), o.height, o.timeout, o.iteration, k.input, k.output, k.variables,
-       k.error_kind, k.error_message, k.started_at, k.finished_at
-FROM unnest(%(ids)s::uuid[], %(paths)s::text[], %(are_kept)s::bool[]) AS u(id, path, is_kept)
-     JOIN step_executions o ON o.execution_id = %(original)s::uuid AND o.path = u.path
-     LEFT JOIN step_executions k ON k.id = o.id AND u.is_kept
+SELECT u.id, %(execution)s::uuid, u.path, u.step_id, u.scope, u.container, u.type, u.queue, u.status, u.height,
+       u.timeout, u.iteration, k.input, k.output, k.variables, k.error_kind, k.error_message, k.started_at,
+       k.finished_at
+FROM unnest(%(ids)s::uuid[], %(containers)s::text[], %(are_kept)s::bool[], {CAST_PLACES})
+         AS u(id, container, is_kept, path, step_id, scope, type, queue, status, height, timeout, iteration)
+     LEFT JOIN step_executions k ON k.execution_id = %(original)s::uuid AND k.path = u.path AND u.is_kept
 """
 
 
@@ -148,19 +135,18 @@ def insert(
     execution_id: str,
     version: int,
     input: Any,
-    steps: StepRows,
+    steps: Sequence[tuple[str | None, InnerRow]],
     *,
     kept: Collection[str],
-    inner: Collection[str],
     priority: int,
     timeout: float | None,
     limits: Collection[tuple[str, int]],
     rate: Rate | None,
     idempotency_key: str | None,
 ) -> bool:
-    """Insert an execution, which waits for a place; False if one with this key is there. Of the steps `kept`, which
-    ended in `original` with the statuses that `steps` has, it gets the results; and of the bodies in which some of them
-    stand, all the steps, `inner`."""
+    """Insert an execution, which waits for a place, with its `steps`, each with its container if it has one; False if
+    one with this key is there. Those whose paths are `kept` get the results that they have in `original`, where they
+    ended with the same statuses."""
     inserted = run(
         connection,
         _INSERT,
@@ -185,26 +171,10 @@ def insert(
         {
             "execution": execution_id,
             "original": original.id,
-            "kept": list(kept),
-            "ids": [new_id() for _ in steps.paths],
-            "paths": list(steps.paths),
-            "types": list(steps.types),
-            "queues": list(steps.queues),
-            "statuses": list(steps.statuses),
-            "heights": list(steps.heights),
-            "timeouts": list(steps.timeouts),
+            "ids": [new_id() for _ in steps],
+            "containers": [container for container, _ in steps],
+            "are_kept": [row.path in kept for _, row in steps],
+            **places([row for _, row in steps]),
         },
     )
-    if inner:
-        run(
-            connection,
-            _INSERT_INNER,
-            {
-                "execution": execution_id,
-                "original": original.id,
-                "ids": [new_id() for _ in inner],
-                "paths": list(inner),
-                "are_kept": [path in kept for path in inner],
-            },
-        )
     return True

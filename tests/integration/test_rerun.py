@@ -325,20 +325,159 @@ def test_from_a_step_in_a_branch_in_a_round_both_are_gone_on_with(deployment: De
     assert sorted(performed(marks)) == [f"each[0].fork.{path}" for path in ("left.l", "left.m", "right.r")]
 
 
-def test_a_body_that_may_be_another_is_not_gone_on_with(deployment: Deployment, marks: Path, tmp_path: Path):
-    first = deployment.run(failing_in_round_one(marks, tmp_path / "ok"))["id"]
-    inner = "each[1].two"
-    for other in ({"input": {"x": 1}}, {"input": {"x": 1}, "version": 1}):
-        path, message = problem(again(deployment, first, 422, from_step=inner, **other))
-        assert (path, message.endswith("start from 'each'")) == ("from_step", True)
-    assert "has no step 'each[9].two'" in problem(again(deployment, first, 422, from_step="each[9].two"))[1]
-    assert again(deployment, first, from_step=inner, input={}, version=1)["rerun_of"] == first
-    counted = {"while": "{{ loop.index < 2 }}", "steps": [mark("a", marks)]}
-    second = deployment.run(workflow({"id": "until", "type": "loop", "config": counted}))["id"]
-    assert "follow from each other" in problem(again(deployment, second, 422, from_step="until[1].a"))[1]
-    late = {"id": "late", "type": "loop", "config": {"items": [1], "steps": [mark("a", marks)]}}
-    third = deployment.run(workflow(step("bad", "fail"), {**late, "depends_on": ["bad"], "trigger_rule": "all_done"}))
-    assert "did not come to a good end" in problem(again(deployment, third["id"], 422, from_step="late[0].a"))[1]
+def over(items: Any, *steps: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"id": "each", "type": "loop", "config": {"items": items, "steps": list(steps), **more}}
+
+
+def until(condition: str, *steps: dict[str, Any]) -> dict[str, Any]:
+    return {"id": "until", "type": "loop", "config": {"while": condition, "steps": list(steps)}}
+
+
+def newer(deployment: Deployment, workflow_id: str, definition: dict[str, Any]) -> int:
+    answer = deployment.client.put(f"/api/v1/workflows/{workflow_id}", json={"definition": definition})
+    assert answer.status_code == 200, answer.text
+    return int(answer.json["version"])
+
+
+@pytest.mark.parametrize("more", [{}, {"concurrency": 1}], ids=str)
+def test_with_other_input_the_rounds_of_the_same_items_are_kept(
+    deployment: Deployment, marks: Path, more: dict[str, Any]
+):
+    body = (mark("a", marks), step("b", needs="a", value="{{ [loop.item, input.x] }}"))
+    workflow_id = deployment.create(workflow(over("{{ input.items }}", *body, **more)))
+    first = deployment.ended(deployment.execute(workflow_id, {"items": [1, 2, 3, 4], "x": 1}))
+    marks.unlink()
+    second = done_again(deployment, first["id"], from_step="each[2].b", input={"items": [1, 20, 3, 4, 5], "x": 2})
+    assert second["status"] == "completed", second["error_message"]
+    assert sorted(performed(marks)) == ["each[1].a", "each[4].a"]
+    results = [one["result"] for one in second["output"]["each"]["results"]]
+    assert results == [[1, 1], [20, 2], [3, 2], [4, 1], [5, 2]]
+    third = done_again(deployment, second["id"], from_step="each[0].b", input={"items": [1], "x": 3})
+    assert [one["result"] for one in third["output"]["each"]["results"]] == [[1, 3]]
+    assert sorted(performed(marks)) == ["each[1].a", "each[4].a"]
+
+
+def test_with_another_version_the_bodies_are_its_own(deployment: Deployment, marks: Path):
+    def definition(*body: dict[str, Any], **branches: Any) -> dict[str, Any]:
+        fork = {"id": "fork", "type": "parallel", "config": {"branches": branches}, "depends_on": ["each"]}
+        return workflow(over([1, 2], *body), fork)
+
+    a, left = mark("a", marks), [mark("l", marks), mark("m", marks, "l")]
+    workflow_id = deployment.create(definition(a, mark("b", marks, "a"), left=left, right=[mark("r", marks)]))
+    first = deployment.ended(deployment.execute(workflow_id))
+    marks.unlink()
+    body = (a, mark("new", marks), mark("b", marks, "a new"), mark("c", marks, "b"))
+    version = newer(deployment, workflow_id, definition(*body, left=left, other=[mark("o", marks)]))
+    second = done_again(deployment, first["id"], from_step="fork.left.m", version=version)
+    assert second["status"] == "completed", second["error_message"]
+    assert sorted(performed(marks)) == ["fork.left.m", "fork.other.o"]
+    assert second["output"]["fork"].keys() == {"left", "other"}
+    marks.unlink()
+    third = done_again(deployment, first["id"], from_step="each[1].c", version=version)
+    assert third["status"] == "completed", third["error_message"]
+    again_in_each = [f"each[{n}].{id}" for n in (0, 1) for id in ("b", "c", "new")]
+    assert sorted(performed(marks)) == [*again_in_each, "fork.left.l", "fork.left.m", "fork.other.o"]
+
+
+def test_a_round_in_a_round_is_the_same_if_both_items_are(deployment: Deployment, marks: Path):
+    inner = {"id": "inner", "type": "loop", "config": {
+        "items": "{{ loop.item.list }}",
+        "steps": [mark("x", marks), step("y", needs="x", value="{{ [loop.parent.item.name, loop.item] }}")],
+    }}  # fmt: skip
+    workflow_id = deployment.create(workflow(over("{{ input.all }}", inner)))
+    one, two = {"name": "one", "list": [1, 2]}, {"name": "two", "list": [1, 2]}
+    first = deployment.ended(deployment.execute(workflow_id, {"all": [one, two]}))
+    marks.unlink()
+    longer = {"all": [one, {**two, "list": [1, 3, 4]}]}
+    second = done_again(deployment, first["id"], from_step="each[1].inner[1].y", input=longer)
+    assert second["status"] == "completed", second["error_message"]
+    # The item around them is another one, whatever it is that they saw of it.
+    assert sorted(performed(marks)) == [f"each[1].inner[{n}].x" for n in range(3)]
+    results = [one["result"] for one in second["output"]["each"]["results"][1]["results"]]
+    assert results == [["two", 1], ["two", 3], ["two", 4]]
+
+
+def test_from_a_round_of_a_while_on_those_before_it_are_kept(deployment: Deployment, marks: Path):
+    body = (mark("a", marks), step("b", needs="a", value="{{ [loop.index, loop.last, input.x] }}"))
+    condition = "{{ loop.index < input.n and (loop.index == 0 or steps.b.output.result[0] == loop.index - 1) }}"
+    workflow_id = deployment.create(workflow(until(condition, *body), step("z", needs="until")))
+    first = deployment.ended(deployment.execute(workflow_id, {"n": 3, "x": 1}))
+    marks.unlink()
+    second = done_again(deployment, first["id"], from_step="until[1].b")
+    assert second["output"] == first["output"]
+    assert performed(marks) == ["until[2].a"]
+    assert rows_of(second)["until[0].b"]["attempt"] == 0
+    third = done_again(deployment, first["id"], from_step="until[2].a", input={"n": 4, "x": 2})
+    assert third["status"] == "completed", third["error_message"]
+    assert performed(marks) == ["until[2].a", "until[2].a", "until[3].a"]
+    results = [one["result"] for one in rows_of(third)["until"]["output"]["results"]]
+    assert results[:2] == [[0, None, 1], [1, {"result": [0, None, 1]}, 1]]
+    assert results[3] == [3, {"result": results[2]}, 2]
+    # One that there was not, but would be.
+    fourth = done_again(deployment, first["id"], from_step="until[3].a", input={"n": 4, "x": 2})
+    assert len(rows_of(fourth)["until"]["output"]["results"]) == 4
+    assert performed(marks)[3:] == ["until[3].a"]
+    for from_step, n in (("until[2].a", 2), ("until[3].a", 3), ("until[5].a", 9)):
+        path, message = problem(again(deployment, first["id"], 422, from_step=from_step, input={"n": n, "x": 2}))
+        assert (path, message.endswith("start from 'until'")) == ("from_step", True), message
+    assert "has no step 'until[3].a'" in problem(again(deployment, first["id"], 422, from_step="until[3].a"))[1]
+
+
+def test_a_failed_round_of_a_while_that_went_on_is_kept_as_it_was(deployment: Deployment, marks: Path):
+    check = {**mark("a", marks), "input_mapping": {"n": "{{ loop.index }}"}}
+    fails = {**step("b", "fail", needs="a"), "when": "{{ loop.index == 0 }}"}
+    loop = until("{{ loop.index < 2 }}", check, fails, mark("c", marks, "a b"))
+    loop["config"]["on_item_error"] = "continue"
+    first = deployment.run(workflow(loop))
+    assert states_of(first) | {"until[0].b": "failed", "until[0].c": "cancelled"} == states_of(first)
+    marks.unlink()
+    second = done_again(deployment, first["id"], from_step="until[1].c")
+    assert performed(marks) == ["until[1].c"]
+    assert second["output"] == first["output"]
+    assert rows_of(second)["until[0].b"]["error_kind"] == "asked"
+
+
+def test_a_step_in_a_body_that_will_not_be_there_is_refused(deployment: Deployment, marks: Path):
+    items = over("{{ input.items }}", mark("a", marks), mark("b", marks, "a"))
+    workflow_id = deployment.create(workflow(items))
+    first = deployment.ended(deployment.execute(workflow_id, {"items": [1, 2]}))["id"]
+
+    def refusal(**wanted: Any) -> str:
+        path, message = problem(again(deployment, first, 422, **wanted))
+        assert path == ("version" if "lacks" in message else "from_step")
+        return message
+
+    assert "has no step 'each[9].b'" in refusal(from_step="each[9].b")
+    fewer = refusal(from_step="each[1].b", input={"items": [1]})
+    assert "there is no 'each[1]' to go on with; start from 'each'" in fewer
+    assert "must be a list" in refusal(from_step="each[1].b", input={"items": 5})
+    assert "cannot be told" in refusal(from_step="each[1].b", input={})
+    assert "has no step 'each[1].c'; did you mean" in refusal(from_step="each[1].c")
+    assert "has no step 'each.left.b'" in refusal(from_step="each.left.b")
+    less = newer(deployment, workflow_id, workflow(over("{{ input.items }}", mark("b", marks))))
+    assert "has no step 'each[1].a'" in refusal(from_step="each[1].a", version=less)
+    assert "lacks steps whose results would be kept: each[0].a" in refusal(from_step="each[1].b", version=less)
+    hidden = newer(
+        deployment, workflow_id, workflow({**items, "config": {**items["config"], "items": "{{ secrets.x }}"}})
+    )
+    assert "depend on secrets" in refusal(from_step="each[1].b", version=hidden)
+    plain = newer(deployment, workflow_id, workflow(mark("each", marks)))
+    assert "has no step 'each[1].b'" in refusal(from_step="each[1].b", version=plain)
+
+
+def test_a_body_is_gone_on_with_only_if_what_it_waits_for_is_kept(deployment: Deployment, marks: Path):
+    late = {**over([1], mark("a", marks)), "depends_on": ["bad"], "trigger_rule": "all_done"}
+    first = deployment.run(workflow(step("bad", "fail"), late))
+    assert "did not come to a good end" in problem(again(deployment, first["id"], 422, from_step="each[0].a"))[1]
+
+
+def test_a_step_whose_result_is_cached_leaves_nothing_to_do_in_its_body(deployment: Deployment, marks: Path):
+    cached = {**over([1, 2], mark("a", marks)), "cache": {"key": "k", "ttl": "1h"}}
+    first = deployment.run(workflow(cached))
+    second = done_again(deployment, first["id"], from_step="each[1].a")
+    assert (second["status"], second["output"]) == ("completed", first["output"])
+    assert states_of(second)["each[1].a"] == "cancelled"
+    assert len(performed(marks)) == 2
 
 
 def test_of_a_body_undone_steps_are_not_kept(deployment: Deployment, marks: Path):

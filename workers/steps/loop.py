@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 
+from orchestrator.engine.bodies import MAX_ITEMS, scopes_over
 from orchestrator.errors import StepFailed
 from workers.steps.condition import is_true
 from workers.steps.contract import BodyInfo, Done, QueueClass, Round, Scope, Spawn, StepContext, StepType
 
-MAX_ITEMS = 100_000
 SHOWN_ERRORS = 100
 
 
@@ -65,11 +65,11 @@ class Loop(StepType):
         config = context.config
         if context.state is not None:
             return _done(context, context.body())
-        items = _list(config["items"])
-        if not items:
+        rounds = scopes_over(config["items"])
+        if not rounds:
             return _done(context, ())
         return Spawn(
-            [Scope(index, {"index": index, "item": item}) for index, item in enumerate(items)],
+            rounds,
             state={},
             concurrency=config.get("concurrency"),
             stops_on_failure=config["on_item_error"] == "fail",
@@ -97,24 +97,6 @@ def _so_far(context: StepContext) -> tuple[int, Round | None]:
     count = context.state.get("rounds")
     ended = context.body() if count is None else context.body(count - 1)
     return len(ended) if count is None else count, ended[-1]
-
-
-def _list(value: Any) -> Sequence[Any]:
-    if isinstance(value, Mapping):
-        value = [{"key": key, "value": item} for key, item in value.items()]
-    if value is None:
-        return ()
-    if not isinstance(value, (list, tuple)):
-        raise StepFailed(
-            f"`items` must be a list or a mapping, not {type(value).__name__}", kind="config", retryable=False
-        )
-    if len(value) > MAX_ITEMS:
-        raise StepFailed(
-            f"`items` has {len(value):,} items; at most {MAX_ITEMS:,} are possible: divide them among several loops",
-            kind="config",
-            retryable=False,
-        )
-    return value
 
 
 def _done(context: StepContext, rounds: Sequence[Round]) -> Done:
