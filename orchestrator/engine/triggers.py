@@ -335,8 +335,14 @@ class Filled:
 def backfill(store: Store, programs: Programs, trigger: Trigger, first: datetime, last: datetime) -> Filled:
     """Fire each slot from `first` to `last` that has started nothing yet; executions may overlap.
 
-    Raises InputError if time is not what fires the trigger, or if these are more than MAX_BACKFILL slots.
+    Raises Conflict if its workflow is not active; InputError if time is not what fires the trigger, or if these are
+    more than MAX_BACKFILL slots.
     """
+    if trigger.workflow_status is not WorkflowStatus.ACTIVE:
+        raise Conflict(
+            f"workflow {trigger.workflow_id} is {trigger.workflow_status}, and its triggers start nothing",
+            trigger.workflow_status,
+        )
     known, timetable = _type_of(programs, trigger), timetable_of(programs, trigger)
     slots: list[datetime] = []
     for slot in timetable.between(first, last):

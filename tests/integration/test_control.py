@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,6 @@ from orchestrator.config import ConnectionSettings, Settings
 from orchestrator.engine.programs import Programs
 from orchestrator.engine.start import start_execution
 from orchestrator.engine.waiting import rest_awaiting
-from orchestrator.lifecycle import ExecutionStatus
 from orchestrator.plugins import load_catalogue
 from orchestrator.store import new_id, steps
 from orchestrator.store.executions import Parent
@@ -546,27 +544,3 @@ def test_what_was_undone_is_not_retried(deployment: Deployment):
 @pytest.mark.parametrize("what", ["pause", "resume", "cancel", "retry"])
 def test_what_is_not_there_is_not_found(servers: Deployment, what: str):
     call(servers, "00000000-0000-7000-8000-000000000000", what, 404)
-
-
-def test_every_status_has_an_answer_to_every_call(servers: Deployment):
-    """The table of what is allowed, twice each: a repeated call answers as the first."""
-    allowed = {
-        "pause": {"queued", "running", "paused"},
-        "resume": {"queued", "running", "paused"},
-        "cancel": {"queued", "running", "paused", "cancelled"},
-        "retry": {"failed", "cancelled"},
-    }
-    workflow_id = servers.create(workflow(step("a")))
-    for status in ExecutionStatus:
-        for what, statuses in allowed.items():
-            execution_id = servers.execute(workflow_id)
-            done = status in ("completed", "failed", "cancelled")
-            servers.sql(
-                "UPDATE executions SET status = %(status)s, started_at = now(), paused_at = now(), "
-                "finished_at = CASE WHEN %(done)s THEN now() END WHERE id = %(id)s::uuid",
-                status=status, done=done, id=execution_id,
-            )  # fmt: skip
-            expected = 200 if status in statuses else 409
-            answer = call(servers, execution_id, what, expected)
-            if expected == 409:
-                assert json.dumps(answer["state"]) == json.dumps(str(status))
