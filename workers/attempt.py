@@ -309,7 +309,9 @@ class Attempt:
         if rate is not None and self.claim.state is None and not self._may_begin(rate):
             return Wait(until=None, awaits=AWAITS_RATE)
         outcome = self._perform_type(prepared, step_context)
-        if not isinstance(outcome, Spawn) or not self.inlines or not prepared.has_pure_bodies:
+        # Once rounds have been done the long way, the result is made of those as well: the rest goes that way, too.
+        in_one_go = self.inlines and prepared.has_pure_bodies and self.claim.state is None
+        if not isinstance(outcome, Spawn) or not in_one_go:
             return outcome
         return self._with_body(prepared, step_context, context, outcome)
 
