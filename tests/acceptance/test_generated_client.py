@@ -82,6 +82,26 @@ def test_a_workflow_is_created_executed_followed_and_deleted_by_a_generated_clie
     assert (missing.status, missing.detail) == (404, f"there is no workflow {workflow.id}")
 
 
+def test_events_are_sent_whole_or_in_headers_by_a_generated_client(generated: str, up: Up) -> None:
+    api = Generated(up.wait_ready(), (up.folder / "admin-key").read_text().strip())
+    ordered = {"type": "event", "config": {"type": "order.made", "mapping": {"order": "{{ event.data.order }}"}}}
+    made = api.body("WorkflowIn", {"name": "of events", "definition": {**DEFINITION, "triggers": [ordered]}})
+    api.call("workflows.activate_workflow", workflow_id=api.call("workflows.create_workflow", body=made).id)
+    attributes = {"source": "/shop", "specversion": "1.0", "type": "order.made"}
+    whole = api.body("CloudEvent", {**attributes, "id": "1", "data": {"order": 17}})
+    in_headers = {f"ce_{name}": value for name, value in attributes.items()}
+    data = api.body("SendEventJsonBody", {"order": 18})
+    sent = [
+        api.call("events.send_event", body=whole),
+        api.call("events.send_event", body=data, ce_id="2", **in_headers),
+        api.call("events.send_event", body=whole),
+    ]
+    started = [[(fired.event_id, str(fired.outcome)) for fired in one.fired] for one in sent]
+    assert started == [[("1", "started")], [("2", "started")], [("1", "duplicate")]]
+    inputs = [api.call("executions.get_execution", execution_id=one.fired[0].execution_id).input_ for one in sent[:2]]
+    assert [given.to_dict() for given in inputs] == [{"order": 17}, {"order": 18}]
+
+
 def test_a_generated_client_sees_what_is_wrong_with_each_field(generated: str, up: Up) -> None:
     api = Generated(up.wait_ready(), (up.folder / "admin-key").read_text().strip())
     definition = {"steps": [{"id": "a", "type": "no such type"}, {"id": "a", "type": "noop"}]}
