@@ -53,6 +53,15 @@ class DefinitionFile:
         named = whole.get("name") or whole["definition"].get("name")
         return {**whole, "name": named} if named else whole
 
+    @property
+    def definition(self) -> tuple[Document, str]:
+        """The definition itself, which knows its lines, and what its paths begin with in the file."""
+        if not self._wrapped:
+            return self.document, ""
+        root = self.document.root
+        lines = None if root is None else root.children.get("definition")
+        return Document(self.document.data["definition"], lines), "definition."
+
     def complain(self, error: Refused) -> None:
         """Say on stderr what the service found wrong with it; raises the error if that is not of the definition."""
         if not error.problems:

@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from orchestrator.cli.shared import load
 from orchestrator.client import Client
 from orchestrator.config import Settings
 from orchestrator.datafolder import DataFolder
 from orchestrator.errors import ConfigurationError
+from orchestrator.exposure import is_loopback
 
 _STOPS_WITHIN = 15.0
 
@@ -39,7 +41,8 @@ def connect(server: str | None, data_dir: str | None) -> Client:
             f"no service runs on the data folder {folder.path}: start it with `orchestrator up`, or say where one is "
             "with --server URL or ORCHESTRATOR_URL"
         )
-    return Client(server or (running.url if running else ""), _key(folder, settings))
+    url = server or (running.url if running else "")
+    return Client(url, _key(folder, settings, url))
 
 
 @contextmanager
@@ -52,20 +55,30 @@ def service(settings: Settings, server: str | None) -> Iterator[Service]:
     running = folder.running()
     if server or running:
         url = server or (running.url if running else "")
-        yield Service(Client(url, _key(folder, settings)), lasting=True)
+        yield Service(Client(url, _key(folder, settings, url)), lasting=True)
         return
     with _own(folder) as url:
-        yield Service(Client(url, _key(folder, settings)), lasting=False)
+        yield Service(Client(url, _key(folder, settings, url)), lasting=False)
 
 
-def _key(folder: DataFolder, settings: Settings) -> str:
-    key = os.environ.get("ORCHESTRATOR_KEY") or folder.admin_key(settings.admin_key)
-    if not key:
-        raise ConfigurationError(
-            f"there is no key: set ORCHESTRATOR_KEY, or name the service's data folder with --data-dir "
-            f"({folder.key_file} does not exist)"
-        )
-    return key
+def _key(folder: DataFolder, settings: Settings, url: str) -> str:
+    key = os.environ.get("ORCHESTRATOR_KEY") or settings.admin_key
+    if key:
+        return key
+    # Whoever answers at another address is not handed the key that opens everything here.
+    if not is_loopback(urlsplit(url).hostname or "") and url != _url_of(folder):
+        raise ConfigurationError(f"there is no key for {url}: set ORCHESTRATOR_KEY to one that is valid there")
+    if key := folder.admin_key():
+        return key
+    raise ConfigurationError(
+        f"there is no key: set ORCHESTRATOR_KEY, or name the service's data folder with --data-dir "
+        f"({folder.key_file} does not exist)"
+    )
+
+
+def _url_of(folder: DataFolder) -> str | None:
+    running = folder.running()
+    return running.url if running else None
 
 
 @contextmanager

@@ -16,13 +16,14 @@ import click
     metavar="FILE...",
 )
 def validate(files: tuple[Path, ...]) -> None:
-    """Check workflow definitions; every problem is printed as FILE:LINE: path: message.
+    """Check workflow definitions, exported ones too; every problem is printed as FILE:LINE: path: message.
 
     Step templates are the service's: steps that use one are checked by it when the workflow is saved.
 
     The exit code is 1 if any is not valid.
     """
     import sys
+    from dataclasses import replace
 
     from orchestrator.cli.definition_file import DefinitionFile
     from orchestrator.cli.progress import print_problems
@@ -38,8 +39,9 @@ def validate(files: tuple[Path, ...]) -> None:
     valid = True
     for file in files:
         try:
-            document = DefinitionFile.read(file).document
-            problems, uses = check_without_templates(document, catalogue)
+            document, before = DefinitionFile.read(file).definition
+            found, uses = check_without_templates(document, catalogue)
+            problems = [replace(problem, path=f"{before}{problem.path}".rstrip(".")) for problem in found]
         except DefinitionError as error:
             problems = list(error.problems)
         if problems:
