@@ -38,8 +38,17 @@ class Entry:
     request_id: str | None = None
 
 
+_LOGGED_IN = {
+    **PROJECT_OF,
+    "grant": "SELECT project_id::text FROM grants WHERE id = %(id)s::uuid",
+    # One that opens several projects, or all, is for those who administer all.
+    "key": "SELECT CASE WHEN count(*) = 1 THEN min(project_id::text) END FROM grants WHERE key_id = %(id)s::uuid",
+}
+"""By kind, what finds the project whose administrators read of a thing."""
+
+
 def write(connection: Connection, entry: Entry) -> None:
-    found_by = PROJECT_OF.get(entry.object_kind or "")
+    found_by = _LOGGED_IN.get(entry.object_kind or "")
     project = f"({found_by})::uuid" if found_by else "NULL"
     run(
         connection,
@@ -83,7 +92,7 @@ _STATES = {
     "LEFT JOIN projects p ON p.id = g.project_id WHERE g.key_id = k.id) AS grants FROM api_keys k) t",
     "secret": "SELECT to_jsonb(t) FROM (SELECT id, name, project_id, workflow_id, description, key_id, updated_at "
     "FROM secrets) t",
-    "grant": "SELECT to_jsonb(t) FROM (SELECT g.id, g.subject, g.role, p.name AS project FROM grants g "
+    "grant": "SELECT to_jsonb(t) FROM (SELECT g.id, g.subject, g.role, g.project_id, p.name AS project FROM grants g "
     "LEFT JOIN projects p ON p.id = g.project_id) t",
 }
 

@@ -317,6 +317,25 @@ def test_an_administrator_of_a_project_reads_what_was_done_in_it(servers: Deploy
     assert [e["object_id"] for e in entries(servers.client, project=theirs)][-1] == ids[1]
 
 
+def test_an_administrator_of_a_project_reads_who_was_let_into_it(servers: Deployment) -> None:
+    mine, theirs = new_project(servers), new_project(servers)
+    client = with_key(servers, new_key(servers, {"role": "admin", "project": mine})["key"])
+    made = []
+    for project in (mine, theirs):
+        granted = {"role": "viewer", "project": project}
+        key = servers.client.post("/api/v1/keys", json={"name": "k", "grants": [granted]}).json["id"]
+        grant = servers.client.post("/api/v1/grants", json={"subject": f"x:{uuid4()}", **granted}).json["id"]
+        servers.client.delete(f"/api/v1/keys/{key}")
+        servers.client.delete(f"/api/v1/grants/{grant}")
+        made.append((key, grant))
+    seen = [(entry["action"], entry["object_id"]) for entry in entries(client)]
+    key, grant = made[0]
+    assert seen[-4:] == [
+        ("key.create", key), ("grant.create", grant), ("key.revoke", key), ("grant.delete", grant),
+    ]  # fmt: skip
+    assert not {object_id for _, object_id in seen} & set(made[1])
+
+
 def test_what_one_call_does_in_several_projects_is_seen_by_each_administrator(servers: Deployment) -> None:
     projects = [new_project(servers) for _ in range(2)]
     kind = f"shipped-{uuid4()}"
