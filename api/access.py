@@ -61,8 +61,9 @@ OPEN = Rule(None, is_open=True)
 ANYONE = Rule(None)
 
 
-def _number(name: str) -> str:
-    return f"<int(min=1, max=2147483647):{name}>"
+def version_number(name: str) -> str:
+    """What stands in a route for the number of a version."""
+    return f"<int(min=1, max={2**31 - 1}):{name}>"
 
 
 _WORKFLOW = "/api/v1/workflows/<uuid:workflow_id>"
@@ -104,9 +105,9 @@ RULES: Mapping[str, Rule] = {
     f"GET {_WORKFLOW}/export": at(VIEWER),
     "POST /api/v1/workflows/import": somewhere(EDITOR, creates="workflow.import"),
     f"GET {_WORKFLOW}/versions": at(VIEWER),
-    f"GET {_WORKFLOW}/versions/{_number('version')}": at(VIEWER),
-    f"GET {_WORKFLOW}/versions/{_number('old')}/diff/{_number('new')}": at(VIEWER),
-    f"POST {_WORKFLOW}/versions/{_number('version')}/restore": at(EDITOR, changes="workflow.restore"),
+    f"GET {_WORKFLOW}/versions/{version_number('version')}": at(VIEWER),
+    f"GET {_WORKFLOW}/versions/{version_number('old')}/diff/{version_number('new')}": at(VIEWER),
+    f"POST {_WORKFLOW}/versions/{version_number('version')}/restore": at(EDITOR, changes="workflow.restore"),
     # Step templates, which the workflows of all projects use
     "GET /api/v1/step-templates": somewhere(VIEWER),
     "POST /api/v1/step-templates": everywhere(EDITOR, creates="step_template.create"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from marshmallow import ValidationError, fields, validate
 
-from api.schemas import Moment, PageQuery, Sort, _In, _is_stored_as_text, _Out
+from api.schemas import Moment, Page, PageQuery, Sort, _In, _is_stored_as_text, _Out
 from orchestrator.access import ROLES
 from orchestrator.store import access, audit
 
@@ -52,9 +52,8 @@ class ProjectOut(_Out):
     created_at = fields.DateTime()
 
 
-class ProjectPage(_Out):
+class ProjectPage(Page):
     items = fields.List(fields.Nested(ProjectOut))
-    next = fields.String(allow_none=True)
 
 
 class GrantOnKey(_In):
@@ -133,9 +132,8 @@ class NewKeyOut(KeyOut):
     key = fields.String(metadata={"description": "the key itself; it is not kept, and shown this once"})
 
 
-class KeyPage(_Out):
+class KeyPage(Page):
     items = fields.List(fields.Nested(KeyOut))
-    next = fields.String(allow_none=True)
 
 
 class GrantIn(GrantOnKey):
@@ -161,9 +159,8 @@ class GrantOut(_Out):
     created_at = fields.DateTime()
 
 
-class GrantPage(_Out):
+class GrantPage(Page):
     items = fields.List(fields.Nested(GrantOut))
-    next = fields.String(allow_none=True)
 
 
 class MeOut(_Out):
@@ -216,6 +213,5 @@ class AuditEntry(_Out):
     request_id = fields.String(allow_none=True, metadata={"description": "X-Request-ID of the answer"})
 
 
-class AuditPage(_Out):
+class AuditPage(Page):
     items = fields.List(fields.Nested(AuditEntry))
-    next = fields.String(allow_none=True)

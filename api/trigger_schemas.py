@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from marshmallow import RAISE, Schema, fields, validate
+from marshmallow import fields, validate
 
-from api.schemas import Moment, Page, PageQuery, Sort, _Out
+from api.schemas import Moment, Page, PageQuery, Sort, _In, _Out
 from orchestrator.lifecycle import FireOutcome
 from orchestrator.store import triggers
 
 _NAME = validate.Length(1, 500)
 _OUTCOME = validate.OneOf([*map(str, FireOutcome), "duplicate"])
 _MASKED = "fields that are secret are shown as ***"
-
-
-class _In(Schema):
-    class Meta:
-        unknown = RAISE
 
 
 class TriggerQuery(PageQuery):

@@ -12,7 +12,7 @@ from marshmallow import ValidationError, fields, validate, validates_schema
 from api.access import ADMIN, EDITOR, allowed, caller, project_named
 from api.body import Blueprint
 from api.resources.paging import page
-from api.schemas import PageQuery, Sort, _In, _is_stored_as_text, _Out
+from api.schemas import Page, PageQuery, Sort, _In, _is_stored_as_text, _Out
 from api.service import service
 from orchestrator.errors import Conflict, InputError, Problem
 from orchestrator.store import access, new_id, secrets
@@ -81,9 +81,8 @@ class SecretOut(_Out):
     updated_at = fields.DateTime()
 
 
-class SecretPage(_Out):
+class SecretPage(Page):
     items = fields.List(fields.Nested(SecretOut))
-    next = fields.String(allow_none=True)
 
 
 @blueprint.route("")

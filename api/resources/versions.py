@@ -8,6 +8,7 @@ from uuid import UUID
 
 from flask import Response, jsonify
 
+from api.access import version_number
 from api.body import Blueprint
 from api.resources.paging import page
 from api.resources.workflows import TAGGED, shown
@@ -25,10 +26,6 @@ blueprint = Blueprint(
 )
 
 
-def _number(name: str) -> str:
-    return f"<int(min=1, max={2**31 - 1}):{name}>"
-
-
 @blueprint.route("")
 @blueprint.arguments(VersionQuery(), location="query")
 @blueprint.response(200, VersionPage)
@@ -39,7 +36,7 @@ def version_list(query: dict[str, Any], workflow_id: UUID) -> Response:
         return page(query, versions.ORDERS, lambda window: versions.listing(connection, window, str(workflow_id)))
 
 
-@blueprint.route(f"/{_number('version')}")
+@blueprint.route(f"/{version_number('version')}")
 @blueprint.response(200, VersionDetail)
 def version(workflow_id: UUID, version: int) -> Response:
     """One version with its definition."""
@@ -53,7 +50,7 @@ def version(workflow_id: UUID, version: int) -> Response:
     return jsonify({**found, **shown})
 
 
-@blueprint.route(f"/{_number('old')}/diff/{_number('new')}")
+@blueprint.route(f"/{version_number('old')}/diff/{version_number('new')}")
 @blueprint.response(200, VersionChanges)
 def diff(workflow_id: UUID, old: int, new: int) -> Response:
     """What `new` says other than `old`, by path."""
@@ -78,7 +75,7 @@ def _shown(found: Iterable[Change]) -> list[dict[str, Any]]:
     return [{"kind": change.kind, "path": change.path, "old": change.old, "new": change.new} for change in found]
 
 
-@blueprint.route(f"/{_number('version')}/restore", methods=["POST"])
+@blueprint.route(f"/{version_number('version')}/restore", methods=["POST"])
 @blueprint.response(200, WorkflowDetail, headers=TAGGED)
 def restore(workflow_id: UUID, version: int) -> Response:
     """Make a new version that says what this one says, its step templates as they were then. What runs stays with the
