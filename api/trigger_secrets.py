@@ -16,8 +16,7 @@ from api.service import service
 from orchestrator.definition.changes import Change, changes
 from orchestrator.definition.paths import Key, join_all
 from orchestrator.errors import InputError, Problem
-
-MASK = "***"
+from orchestrator.masking import MASK
 
 Definition = Mapping[str, Any]
 

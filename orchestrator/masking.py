@@ -12,7 +12,7 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _PASSWORD_IN_URL = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]+(?=@)")
-_SHORTEST = 4
+SHORTEST = 4
 """A shorter secret would turn every text that happens to hold it into stars."""
 
 
@@ -31,7 +31,7 @@ class Masker:
 
     def __init__(self, secrets: Iterable[str] = (), names: Iterable[str] = ()) -> None:
         # The longest first: a secret that is a part of another one must not leave the rest of it standing.
-        self._secrets = sorted((secret for secret in secrets if len(secret) >= _SHORTEST), key=len, reverse=True)
+        self._secrets = sorted((secret for secret in secrets if len(secret) >= SHORTEST), key=len, reverse=True)
         self._names = frozenset(names)
 
     def __call__(self, value: Any, *, hidden: bool = False) -> Any:

@@ -21,6 +21,7 @@ from typing import Any
 
 from orchestrator.config import Settings
 from orchestrator.errors import TemplateError
+from orchestrator.masking import MASK, SHORTEST
 from orchestrator.store import Store
 from orchestrator.store import secrets as stored_secrets
 from orchestrator.store.secrets import Scope
@@ -29,9 +30,6 @@ from orchestrator.vault import Unreadable, Vault, open_vault
 logger = logging.getLogger(__name__)
 
 _PREFIX = "ORCHESTRATOR_SECRET_"
-MASK = "***"
-# A secret this short would turn every text that happens to hold it into stars.
-_SHORTEST_MASKED = 4
 FRESH = 5.0
 """Seconds after which what was read is read anew: as long a secret that was changed may still be used."""
 _KEPT = 1000
@@ -49,7 +47,7 @@ class Secrets(Mapping[str, str]):
         self._values = dict(values)
         self._unreadable = unreadable or {}
         # The longest first: a secret that is a part of another one must not leave the rest of it standing.
-        masked = sorted({text for text in (*values.values(), *also) if len(text) >= _SHORTEST_MASKED}, key=len)
+        masked = sorted({text for text in (*values.values(), *also) if len(text) >= SHORTEST}, key=len)
         self._pattern = re.compile("|".join(re.escape(text) for text in reversed(masked))) if masked else None
 
     def __getitem__(self, name: str) -> str:

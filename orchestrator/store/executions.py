@@ -520,17 +520,6 @@ def settle_outcome(connection: Connection, execution_id: str, outcome: Execution
     )
 
 
-def spoil_outcome(connection: Connection, execution_id: str, message: str) -> None:
-    """A step that runs at the end has failed: what would have completed fails for it."""
-    run(
-        connection,
-        f"UPDATE executions SET outcome = '{ExecutionStatus.FAILED}', "
-        "error_message = coalesce(error_message, %(message)s) "
-        f"WHERE id = %(id)s::uuid AND outcome = '{ExecutionStatus.COMPLETED}'",
-        {"id": execution_id, "message": message},
-    )
-
-
 # --- what users read -----------------------------------------------------------------------------------------
 
 _e, _s = tables.executions, tables.step_executions
