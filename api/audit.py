@@ -82,7 +82,7 @@ class Recorder:
         action = (rule.action if rule else "") or f"{request.method} {request.url_rule or request.path[:200]}"
         said = "it is in a project of others" if response.status_code == 404 else _detail(response)
         more = f" ({suppressed} more refusals before it have no entry)" if suppressed else ""
-        self._write(action, kind, id, status=response.status_code, detail=said + more)
+        self._write(action, kind, id, status=response.status_code, detail=_storable(said + more))
 
     def _write(self, action: str, kind: str, id: str, *, before: Any = None, after: Any = None, **more: Any) -> None:
         principal: Principal | None = g.get("principal")
@@ -90,7 +90,7 @@ class Recorder:
             actor_kind=principal.kind if principal else "anonymous",
             actor_id=principal.id if principal else None,
             actor_name=principal.name if principal else None,
-            action=action,
+            action=_storable(action),
             object_kind=kind or None,
             object_id=id or None,
             before=self._mask(before),
@@ -217,4 +217,5 @@ def _body(response: Response) -> Mapping[str, Any]:
 
 
 def _storable(text: str) -> str:
+    """What callers made up, in their headers or the address."""
     return text.replace("\0", "").encode("utf-8", "replace").decode()[:500]

@@ -146,8 +146,15 @@ class Issuers:
                 everywhere = max(role, everywhere or role)
             elif project in ids:
                 projects[ids[project]] = max(role, projects.get(ids[project], role))
-        name = str(claims.get("preferred_username") or claims.get("email") or subject)[:200]
-        return Principal("subject", id, name, everywhere, projects, _owner(issuer.settings.issuer, subject))
+        return Principal(
+            "subject", id, _name(claims, subject), everywhere, projects, _owner(issuer.settings.issuer, subject)
+        )
+
+
+def _name(claims: Mapping[str, Any], subject: str) -> str:
+    """What people call it, which some issuers let everybody choose: as far as that is a text that can be kept."""
+    words = (claims.get(name) for name in ("preferred_username", "email"))
+    return next((word for word in words if isinstance(word, str) and word and word.isprintable()), subject)[:200]
 
 
 def _said(claims: Mapping[str, Any], settings: OidcSettings) -> Iterable[tuple[Role, str | None]]:

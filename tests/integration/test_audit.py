@@ -263,6 +263,14 @@ def test_attempts_to_get_in_are_kept(servers: Deployment) -> None:
     assert "role editor" in kept[4]["detail"]
 
 
+@pytest.mark.parametrize("path", ["/nowhere%00", "/api/v1/%00%ff", f"/{'x' * 5000}"])
+def test_an_attempt_at_any_address_is_refused_and_kept(servers: Deployment, path: str) -> None:
+    answer = stranger(servers).get(path)
+    assert answer.status_code == 401, answer.text
+    (entry,) = entries(servers.client, request_id=answer.headers["X-Request-ID"])
+    assert entry["action"].startswith(f"GET {path[:5]}")
+
+
 def test_nobody_floods_the_log(servers: Deployment) -> None:
     client = stranger(servers)
     ((before,),) = servers.sql("SELECT count(*) FROM audit_log")

@@ -127,6 +127,15 @@ def test_a_token_opens_what_its_claim_stands_for(client: FlaskClient, issuer: Is
     assert "role editor" in refusal(refused, 403)
 
 
+@pytest.mark.parametrize("chosen", ["a\0b", "\ud800", "", 5, None, ["ann"]])
+def test_a_name_that_cannot_be_kept_is_no_name(client: FlaskClient, issuer: Issuer, chosen: object) -> None:
+    token = issuer.token(realm={"groups": ["team"]}, preferred_username=chosen)
+    body = {"name": "w", "definition": {"steps": [{"id": "a", "type": "noop"}]}}
+    made = client.post("/api/v1/workflows", json=body, headers={"Authorization": f"Bearer {token}"})
+    assert made.status_code == 201, made.text
+    assert me(client, token).json["name"] == "u1"
+
+
 def test_a_token_without_a_known_role_sees_nothing(client: FlaskClient, issuer: Issuer) -> None:
     headers = {"Authorization": f"Bearer {issuer.token(realm={'groups': 'strangers'})}"}
     assert client.get("/api/v1/me", headers=headers).json["grants"] == []
