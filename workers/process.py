@@ -35,7 +35,7 @@ from workers.stopping import Watch
 logger = logging.getLogger(__name__)
 
 PATIENCE = 30.0
-"""Seconds for which a lane whose store failed waits for it."""
+"""Seconds for which a lane whose store failed, or that is to begin without a lease, waits for it."""
 
 LAST_WORDS = 10.0
 """Seconds for which a worker that stops waits for what it still performs."""
@@ -65,7 +65,10 @@ class WorkerProcess:
         self.lease = Lease(self.store, node, settings.scheduler.lease / 4, slots, in_force(settings).mode)
 
     def run_steps(self, execution_id: str, starts: Sequence[str], rung: Sequence[str]) -> None:
-        run_steps(self, execution_id, starts, rung)
+        if self.lease.is_taken():
+            run_steps(self, execution_id, starts, rung)
+        else:
+            logger.warning("execution %s is left to others: this process has no lease", execution_id)
 
     def close(self) -> None:
         self.watch.close()
@@ -80,8 +83,10 @@ class Lease:
     """A row that says this process lives, kept by a thread of its own.
 
     A process that was held up for longer than its lease has lost the row, and with it its claims; it goes on
-    under a new id.
+    under a new id. One that is started while the database is away has its lease when that is there.
     """
+
+    id: str
 
     def __init__(self, store: Store, node: str, interval: float, slots: int, script_isolation: str) -> None:
         self._store = store
@@ -91,11 +96,19 @@ class Lease:
         self._stop = threading.Event()
         self._interval = interval
         self._disowned: set[str] = set()
-        self.id = self._register()
+        self._taken = threading.Event()
+        try:
+            self._register()
+        except Exception:  # whoever starts this process has other things to do as well
+            logger.warning("a lease could not be taken; that is tried again every second", exc_info=True)
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
 
-    def _register(self) -> str:
+    def is_taken(self) -> bool:
+        """Once it is; False if that takes too long. What is claimed without a lease has lost its worker."""
+        return self._taken.wait(PATIENCE)
+
+    def _register(self) -> None:
         id = new_id()
         with self._store.single() as connection:
             workers.register(
@@ -109,21 +122,28 @@ class Lease:
                 slots=self._slots,
                 script_isolation=self._script_isolation,
             )
-        return id
+        self.id = id
+        self._taken.set()
 
     def _keep(self) -> None:
-        while not self._stop.wait(self._interval):
+        while not self._stop.wait(self._interval if self._taken.is_set() else 1.0):
             try:
-                with self._store.single() as connection:
-                    kept = workers.beat(connection, self.id)
-                if not kept:
-                    logger.warning("the lease of %s lapsed; its steps were given to others", self.id)
-                    self.id = self._register()
+                self._beat()
                 self._disown()
                 with self._store.single() as connection:
                     counters.flush(connection)
             except Exception:  # the database is away: the next beat tries again
-                logger.warning("the lease of %s could not be kept", self.id, exc_info=True)
+                logger.warning("the lease could not be kept", exc_info=True)
+
+    def _beat(self) -> None:
+        if not self._taken.is_set():
+            self._register()
+            return
+        with self._store.single() as connection:
+            kept = workers.beat(connection, self.id)
+        if not kept:
+            logger.warning("the lease of %s lapsed; its steps were given to others", self.id)
+            self._register()
 
     def disown(self, execution_id: str) -> None:
         """Leave to reconcile whatever this process holds of an execution, as soon as the database is there.
@@ -149,6 +169,8 @@ class Lease:
 
     def give_up(self) -> None:
         self._stop.set()
+        if not self._taken.is_set():
+            return
         try:
             with self._store.single() as connection:
                 counters.flush(connection)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 from base64 import b64decode
 from collections.abc import Callable, Iterator
@@ -62,6 +63,8 @@ class Stack:
         self.running: dict[str, Child] = {}
         self.leaving: list[Child] = []
         """Processes that were asked to stop, and whose place has been taken."""
+        self.nodes: dict[str, str] = {}
+        """What the workers are called at present: anew with each start."""
         self._numbers = count(1)
 
     def start(self, *names: str) -> None:
@@ -70,7 +73,7 @@ class Stack:
         for name in names:
             self.start_process(name)
         for name in WORKERS.keys() & names:
-            wait_until(lambda name=name: self.leases_of(self.running[name]), what=f"the lease of {name}")
+            wait_until(lambda name=name: self.is_there(name), what=name)
         if "api" in names:
             wait_until(self.api_answers, what="the API")
 
@@ -87,7 +90,7 @@ class Stack:
         child = Child(
             name,
             self._command(name),
-            log=self.deployment.folder / f"{name}.log",
+            log=self._log_of(name),
             environment=os.environ | environment_of(self.settings) | {"PYTHONPATH": path},
             folder=self.deployment.folder,
         )
@@ -102,7 +105,8 @@ class Stack:
         if name in BEATS:
             return [*python, "celery", "-A", "beat", "beat", "-S", "redbeat.RedBeatScheduler", "--pidfile="]
         kind = WORKERS[name]
-        node = f"{name}.{next(self._numbers)}@%h"
+        self.nodes[name] = f"{name}.{next(self._numbers)}"
+        node = f"{self.nodes[name]}@%h"
         worker = ["celery", "-A", "workers", "worker", "-n", node, "-Q", kind.queues, "-P", kind.pool]
         return [*python, *worker, "-c", str(kind.concurrency), "--without-gossip", "--without-mingle", "-l", "INFO"]
 
@@ -127,6 +131,23 @@ class Stack:
         )
         return [id for (id,) in rows or ()]
 
+    def is_ready(self, name: str) -> bool:
+        """Whether the worker has come to take messages."""
+        return f"{self.nodes[name]}@{socket.gethostname()} ready." in self._log_of(name).read_text(errors="replace")
+
+    def is_there(self, name: str) -> bool:
+        """Whether it has, and keeps a lease."""
+        leases = self.is_ready(name) and self.sql(
+            "SELECT FROM worker_processes WHERE split_part(node, '@', 1) = %(node)s "
+            "AND seen_at > clock_timestamp() - %(lease)s * interval '1 second'",
+            node=self.nodes[name],
+            lease=self.settings.scheduler.lease,
+        )
+        return bool(leases)
+
+    def _log_of(self, name: str) -> Path:
+        return self.deployment.folder / f"{name}.log"
+
     def performer_of(self, execution_id: str) -> str | None:
         """The name of a worker that performs a step of the execution."""
         rows = self.sql(
@@ -139,14 +160,14 @@ class Stack:
 
     def api_answers(self) -> bool:
         try:
-            return bool(self.request("GET", "/health").ok)
+            return bool(self.request("GET", "/health", timeout=2).ok)
         except requests.RequestException:
             return False
 
     def request(self, method: str, path: str, **more: Any) -> requests.Response:
         headers = {"Authorization": f"Bearer {KEY}", **more.pop("headers", {})}
         url = f"http://127.0.0.1:{self.settings.port}{path}"
-        return requests.request(method, url, headers=headers, timeout=10, **more)
+        return requests.request(method, url, headers=headers, **{"timeout": 10, **more})
 
     def messages(self) -> int:
         """Those that wait at the broker; not those that somebody took and has not acknowledged."""

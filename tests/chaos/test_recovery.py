@@ -88,6 +88,23 @@ def test_the_step_of_a_worker_that_is_gone_runs_again(
     assert gated.open() == ("completed", 2, 1)
 
 
+def test_workers_that_are_started_before_the_database_work_as_soon_as_it_is_there(stack: Stack, tmp_path: Path):
+    gate = tmp_path / "gate"
+    execution_id = stack.deployment.execute(stack.deployment.create({"steps": [step("a", "gate", file=str(gate))]}))
+    stack.kill_postgres()
+    for name in ("cpu-1", "io-1"):
+        stack.start_process(name)
+    wait_until(lambda: stack.is_ready("cpu-1") and stack.is_ready("io-1"), what="workers that take messages")
+    stack.start_postgres()
+    wait_until(lambda: stack.is_there("cpu-1") and stack.is_there("io-1"), what="their leases")
+    wait_until(lambda: stack.performer_of(execution_id) == "cpu-1", what="the step")
+    reconciles = "SELECT FROM duties WHERE name = 'reconcile' AND at > clock_timestamp() - interval '5 s'"
+    wait_until(lambda: stack.sql(reconciles), what="one of them to reconcile")
+    stack.running["cpu-1"].signal(signal.SIGTERM)
+    state = "SELECT status, attempt, losses FROM step_executions"
+    wait_until(lambda: stack.sql(state) == [("queued", 1, 0)], what="the step to be handed on")
+
+
 def asked_to_stop(stack: Stack, name: str) -> None:
     stack.running[name].signal(signal.SIGTERM)
 
