@@ -12,13 +12,14 @@ from typing import Any
 import psutil
 from deployment import wait_until
 from soak import Figures
-from soak_work import MOST_LIMITED, Load
+from soak_work import MOST_LIMITED, ROUNDS_AT_A_TIME, Load
 from stack import Stack
 
 SECOND = timedelta(seconds=1)
 
 _AUDIT = """
     CREATE TABLE soak_ends (of text, id uuid, at timestamptz, change jsonb);
+    CREATE TABLE soak_handed_on (execution_id uuid, path text, attempt int);
     CREATE FUNCTION soak_ended() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         INSERT INTO soak_ends SELECT TG_TABLE_NAME, NEW.id, clock_timestamp(), jsonb_object_agg(key, value)
         FROM jsonb_each(to_jsonb(NEW)) WHERE value IS DISTINCT FROM to_jsonb(OLD) -> key OR key = 'attempt';
@@ -28,11 +29,19 @@ _AUDIT = """
         EXECUTE FUNCTION soak_ended();
     CREATE TRIGGER soak AFTER UPDATE ON executions FOR EACH ROW WHEN (NEW.finished_at IS NOT NULL)
         EXECUTE FUNCTION soak_ended();
+    CREATE FUNCTION soak_handed_on() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO soak_handed_on VALUES (NEW.execution_id, NEW.path, NEW.attempt);
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER soak_handed_on AFTER UPDATE ON step_executions FOR EACH ROW
+        WHEN (OLD.status = 'running' AND NEW.status = 'queued' AND NEW.losses = OLD.losses)
+        EXECUTE FUNCTION soak_handed_on();
 """
 
 
 def keep_account(stack: Stack) -> None:
-    """From now on PostgreSQL notes whatever is written to a step or an execution that has ended, its end included."""
+    """From now on PostgreSQL notes whatever is written to a step or an execution that has ended, its end included, and
+    which attempts were handed on."""
     stack.deployment.sql(_AUDIT)
 
 
@@ -40,8 +49,11 @@ def check_all(stack: Stack, load: Load, marks: Path, trigger_id: str, samples: I
     check_ends(stack, load)
     check_step_states(stack, load)
     check_recorded_once(stack)
+    check_order(stack, load)
+    check_attempts(stack)
     check_performed(stack, marks)
     check_limits(stack, load, marks, samples)
+    check_rounds(stack)
     check_slots(stack, trigger_id)
     check_nothing_is_left(stack)
 
@@ -88,10 +100,46 @@ def check_recorded_once(stack: Stack) -> None:
     _none(unseen, "steps of which nothing, or another attempt, was recorded")
 
 
+def check_order(stack: Stack, load: Load) -> None:
+    """No step began before the end of those that it depends on."""
+    rows = stack.deployment.sql(
+        "SELECT execution_id::text, step_id, started_at, finished_at FROM step_executions WHERE path = step_id"
+    )
+    times = {(execution_id, step): (begun, ended) for execution_id, step, begun, ended in rows}
+    early = [
+        (name, execution_id, needed, step["id"])
+        for execution_id, name in load.started.items()
+        for step in load.shapes[name].definition["steps"]
+        for needed in step["depends_on"]
+        if (begun := times[execution_id, step["id"]][0]) is not None and begun < times[execution_id, needed][1]
+    ]
+    _none(early, "steps that began before the end of another that they depend on")
+
+
+def check_attempts(stack: Stack) -> None:
+    """An attempt follows another only if that failed, or lost its worker; the last of those that may is the last."""
+    rows = stack.deployment.sql(
+        "SELECT execution_id::text, path, attempt, losses FROM step_executions "
+        "WHERE status = 'completed' AND type <> 'fail' AND attempt <> losses + 1"
+    )
+    _none(rows, "attempts without a reason")
+    rows = stack.deployment.sql(
+        "SELECT execution_id::text, path, attempt, error_kind, error_message FROM step_executions "
+        "WHERE type = 'die' AND (attempt <> %(most)s OR error_kind <> 'lost')",
+        most=stack.settings.scheduler.max_losses,
+    )
+    _none(rows, "steps that kill their workers and failed otherwise than for that")
+
+
 def check_performed(stack: Stack, marks: Path) -> None:
-    """Each attempt was performed at most once, none followed the one that was recorded, and that one was performed."""
+    """Each attempt was performed once for each worker that it was handed on to, none followed the one that was
+    recorded, and that one was performed."""
     performed = Counter(_marks(marks))
-    _none([one for one, times in performed.items() if times > 1], "attempts that were performed twice")
+    handed_on = Counter(
+        map(tuple, stack.deployment.sql("SELECT execution_id::text, path, attempt FROM soak_handed_on"))
+    )
+    again = [one for one, times in performed.items() if times > 1 + handed_on[one]]
+    _none(again, "attempts that were performed again though nobody had handed them on")
     rows = stack.deployment.sql(
         "SELECT execution_id::text, path, attempt, status FROM step_executions WHERE type = 'mark'"
     )
@@ -125,6 +173,19 @@ def check_limits(stack: Stack, load: Load, marks: Path, samples: Iterable[tuple[
     line = {(execution_id, path): at.get((execution_id, path, attempt)) for execution_id, path, attempt in recorded}
     limited = [id for id, name in load.started.items() if name == "limited"]
     assert 0 < most_at_a_time([(line[id, "a"], line[id, "z"]) for id in limited]) <= MOST_LIMITED
+
+
+def check_rounds(stack: Stack) -> None:
+    """No more of the rounds of the limited loop run at a time than its definition lets."""
+    loops: dict[str, list[tuple[Any, Any]]] = {}
+    for execution_id, begin, end in stack.deployment.sql(
+        "SELECT execution_id::text, min(started_at), max(finished_at) FROM step_executions "
+        "WHERE container = 'few' GROUP BY execution_id, scope"
+    ):
+        loops.setdefault(execution_id, []).append((begin, end))
+    assert loops
+    exceeded = [(id, most) for id, spans in loops.items() if (most := most_at_a_time(spans)) > ROUNDS_AT_A_TIME]
+    _none(exceeded, "loops that had more rounds at a time than they may")
 
 
 def most_at_a_time(spans: Iterable[Any]) -> int:

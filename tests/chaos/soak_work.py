@@ -18,6 +18,10 @@ PATIENCE = 300.0
 """Seconds within which a request is answered, all goes on, and all ends."""
 MOST_LIMITED = 2
 """Executions of the limited workflow, and of those with the same key, that run at a time."""
+CROWDED = 6
+"""Of them, as many want to run."""
+ROUNDS_AT_A_TIME = 2
+"""Of the limited loop."""
 
 
 def step(id: str, type: str = "noop", needs: str = "", **config: Any) -> dict[str, Any]:
@@ -35,6 +39,8 @@ class Shape:
     then: str = ""
     """What is asked of each execution after its start: `signals` or `cancel`."""
     weight: int = 4
+    at_once: int = 1
+    """So many are started one after the other, as many times as its weight says."""
 
 
 def shapes(marks: Path) -> dict[str, Shape]:
@@ -46,21 +52,26 @@ def shapes(marks: Path) -> dict[str, Shape]:
     return {
         "chain": Shape({"steps": [mark(f"s{n}", f"s{n - 1}" if n else "", 0.2) for n in range(6)]}, weight=6),
         "fan-out": Shape(_fan_out(mark)),
+        "diamond": Shape({"steps": [mark("a"), mark("b", "a", 0.3), mark("c", "a", 0.6), mark("d", "b c")]}),
         "over queues": Shape(_over_queues(mark)),
         "bodies": Shape(_bodies(mark)),
         "retries": Shape({"steps": [mark("a"), _trying("b", "a", until_attempt=3), mark("c", "b")]}),
         "waits": Shape({"steps": [mark("a"), step("b", "wait", "a", duration="700ms"), mark("c", "b")]}),
         "children": Shape({"steps": [mark("a"), step("b", "workflow", "a", workflow="chain"), mark("c", "b")]}),
         "signals": Shape({"steps": [step("a", "signal", name="go"), mark("b", "a")]}, then="signals"),
-        "limited": Shape({"steps": [mark("a"), mark("z", "a", 0.2)], "max_concurrent": MOST_LIMITED}),
+        "limited": Shape(
+            {"steps": [mark("a"), mark("z", "a", 1)], "max_concurrent": MOST_LIMITED}, weight=1, at_once=CROWDED
+        ),
         "by key": Shape(
             {
-                "steps": [mark("a"), mark("z", "a", 0.2)],
+                "steps": [mark("a"), mark("z", "a", 1)],
                 "concurrency": {"key": "{{ input.key }}", "limit": MOST_LIMITED},
-            }
+            },
+            weight=1,
+            at_once=CROWDED,
         ),
         "cancelled": Shape(
-            {"steps": [step("a", "wait", duration="1m"), mark("b", "a")], "finally": [mark("tidy")]},
+            {"steps": [step("a", "wait", duration="1h"), mark("b", "a")], "finally": [mark("tidy")]},
             ends=("cancelled",),
             steps={"a": "cancelled", "b": "cancelled"},
             then="cancel",
@@ -93,7 +104,7 @@ def _bodies(mark: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     fork = step("fork", "parallel", branches=branches)
     few = [mark("f1"), step("f2", "io_noop", "f1")]
     loops = [step("wide", "loop", items=[1, 2, 3], steps=[fork])]
-    loops.append(step("few", "loop", "wide", items=[1, 2, 3, 4, 5], concurrency=2, steps=few))
+    loops.append(step("few", "loop", "wide", items=[1, 2, 3, 4, 5], concurrency=ROUNDS_AT_A_TIME, steps=few))
     return {"steps": [*loops, mark("last", "few")], "finally": [mark("tidy")]}
 
 
@@ -123,16 +134,17 @@ class Load(threading.Thread):
         """Execution -> the name of its shape."""
         self.longest_answer = 0.0
         self.error: BaseException | None = None
-        self._order = [name for name, shape in known.items() for _ in range(shape.weight)]
         self._total = total
         self._stopped = threading.Event()
 
     def run(self) -> None:
         try:
             random, began = Random(self._total), time.monotonic()
-            random.shuffle(self._order)
+            turns = [name for name, shape in self.shapes.items() for _ in range(shape.weight)]
+            random.shuffle(turns)
+            order = [name for name in turns for _ in range(self.shapes[name].at_once)]
             for number in range(self._total):
-                self._start(number, self._order[number % len(self._order)], random.randrange(10))
+                self._start(number, order[number % len(order)], random.randrange(10))
                 self._stopped.wait(began + self.pause * (number + 1) - time.monotonic())
         except BaseException as error:
             self.error = error
@@ -141,7 +153,7 @@ class Load(threading.Thread):
         self._stopped.set()
 
     def _start(self, number: int, name: str, priority: int) -> None:
-        given = {"input": {"key": f"k{number % 2}"}, "priority": priority}
+        given = {"input": {"key": f"k{number // (2 * CROWDED) % 2}"}, "priority": priority}
         path = f"/api/v1/workflows/{self.workflows[name]}/execute"
         answer = self._asked(path, json=given, headers={"Idempotency-Key": f"soak-{number}"})
         execution_id = str(answer.json()["id"])
