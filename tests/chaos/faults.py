@@ -34,7 +34,7 @@ def _broken_worker(soak: Soak, fault: str, kill: Callable[[str], None]) -> bool:
         return False
     leases = soak.stack.leases_of(soak.stack.running[name])
     kill(name)
-    soak.breaks(name, lambda: soak.stack.start_process(name))
+    soak.breaks(name, lambda: soak.stack.start_process(name), lambda: soak.stack.is_there(name))
     _expect_held(soak, fault, leases)
     return True
 
@@ -47,7 +47,8 @@ def freeze_worker(soak: Soak) -> bool:
     leases = soak.stack.leases_of(soak.stack.running[name])
     soak.stack.freeze(name)
     lease = soak.stack.settings.scheduler.lease
-    soak.breaks(name, lambda: soak.stack.thaw(name), soak.random.uniform(1.5, 3) * lease)
+    frozen = soak.random.uniform(1.5, 3) * lease
+    soak.breaks(name, lambda: soak.stack.thaw(name), lambda: soak.stack.is_there(name), frozen)
     _expect_held(soak, "freeze_worker", leases)
     return True
 
@@ -57,16 +58,19 @@ def _expect_held(soak: Soak, fault: str, leases: list[str]) -> None:
 
 
 def roll_worker(soak: Soak) -> bool:
-    """Recovered when the old one is gone."""
+    """There again when the old one is gone."""
     name = soak.pick(WORKERS)
     if name is None:
         return False
+    leases = soak.stack.leases_of(soak.stack.running[name])
     old = soak.stack.roll(name)
 
     def has_left() -> bool:
         return old.exit_code is not None and not family(old)
 
+    soak.breaks(name, lambda: None, lambda: soak.stack.is_there(name), 0)
     soak.expect("roll_worker", has_left)
+    _expect_held(soak, "roll_worker", leases)
     return True
 
 
@@ -78,13 +82,13 @@ def kill_beat(soak: Soak) -> bool:
     return _broken_process(soak, "kill_beat", BEATS, lambda: True)
 
 
-def _broken_process(soak: Soak, fault: str, names: Collection[str], recovered: Callable[[], bool]) -> bool:
+def _broken_process(soak: Soak, fault: str, names: Collection[str], there: Callable[[], bool]) -> bool:
     name = soak.pick(names)
     if name is None:
         return False
     soak.stack.kill(name)
-    soak.breaks(name, lambda: soak.stack.start_process(name))
-    soak.expect(fault, recovered)
+    soak.breaks(name, lambda: soak.stack.start_process(name), there)
+    soak.expect(fault, there)
     return True
 
 
@@ -110,7 +114,7 @@ def kill_valkey(soak: Soak) -> bool:
 
 
 def kill_postgres(soak: Soak) -> bool:
-    """It recovers from its log; recovered when a step has ended since."""
+    """It recovers from its log; there again when a step has ended since."""
     if soak.pick(["postgres"]) is None:
         return False
     soak.stack.kill_postgres()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
@@ -15,28 +15,31 @@ from random import Random
 from statistics import median_low
 
 from deployment import TERMINAL
+from recoveries import Cause, Hit, Watch, told
 from soak_work import PATIENCE, Load
 from stack import Stack
 
 LOOK_EVERY = 0.1
+SLOW = 5.0
+"""Seconds after which it is told what a step waited for."""
+TOLD = 20
+"""Of those, as many by themselves."""
+CROWD = 60
+"""Executions that have not ended, with which no other is started."""
 
 
 @dataclass
-class Recovery:
-    """What a fault of the kind `fault` broke, and whether it goes on."""
+class Return:
+    """Of what a fault of the kind `fault` broke."""
 
     fault: str
-    recovered: Callable[[], bool]
+    there: Callable[[], bool]
     began: float = field(default_factory=time.monotonic)
 
 
 @dataclass
 class Figures:
-    """What there is to tell of a soak; times in seconds.
-
-    A recovery is seen if the fault hit something, and lasts until all of that goes on: other faults and the backlog
-    that they have left are in it.
-    """
+    """What there is to tell of a soak; times in seconds."""
 
     seed: int
     executions: int = 0
@@ -45,22 +48,41 @@ class Figures:
     seconds: float = 0.0
     longest_stall: float = 0.0
     longest_answer: float = 0.0
+    longest_gap: float = 0.0
+    """Between two looks: all that is told here may be as much too long, and so slow was the machine."""
     most_admitted: int = 0
     faults: Counter[str] = field(default_factory=Counter)
-    recoveries: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    returns: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Of processes and servers."""
+    hits: list[Hit] = field(default_factory=list)
+    """Steps."""
 
     def __str__(self) -> str:
         lines = [
             f"soak, seed {self.seed}: {self.executions} executions, {self.steps} steps ({self.lost} lost with their "
             f"workers) in {self.seconds:.0f} s; at most {self.most_admitted} at a time",
-            f"longest stall {self.longest_stall:.1f} s, longest wait for the API {self.longest_answer:.1f} s",
+            f"longest stall {self.longest_stall:.1f} s, longest wait for the API {self.longest_answer:.1f} s, at most "
+            f"{self.longest_gap:.1f} s between two looks",
             f"{self.faults.total()} faults:",
         ]
         for fault, times in sorted(self.faults.items()):
-            took = sorted(self.recoveries[fault])
-            typical = f", half of them within {median_low(took):.1f} s, all within {took[-1]:.1f} s" if took else ""
-            lines.append(f"  {fault}: {times}, {len(took)} recoveries seen{typical}")
-        return "\n".join(lines)
+            hits = [hit for hit in self.hits if hit.fault == fault]
+            lines.append(f"  {fault}: {times}" + _spread(", there again", self.returns[fault]))
+            if hits:
+                lines[-1] += f"; {len(hits)} steps hit" + _spread(", went on", [hit.took for hit in hits])
+                lines[-1] += _spread(", of which the engine's", [hit.engine for hit in hits])
+        return "\n".join([*lines, *self._late()])
+
+    def _late(self) -> Iterator[str]:
+        late = sorted((hit for hit in self.hits if hit.took > SLOW), key=lambda hit: (-hit.engine, -hit.took))
+        if late:
+            waited = sum((hit.waited for hit in late), Counter[Cause]())
+            yield f"{len(late)} steps took longer than {SLOW:.0f} s, and waited in all {told(waited)}; of these:"
+            yield from (f"  {hit}" for hit in late[:TOLD])
+
+
+def _spread(what: str, times: Collection[float]) -> str:
+    return f"{what} within {median_low(times):.1f} s (half of them), {max(times):.1f} s (all)" if times else ""
 
 
 Fault = Callable[["Soak"], bool]
@@ -83,24 +105,29 @@ class Soak:
         self.samples: list[tuple[int, int, int]] = []
         """(executions that have a place, the most of them under one key, steps that wait for nothing)"""
         self._down: set[str] = set()
+        self._watch = Watch(stack, self._down)
+        self.figures.hits = self._watch.over
         self._repairs: list[tuple[float, int, Callable[[], None]]] = []
-        self._recoveries: list[Recovery] = []
+        self._coming: dict[str, Callable[[], bool]] = {}
+        """What is mended, and whether it is there again."""
+        self._returns: list[Return] = []
         self._order = count()
         self._began = time.monotonic()
 
     def break_things(self) -> None:
-        """The faults, and then until all goes on and the last execution has been started."""
+        """The faults, and then until everything is there again."""
         self.load.start()
         for fault in self.faults:
             self._go_on(self.random.uniform(0.5, 1.5) * self.gap)
-            if fault(self):
-                self.figures.faults[fault.__name__] += 1
-        self._until(lambda: not self._repairs and not self._recoveries, "all to go on")
-        self._until(lambda: not self.load.is_alive(), "the last execution to be started")
-        assert self.load.error is None, self.load.error
+            self.until(lambda fault=fault: fault(self), f"something to break for {fault.__name__}")
+            self.figures.faults[fault.__name__] += 1
+        self.until(lambda: not (self._repairs or self._coming or self._returns), "everything to be there again")
 
     def wait_for_the_end(self) -> None:
-        self._until(self._has_ended, "the end of all executions")
+        self.until(lambda: not self._watch.waiting, "all to go on")
+        self.until(lambda: not self.load.is_alive(), "the last execution to be started")
+        assert self.load.error is None, self.load.error
+        self.until(self._has_ended, "the end of all executions")
 
     # --- for the faults --------------------------------------------------------------------------------------
 
@@ -109,41 +136,29 @@ class Soak:
         up = sorted(set(names) - self._down)
         return self.random.choice(up) if up else None
 
-    def breaks(self, name: str, mend: Callable[[], None], seconds: float | None = None) -> None:
-        """It is broken until it is mended, in `seconds` (default: in up to two)."""
+    def breaks(
+        self,
+        name: str,
+        mend: Callable[[], None],
+        there: Callable[[], bool] = lambda: True,
+        seconds: float | None = None,
+    ) -> None:
+        """It is broken until it is mended, in `seconds` (default: in up to two), and there again."""
         self._down.add(name)
         at = time.monotonic() + (self.random.uniform(0, 2) if seconds is None else seconds)
 
         def mended() -> None:
             mend()
-            self._down.discard(name)
+            self._coming[name] = there
 
         heappush(self._repairs, (at, next(self._order), mended))
 
-    def expect(self, fault: str, recovered: Callable[[], bool]) -> None:
-        self._recoveries.append(Recovery(fault, recovered))
+    def expect(self, fault: str, there: Callable[[], bool]) -> None:
+        self._returns.append(Return(fault, there))
 
     def expect_steps(self, fault: str, where: str, **params: object) -> None:
         """That the steps for which SQL `where` holds now are taken on by somebody."""
-        rows = self.stack.sql(
-            "SELECT s.id::text, s.attempt FROM step_executions s JOIN executions e ON e.id = s.execution_id "
-            f"WHERE e.admitted_at IS NOT NULL AND {where}",
-            **params,
-        )
-        if not rows:
-            return
-        same = {"ids": [id for id, _ in rows], "attempts": [attempt for _, attempt in rows]}
-        self.expect(
-            fault,
-            lambda: (
-                self.stack.sql(
-                    "SELECT FROM step_executions s JOIN unnest(%(ids)s::uuid[], %(attempts)s::int[]) AS u(id, attempt) "
-                    "ON s.id = u.id AND s.attempt = u.attempt WHERE s.status IN ('queued', 'running') LIMIT 1",
-                    **same,
-                )
-                == []
-            ),
-        )
+        self._watch.expect(fault, where, **params)
 
     # --- going on --------------------------------------------------------------------------------------------
 
@@ -155,24 +170,28 @@ class Soak:
             self._look()
             time.sleep(LOOK_EVERY)  # it is time itself that this goes by
 
-    def _until(self, condition: Callable[[], bool], what: str) -> None:
+    def until(self, condition: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < end, f"waited {PATIENCE} s for {what}; {self._state()}"
             self._go_on(LOOK_EVERY)
 
     def _look(self) -> None:
-        rows = self.stack.sql(_SAMPLE)
-        if rows is None:
-            return
-        self.samples += [tuple(row) for row in rows]
-        self.figures.seconds = time.monotonic() - self._began
-        self.figures.most_admitted = max(self.figures.most_admitted, self.samples[-1][0])
+        self._watch.look()
+        for name in [name for name, there in self._coming.items() if there()]:
+            del self._coming[name]
+            self._down.discard(name)
+        for one in [one for one in self._returns if one.there()]:
+            self._returns.remove(one)
+            self.figures.returns[one.fault].append(time.monotonic() - one.began)
+        seconds = time.monotonic() - self._began
+        self.figures.longest_gap = max(self.figures.longest_gap, seconds - self.figures.seconds)
+        self.figures.seconds = seconds
         self.figures.longest_answer = self.load.longest_answer
-        for recovery in list(self._recoveries):
-            if recovery.recovered():
-                self._recoveries.remove(recovery)
-                self.figures.recoveries[recovery.fault].append(time.monotonic() - recovery.began)
+        for at_work, *sample in self.stack.sql(_SAMPLE) or ():
+            self.samples.append(tuple(sample))
+            self.load.is_held = at_work >= CROWD
+            self.figures.most_admitted = max(self.figures.most_admitted, sample[0])
 
     def _has_ended(self) -> bool:
         rows = self.stack.sql(
@@ -188,14 +207,16 @@ class Soak:
             "s.awaits, s.next_attempt_at, s.rung_at, s.worker_id::text FROM step_executions s JOIN executions e "
             "ON e.id = s.execution_id WHERE s.status IN ('queued', 'running', 'waiting') LIMIT 20"
         )
-        waiting = [recovery.fault for recovery in self._recoveries]
-        return f"seed {self.figures.seed}; broken: {self._down}; not recovered: {waiting}; left are {left}"
+        waiting = [one.fault for one in (*self._returns, *self._watch.waiting)]
+        return f"seed {self.figures.seed}; broken: {self._down}; awaited: {waiting}; left are {left}"
 
 
 _SAMPLE = """
     WITH live AS (SELECT * FROM executions WHERE admitted_at IS NOT NULL
                   AND status NOT IN ('completed', 'failed', 'cancelled'))
-    SELECT (SELECT count(*)::int FROM live WHERE parent_step_id IS NULL),
+    SELECT (SELECT count(*)::int FROM executions
+            WHERE status NOT IN ('completed', 'failed', 'cancelled') AND starts_with(idempotency_key, 'soak-')),
+           (SELECT count(*)::int FROM live WHERE parent_step_id IS NULL),
            (SELECT coalesce(max(n), 0)::int FROM (SELECT count(*) AS n FROM live, unnest(limit_keys) AS key GROUP BY key) AS k),
            (SELECT count(*)::int FROM step_executions WHERE status = 'waiting' AND next_attempt_at IS NULL AND awaits IS NULL)
 """  # noqa: E501

@@ -119,7 +119,8 @@ def _failing(mark: Callable[..., dict[str, Any]]) -> dict[str, Any]:
 
 
 class Load(threading.Thread):
-    """Starts `total` executions, evenly over `seconds`, and asks of them what their shapes say.
+    """Starts `total` executions, evenly over `seconds` or as they are worked off, and asks of them what their shapes
+    say.
 
     Each request is repeated until it has been answered; an execution has its key, by which it is started once.
     """
@@ -132,6 +133,8 @@ class Load(threading.Thread):
         self.pause = seconds / total
         self.started: dict[str, str] = {}
         """Execution -> the name of its shape."""
+        self.is_held = False
+        """None is to be started now, as there is enough to do."""
         self.longest_answer = 0.0
         self.error: BaseException | None = None
         self._total = total
@@ -144,6 +147,8 @@ class Load(threading.Thread):
             random.shuffle(turns)
             order = [name for name in turns for _ in range(self.shapes[name].at_once)]
             for number in range(self._total):
+                while self.is_held and not self._stopped.wait(0.1):
+                    pass
                 self._start(number, order[number % len(order)], random.randrange(10))
                 self._stopped.wait(began + self.pause * (number + 1) - time.monotonic())
         except BaseException as error:

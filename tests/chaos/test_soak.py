@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deployment import deployed, wait_until
+from deployment import deployed
 from faults import FAULTS
 from soak import Soak
 from soak_checks import check_all, complete, keep_account
@@ -42,7 +42,7 @@ def test_a_soak_ends_as_if_nothing_had_happened(
     soak = Soak(stack, load, FAULTS, seed=seed, rounds=rounds, gap=GAP)
     try:
         soak.break_things()
-        stop_firing(stack)
+        stop_firing(soak)
         soak.wait_for_the_end()
         complete(soak.figures, stack)
         check_all(stack, load, marks, trigger_id, soak.samples)
@@ -64,9 +64,9 @@ def fire_every_second(stack: Stack, marks: Path) -> str:
     return str(answer.json["id"])
 
 
-def stop_firing(stack: Stack) -> None:
+def stop_firing(soak: Soak) -> None:
     """Once nothing that is due is left to be fired."""
     stop = (
         "UPDATE triggers SET is_enabled = false, updated_at = now() WHERE is_enabled AND next_slot > now() RETURNING id"
     )
-    wait_until(lambda: stack.deployment.sql(stop), what="the schedule to be up to date")
+    soak.until(lambda: bool(soak.stack.sql(stop)), "the schedule to be up to date")
