@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import count
@@ -54,6 +54,13 @@ def own_port() -> Iterator[int]:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, so that both may have it
         holder.bind(("127.0.0.1", 0))
         yield holder.getsockname()[1]
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """Those that have not ended meanwhile."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 class Deployment:
@@ -105,8 +112,7 @@ class Deployment:
 
     def kill_worker(self, worker: subprocess.Popen[bytes]) -> None:
         """SIGKILL to the worker and its children: nobody says goodbye."""
-        for process in self._family(worker):
-            process.kill()
+        kill(self._family(worker))
         worker.wait()
         self.workers.remove(worker)
 
@@ -120,9 +126,7 @@ class Deployment:
             family = self._family(worker)
             with suppress(subprocess.TimeoutExpired):
                 worker.wait(10)
-            for process in family:
-                if process.is_running():
-                    process.kill()
+            kill(family)
             worker.wait()
         self.workers.clear()
         self.store.close()

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import psutil
-from deployment import KEY, PATIENCE, Deployment, own_port, wait_until
+from deployment import KEY, PATIENCE, Deployment, kill, own_port, wait_until
 
 from orchestrator.config import environment_of
 from orchestrator.supervisor import procfile, read_procfile
@@ -60,8 +60,7 @@ class Web:
 
     def kill(self) -> None:
         """Nobody says goodbye."""
-        for process in [*self.workers(), psutil.Process(self.process.pid)]:
-            process.kill()
+        kill([*self.workers(), psutil.Process(self.process.pid)])
         self.process.wait()
 
     def get(self, path: str, key: str = KEY) -> tuple[int, bytes]:

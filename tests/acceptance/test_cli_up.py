@@ -18,6 +18,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -83,18 +84,26 @@ class Up:
 
     def child(self, word: str) -> psutil.Process:
         """The oldest process of the family with `word` in its command line."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return next(
-            child for child in children if child.ppid() != self.process.pid and word in " ".join(child.cmdline())
-        )
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.Error):  # a backend of PostgreSQL, say, that was there a moment ago
+                if child.ppid() != self.process.pid and word in " ".join(child.cmdline()):
+                    return child
+        raise LookupError(word)
 
     def left(self) -> list[psutil.Process]:
-        return [p for p in self.family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in self.family if lives(process)]
 
     def end(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
             self.process.wait(PATIENCE)
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 Starter = Callable[..., Up]
@@ -178,7 +187,7 @@ def test_a_child_that_dies_is_restarted(shared_up: Up, name: str) -> None:
     def successor() -> bool:
         try:
             return shared_up.child(name).pid != victim.pid
-        except (StopIteration, psutil.Error):
+        except LookupError:
             return False
 
     wait_until(successor, what=f"{name} starts again")
@@ -189,7 +198,7 @@ def test_what_a_dead_child_left_running_is_ended(shared_up: Up) -> None:
     victim = shared_up.child("stubborn.py")
     (daemon,) = wait_until(victim.children, what="its daemon")
     victim.kill()
-    wait_until(lambda: not daemon.is_running(), what="the daemon's end")
+    wait_until(lambda: not lives(daemon), what="the daemon's end")
 
 
 def test_logs_are_kept_by_process(shared_up: Up) -> None:
