@@ -24,7 +24,7 @@ GAP = 1.5
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
-    with deployed(tmp_path, lease=2.0, max_concurrent=15) as deployment, stacked(deployment) as stack:
+    with deployed(tmp_path, lease=4.0, max_concurrent=15) as deployment, stacked(deployment) as stack:
         stack.start()
         yield stack
 

@@ -40,12 +40,19 @@ def retention(own: Deployment) -> Retention:
 
 @pytest.fixture
 def travel(own: Deployment, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[timedelta], None]]:
-    """Have what is done about partitions take place later than it does; what there is of them is new afterwards."""
+    """Have what is done about partitions take place later than it does. What there is of them is new afterwards, and
+    before, since a day may have ended."""
 
     def to(later: timedelta) -> None:
         monkeypatch.setattr(partitions, "_now", lambda _: datetime.now(UTC) + later)
 
+    make_anew(own)
     yield to
+    make_anew(own)
+
+
+def make_anew(own: Deployment) -> None:
+    """The partitions, as a migration does today."""
     for table in partitions.TABLES:
         with own.store.transaction() as connection:
             there = partitions.partitions(connection, table)
