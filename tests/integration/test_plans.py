@@ -28,7 +28,8 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
         started(deployment, workflow_id, *[{}] * 500)
         with deployment.store.single() as connection:
             for table in ("step_executions", "executions"):
-                run(connection, f"ALTER TABLE {table} SET (autovacuum_enabled = off)")  # or it may look again any minute
+                # Or it may look again any minute.
+                run(connection, f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
                 run(connection, f"UPDATE {table} SET status = 'cancelled', finished_at = clock_timestamp()")
             run(connection, "ANALYZE")
         for _ in range(2):
