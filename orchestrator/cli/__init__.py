@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import click
 
+from orchestrator.cli.audit import audit
 from orchestrator.cli.demo import demo
+from orchestrator.cli.events import events
 from orchestrator.cli.executions import executions
 from orchestrator.cli.keys import keys
 from orchestrator.cli.migrate import migrate
+from orchestrator.cli.projects import grants, projects
 from orchestrator.cli.run import run
 from orchestrator.cli.schema import schema
 from orchestrator.cli.secrets import secrets
+from orchestrator.cli.step_templates import step_templates
 from orchestrator.cli.triggers import triggers
 from orchestrator.cli.up import up
 from orchestrator.cli.validate import validate
@@ -71,5 +75,22 @@ def main() -> None:
     """
 
 
-for command in (up, run, validate, workflows, executions, triggers, secrets, keys, schema, migrate, demo):
+for command in (
+    up,
+    run,
+    validate,
+    workflows,
+    executions,
+    triggers,
+    events,
+    step_templates,
+    secrets,
+    projects,
+    keys,
+    grants,
+    audit,
+    schema,
+    migrate,
+    demo,
+):
     main.add_command(command)

@@ -139,6 +139,36 @@ def rerun(client: Client, output: Output, execution: str, from_step: str | None)
 
 @executions.command()
 @_EXECUTION
+@click.argument("name")
+@click.option("--payload", metavar="VALUE", help="What it brings; JSON, else text.")
+@connected
+def signal(client: Client, output: Output, execution: str, name: str, payload: str | None) -> None:
+    """Send a message to the step that waits for it by its NAME, now or when it comes to it."""
+    from orchestrator.cli.inputs import read_value
+
+    sent = client.executions.signal(execution, name, None if payload is None else read_value(payload))
+    output.done(sent, f"signal {name!r} is sent to execution {execution}")
+
+
+@executions.command()
+@_EXECUTION
+@click.argument("path", metavar="STEP")
+@click.option("--approve/--reject", "approved", required=True, default=None, help="What you decide.")
+@click.option("--comment", metavar="TEXT", help="Why.")
+@connected
+def decide(client: Client, output: Output, execution: str, path: str, approved: bool, comment: str | None) -> None:
+    """Approve or reject what an approval step waits for."""
+    from orchestrator.errors import NotFound
+
+    steps = {step["path"]: step["id"] for step in client.executions.get(execution)["step_executions"]}
+    if path not in steps:
+        raise NotFound("step", f"{path!r} in execution {execution}")
+    decided = client.steps.decide(steps[path], approved=approved, comment=comment)
+    output.done(decided, f"step {path} is {'approved' if approved else 'rejected'}")
+
+
+@executions.command()
+@_EXECUTION
 @asked_before("Remove the execution with its steps and logs?")
 @connected
 def delete(client: Client, output: Output, execution: str) -> None:

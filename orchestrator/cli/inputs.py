@@ -42,8 +42,13 @@ def read_inputs(pairs: Iterable[str], file: Path | None, *, option: str = "--inp
         name, separator, value = pair.partition("=")
         if not separator or not name:
             raise click.BadParameter(f"{pair!r} is not of the form NAME=VALUE", param_hint=option)
-        try:
-            given[name] = json.loads(value)
-        except ValueError:
-            given[name] = value
+        given[name] = read_value(value)
     return given
+
+
+def read_value(text: str) -> Any:
+    """JSON, or else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

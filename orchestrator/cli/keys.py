@@ -14,7 +14,7 @@ from orchestrator.cli.output import Output, field, moment
 if TYPE_CHECKING:
     from orchestrator.client import Client
 
-_ROLES = ("viewer", "operator", "editor", "admin")
+ROLES = ("viewer", "operator", "editor", "admin")
 
 
 @click.group()
@@ -47,7 +47,7 @@ def _roles(grants: list[Any]) -> list[str]:
 
 @keys.command()
 @click.argument("name")
-@click.option("--role", type=click.Choice(_ROLES), required=True, help="What it may do.")
+@click.option("--role", type=click.Choice(ROLES), required=True, help="What it may do.")
 @click.option("--project", "projects", multiple=True, metavar="NAME", help="Where.  [default: in all projects]")
 @click.option("--expires", metavar="DURATION", help="When it stops, as 30d or 12h from now.  [default: never]")
 @connected

@@ -80,7 +80,7 @@ def _given_scope(client: Client, workflow: str | None, project: str | None) -> d
 
 def _there(client: Client, name: str, scope: dict[str, str]) -> Secret | None:
     """The secret that has this name and is for just those."""
-    ids = {found["name"]: found["id"] for found in client.projects()}
+    ids = {found["name"]: found["id"] for found in client.projects.list()}
     wanted = (name.lower(), ids.get(scope.get("project", "")), scope.get("workflow_id"))
     all_there = client.secrets.list(limit=200)
     return next((one for one in all_there if (one["name"], one["project_id"], one["workflow_id"]) == wanted), None)

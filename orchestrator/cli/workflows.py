@@ -84,7 +84,7 @@ def show(client: Client, output: Output, workflow: str) -> None:
 @connected
 def create(client: Client, output: Output, file: Path, activate: bool) -> None:
     """Create a workflow, as a draft."""
-    with _read(file) as definition:
+    with reading(file) as definition:
         made = client.workflows.create(**definition.body)
     if activate:
         made = client.workflows.activate(made["id"])
@@ -99,7 +99,7 @@ def create(client: Client, output: Output, file: Path, activate: bool) -> None:
 def update(client: Client, output: Output, workflow: str, file: Path, version: int | None) -> None:
     """Change a workflow to what a file says."""
     id = workflow_id(client, workflow)
-    with _read(file) as definition:
+    with reading(file) as definition:
         changed = client.workflows.update(id, version=version, **definition.changes)
     output.done(changed, f"workflow {id} {changed['name']!r} has version {changed['version']}")
 
@@ -199,7 +199,7 @@ _control("cancel", "Retire it for good, and cancel what runs.")
 
 
 @contextmanager
-def _read(file: Path) -> Iterator[DefinitionFile]:
+def reading(file: Path) -> Iterator[DefinitionFile]:
     """What a file says; what is found wrong with it, here or by the service, ends the command with FILE:LINE."""
     from orchestrator.cli.definition_file import DefinitionFile
     from orchestrator.cli.progress import print_problems

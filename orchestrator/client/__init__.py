@@ -13,10 +13,9 @@ docs/client.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
-from orchestrator.client.access import Keys, Secrets
+from orchestrator.client.access import Audit, Grants, Keys, Projects, Secrets
 from orchestrator.client.errors import (
     ClientError,
     Conflict,
@@ -30,8 +29,10 @@ from orchestrator.client.errors import (
     Unavailable,
     Unreachable,
 )
+from orchestrator.client.events import Events
 from orchestrator.client.executions import TERMINAL, Executions, Steps
-from orchestrator.client.shapes import Health, Json, Me, Project, Stats
+from orchestrator.client.shapes import Health, Json, Me, Stats
+from orchestrator.client.step_templates import StepTemplates
 from orchestrator.client.transport import Transport
 from orchestrator.client.triggers import Triggers
 from orchestrator.client.workflows import Workflows
@@ -69,8 +70,13 @@ class Client:
         self.executions = Executions(self._api)
         self.steps = Steps(self._api)
         self.triggers = Triggers(self._api)
+        self.step_templates = StepTemplates(self._api)
+        self.events = Events(self._api)
+        self.projects = Projects(self._api)
         self.secrets = Secrets(self._api)
         self.keys = Keys(self._api)
+        self.grants = Grants(self._api)
+        self.audit = Audit(self._api)
 
     @property
     def url(self) -> str:
@@ -84,10 +90,6 @@ class Client:
     def me(self) -> Me:
         """Whose the key is, and which roles it has."""
         return self._api.get(Me, "/api/v1/me")
-
-    def projects(self) -> Iterator[Project]:
-        """Those in which the key holds a role."""
-        return self._api.items(Project, "/api/v1/projects")
 
     def stats(self, window: str = "24h") -> Stats:
         """What ended within the window, of 1h to 90d, in all that the key may see."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, cast
 
+from orchestrator.client.errors import ClientError
 from orchestrator.client.events import Event
 from orchestrator.client.shapes import Execution, ExecutionDetail, LogEvent, LogLine, Reason, Signal, StepExecution
 from orchestrator.client.transport import Transport, at
@@ -15,7 +17,9 @@ TERMINAL = frozenset(("completed", "failed", "cancelled"))
 _ROOT = "/api/v1/executions"
 _STEPS = "/api/v1/step-executions"
 _SOON, _LATE = 0.1, 2.0
-"""Seconds between two looks at what goes on."""
+"""Seconds between two looks at what goes on, where no stream tells."""
+_QUIET = 20.0
+"""Seconds in which a stream says something, and be it a heartbeat."""
 
 
 class Executions:
@@ -34,28 +38,54 @@ class Executions:
     def follow(self, id: str, changed: Callable[[StepExecution], None]) -> ExecutionDetail:
         """The execution at its end. `changed` is called with each step execution that has moved."""
         seen: dict[str, tuple[str, int]] = {}
-        while True:
-            asked = time.monotonic()
-            execution = self.get(id)
+        for execution in self._looks(id, "execution,step"):
             for step in execution["step_executions"]:
                 state = (step["status"], step["attempt"])
                 if seen.get(step["path"]) != state and step["status"] != "pending":
                     seen[step["path"]] = state
                     changed(step)
-            if execution["status"] in TERMINAL:
-                return execution
-            # A large execution takes the service longer to show: ask for it in proportion.
-            time.sleep(min(_LATE, max(_SOON, 5 * (time.monotonic() - asked))))
+        return execution
 
     def wait(self, id: str, timeout: float | None = None) -> ExecutionDetail:
         """The execution at its end. Raises TimeoutError if that has not come within `timeout` seconds."""
-        began, pause = time.monotonic(), _SOON
-        while (execution := self.get(id))["status"] not in TERMINAL:
-            if timeout is not None and time.monotonic() - began > timeout:
-                raise TimeoutError(f"execution {id} has not ended within {timeout:g} s; it goes on")
-            time.sleep(pause)
+        for execution in self._looks(id, "execution", timeout):
+            if execution["status"] in TERMINAL:
+                return execution
+        raise TimeoutError(f"execution {id} has not ended within {timeout:g} s; it goes on")
+
+    def _looks(self, id: str, kinds: str, timeout: float | None = None) -> Iterator[ExecutionDetail]:
+        """The execution now and whenever something has become of it, until its end or for `timeout` seconds."""
+        until = None if timeout is None else time.monotonic() + timeout
+        for _ in self._bells(id, kinds, until):
+            asked = time.monotonic()
+            execution = self.get(id)
+            yield execution
+            now = time.monotonic()
+            if execution["status"] in TERMINAL or (until is not None and now >= until):
+                return
+            # A large execution takes the service longer to show: ask for it in proportion.
+            time.sleep(min(_LATE, 5 * (now - asked)))
+
+    def _bells(self, id: str, kinds: str, until: float | None) -> Iterator[None]:
+        """When to look: now, whenever the stream of its events says something, and every now and then once there is no
+        stream, or one that is held back on its way."""
+        yield
+        after, said = None, True
+        with suppress(ClientError):
+            while said:
+                said = False
+                quiet = _QUIET if until is None else min(_QUIET, max(until - time.monotonic(), _SOON))
+                for told in self._api.stream(at(_ROOT, id, "events"), after=after, quiet=quiet, kinds=kinds):
+                    if told:
+                        after, said = told[-1].id, True
+                        yield
+                        if until is not None and time.monotonic() + quiet > until:
+                            break  # the next stream is as patient as there is time left
+        pause = _SOON
+        while True:
+            time.sleep(pause if until is None else min(pause, max(until - time.monotonic(), 0)))
+            yield
             pause = min(_LATE, pause * 1.2)
-        return execution
 
     def logs(self, id: str, **filters: Any) -> Iterator[LogLine]:
         """The lines that its steps have written, in their order. Filters: `step_id`, `level` (at least), `since`,

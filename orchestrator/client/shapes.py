@@ -213,6 +213,54 @@ class Project(TypedDict):
     created_at: str
 
 
+class StepTemplate(TypedDict):
+    id: str
+    name: str
+    description: str
+    created_at: str
+    updated_at: str
+
+
+class StepTemplateDetail(StepTemplate):
+    parameters: Json | None
+    step: Json
+
+
+class EventFired(TypedDict):
+    event_id: str
+    trigger_id: str
+    execution_id: str | None
+    outcome: str
+    reason: str | None
+
+
+class RoleGrant(TypedDict):
+    id: str
+    subject: str
+    role: str
+    project: str | None
+    created_at: str
+
+
+class AuditEntry(TypedDict):
+    id: str
+    at: str
+    actor_kind: str
+    actor_id: str | None
+    actor_name: str | None
+    action: str
+    object_kind: str | None
+    object_id: str | None
+    project_id: str | None
+    status: int
+    detail: str | None
+    before: Any
+    after: Any
+    address: str | None
+    user_agent: str | None
+    request_id: str | None
+
+
 class Secret(TypedDict):
     id: str
     name: str

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar, cast
 from urllib.parse import quote, urlencode
 from uuid import UUID, uuid4
@@ -48,10 +49,7 @@ class Transport:
         self._retries = retries
         key = key or os.environ.get("ORCHESTRATOR_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        within = Timeout(connect=min(timeout, _CONNECTS_WITHIN), read=timeout)
-        self._pool = urllib3.PoolManager(
-            maxsize=_KEPT, headers={"User-Agent": "orchestrator-client", **headers}, timeout=within
-        )
+        self._pool = urllib3.PoolManager(maxsize=_KEPT, headers={"User-Agent": "orchestrator-client", **headers})
 
     def get(self, shape: type[T], path: str, **query: Any) -> T:
         return _shaped(shape, self.send("GET", path, query=query, repeated=True))
@@ -84,12 +82,11 @@ class Transport:
         goes on after its last event. Raises Unreachable if as many in a row as `retries` bring nothing."""
         failures = 0
         while failures <= self._retries:
-            headers = {"Last-Event-ID": after} if after else None
-            answer = self._open("GET", path, query=query, headers=headers, repeated=True, preload_content=False)
+            answer = self._listen(path, query, after, repeated=True)
             with answer, suppress(HTTPError):
                 if answer.status == http.HTTPStatus.NO_CONTENT:
                     return
-                for event in read_events(iter(partial(answer.read1, _CHUNK), b"")):
+                for event in chain.from_iterable(_told(answer)):
                     failures, after = -1, event.id or after
                     if event.kind:
                         yield event
@@ -98,6 +95,19 @@ class Transport:
             failures += 1
             time.sleep(_PAUSE * failures)
         raise Unreachable(f"{self.url}{path} ends again and again without a word; try later")
+
+    def stream(self, path: str, *, after: str | None, quiet: float, **query: Any) -> Iterator[list[Event]]:
+        """The events of one stream as far as it goes, by the pieces that it comes in. Raises ClientError if it cannot
+        be had, breaks, or says nothing for `quiet` seconds."""
+        try:
+            with self._listen(path, query, after, within=quiet) as answer:
+                yield from _told(answer)
+        except HTTPError as error:
+            raise Unreachable(self._why(error)) from error
+
+    def _listen(self, path: str, query: Mapping[str, Any], after: str | None, **options: Any) -> BaseHTTPResponse:
+        headers = {"Last-Event-ID": after} if after else None
+        return self._open("GET", path, query=query, headers=headers, preload_content=False, **options)
 
     def send(self, method: str, path: str, body: Any = None, **options: Any) -> bytes:
         """The content of an answer; options are those of _open(). Raises ClientError."""
@@ -114,8 +124,10 @@ class Transport:
         repeated: bool = False,
         accepted: Collection[int] = range(200, 300),
         preload_content: bool = True,
+        within: float | None = None,
     ) -> BaseHTTPResponse:
-        """An answer with an `accepted` status. `body` is sent as JSON, a text as YAML. Raises ClientError."""
+        """An answer with an `accepted` status, each part of it `within` so many seconds. `body` is sent as JSON, a text
+        as YAML. Raises ClientError."""
         content, media = _encoded(body)
         try:
             answer = self._pool.request(
@@ -126,6 +138,7 @@ class Transport:
                 retries=self._retry(repeated, accepted),
                 redirect=False,
                 preload_content=preload_content,
+                timeout=Timeout(connect=min(self._timeout, _CONNECTS_WITHIN), read=within or self._timeout),
             )
         except HTTPError as error:
             raise Unreachable(self._why(error)) from error
@@ -154,6 +167,10 @@ class Transport:
             f"cannot reach the service at {self.url}: {_in_the_systems_words(cause)}. Check the address, and that "
             "`orchestrator up` runs there."
         )
+
+
+def _told(answer: BaseHTTPResponse) -> Iterator[list[Event]]:
+    return read_events(iter(partial(answer.read1, _CHUNK), b""))
 
 
 def at(root: str, *parts: object) -> str:

@@ -1,4 +1,4 @@
-"""`orchestrator workflows`, `executions`, `triggers`, `secrets` and `keys`, with the real processes behind them."""
+"""The commands that call a service, with the real processes behind them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from select import select
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from deployment import PATIENCE, wait_until
+from deployment import wait_until
 from test_cli_run import ADD, FAILS, WRONG
 from test_cli_up import Up
 
@@ -27,6 +28,18 @@ steps:
     type: signal
     depends_on: [first]
     config: {name: go on}
+"""
+
+ASKS = """
+triggers:
+  - type: event
+    config: {type: people.asked, mapping: {who: "{{ event.data.who }}"}}
+steps:
+  - {id: ask, type: approval}
+  - {id: rest, type: signal, depends_on: [ask], config: {name: go on}}
+outputs:
+  who: "{{ input.who }}"
+  got: "{{ steps.rest.output.payload }}"
 """
 
 
@@ -144,7 +157,7 @@ def test_logs_are_followed_until_the_end(call: Calls, written: Any) -> None:
     assert call.json("executions", "resume", id)["status"] == "running"
     assert following.poll() is None
     assert call.json("executions", "cancel", id)["status"] == "cancelled"
-    assert following.wait(PATIENCE) == 0
+    assert following.wait(20) == 0
     assert call.json("executions", "logs", id, "--step", "first", "--level", "warning")["message"] == "one"
     assert call("executions", "logs", id, "--level", "error").stdout == ""
 
@@ -168,14 +181,14 @@ def test_ctrl_c_ends_the_watching_and_not_the_execution(call: Calls, written: An
     assert watching.stderr is not None
     watching.stderr.readline()
     watching.send_signal(signal.SIGINT)
-    _, told = watching.communicate(timeout=PATIENCE)
+    _, told = watching.communicate(timeout=20)
     assert watching.returncode == 130
     assert "goes on" in told
     reading = at_a_terminal(call, "executions", "logs", "-f", execution["id"])
     assert reading.stdout is not None
     reading.stdout.readline()
     reading.send_signal(signal.SIGINT)
-    _, told = reading.communicate(timeout=PATIENCE)
+    _, told = reading.communicate(timeout=20)
     assert (reading.returncode, told) == (130, "")
     assert call.json("executions", "cancel", execution["id"])["status"] == "cancelled"
 
@@ -218,6 +231,61 @@ def test_a_key_opens_what_its_role_may(call: Calls, up: Up) -> None:
     (id,) = [one["id"] for one in call.json("keys", "list") if one["name"] == "of the command line"]
     call("keys", "revoke", id, "--yes")
     wait_until(lambda: "401" in CliRunner().invoke(main, ["workflows", "list"], env=own).stderr)
+
+
+def test_a_step_template_is_made_changed_and_removed(call: Calls, written: Any) -> None:
+    file = written("step: {type: set, config: {values: {}}}", "of nothing")
+    made = call.json("step-templates", "create", "-f", file)
+    assert [made["id"], "of nothing"] in [row[:2] for row in call.table("step-templates", "list")]
+    file.write_text("description: does nothing\nstep: {type: set, config: {values: {x: 1}}}")
+    changed = call.json("step-templates", "update", "of nothing", "-f", file)
+    assert (changed["name"], changed["step"]["type"]) == ("of nothing", "set")
+    assert ["description", "does nothing"] in call.table("step-templates", "show", made["id"])
+    file.write_text("step: {type: no such type}")
+    assert f"{file}:1: step.type: " in call("step-templates", "update", "of nothing", "-f", file, code=2).stderr
+    file.write_text("type: noop")
+    assert "must be an object with `step`" in call("step-templates", "create", "-f", file, code=2).stderr
+    call("step-templates", "delete", "of nothing", "--yes")
+    call("step-templates", "show", "of nothing", code=3)
+
+
+def test_who_may_do_what_in_a_project_and_who_made_it(call: Calls) -> None:
+    made = call.json("projects", "create", "of-the-cli", "--description", "for a test")
+    assert [made["id"], "of-the-cli"] in [row[:2] for row in call.table("projects", "list")]
+    grant = call.json("grants", "create", "company:2", "--role", "editor", "--project", "of-the-cli")
+    assert [grant["id"], "company:2", "editor", "of-the-cli"] in [row[:4] for row in call.table("grants", "list")]
+    call("grants", "delete", grant["id"], "--yes")
+    call("projects", "delete", "of-the-cli", "--yes")
+    call("projects", "delete", "of-the-cli", "--yes", code=3)
+    rows = call.table("audit", "--object", made["id"], "--done", "--since", "2020-01-01")
+    assert [row[2:5] for row in rows[1:]] == [
+        ["project.delete", made["id"], "204"],
+        ["project.create", made["id"], "201"],
+    ]
+    assert call.json("audit", "--object", made["id"], "--denied") == []
+
+
+def test_an_event_starts_what_waits_for_people(call: Calls, written: Any) -> None:
+    call("workflows", "create", "-f", written(ASKS, "asking"), "--activate")
+    following = at_a_terminal(call, "events", "follow", "--workflow", "asking", "--json", "--kind", "step")
+    assert following.stdout is not None
+
+    def sent() -> Any:
+        """A stream of all is of what happens from then on: is there one yet?"""
+        (fired,) = call.json("events", "send", "people.asked", "--data", "who=Ada")
+        return fired["execution_id"] if select([following.stdout], [], [], 1)[0] else None
+
+    id = wait_until(sent)
+    assert json.loads(following.stdout.readline())["path"] == "ask"
+    following.send_signal(signal.SIGINT)
+    following.communicate(timeout=60)
+    assert following.returncode == 130
+    wait_until(lambda: ["ask", "approval", "waiting"] in [row[:3] for row in call.table("executions", "show", id)])
+    call("executions", "decide", id, "nobody", "--approve", code=3)
+    assert "approved" in call("executions", "decide", id, "ask", "--approve", "--comment", "why not").stdout
+    call("executions", "signal", id, "go on", "--payload", "[1]")
+    ended = call.json("executions", "wait", id)
+    assert (ended["status"], ended["output"]) == ("completed", {"who": "Ada", "got": [1]})
 
 
 def test_exit_codes_tell_what_is_not_there_from_what_is_not_there_now(call: Calls, tmp_path: Path) -> None:

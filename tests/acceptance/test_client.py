@@ -14,7 +14,9 @@ import pytest
 from test_cli_up import Up
 
 from orchestrator import client as package
-from orchestrator.client import Client, shapes
+from orchestrator.client import Client, executions, shapes
+from orchestrator.client.events import Event
+from orchestrator.client.transport import Transport
 
 ADD: dict[str, Any] = {
     "steps": [{"id": "add", "type": "set", "config": {"values": {"sum": "{{ input.a + input.b }}"}}}],
@@ -114,6 +116,63 @@ def test_what_becomes_of_an_execution_is_told_to_its_end(client: Client, adding:
     assert list(client.executions.events(execution["id"], after=told[-1].id)) == []
 
 
+def test_the_stream_of_events_says_when_to_look(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executions, "_SOON", 1000.0)  # between looks, if no stream told
+    monkeypatch.setattr(executions, "_QUIET", 1000.0)
+    workflow = client.workflows.save({"name": "talking", "definition": TALKS})
+    id = client.workflows.execute(workflow["id"])["id"]
+    moves: list[tuple[str, str]] = []
+
+    def changed(step: shapes.StepExecution) -> None:
+        moves.append((step["path"], step["status"]))
+        if moves[-1] == ("rest", "waiting"):
+            client.executions.signal(id, "go on")
+
+    assert client.executions.follow(id, changed)["status"] == "completed"
+    assert ("rest", "waiting") in moves
+    assert moves[-1] == ("last", "completed")
+    again = client.executions.rerun(id)["id"]
+    client.executions.signal(again, "go on")
+    assert client.executions.wait(again)["status"] == "completed"
+
+
+@pytest.mark.parametrize("broken", [package.Unreachable("cut off"), None])
+def test_an_execution_is_waited_for_though_no_stream_tells(
+    client: Client, monkeypatch: pytest.MonkeyPatch, broken: Exception | None
+) -> None:
+    def stream(*_: object, **__: object) -> Iterator[list[Event]]:
+        if broken:
+            raise broken
+        yield []
+
+    monkeypatch.setattr(Transport, "stream", stream)
+    workflow = client.workflows.save({"name": "talking", "definition": TALKS})
+    id = client.workflows.execute(workflow["id"])["id"]
+    with pytest.raises(TimeoutError, match="it goes on"):
+        client.executions.wait(id, timeout=0.2)
+    client.executions.signal(id, "go on")
+    moves: list[tuple[str, str]] = []
+    ended = client.executions.follow(id, lambda step: moves.append((step["path"], step["status"])))
+    assert (ended["status"], moves[-1]) == ("completed", ("last", "completed"))
+
+
+def test_what_starts_on_an_event_is_started_and_told_by_events(client: Client) -> None:
+    ordered = {"type": "event", "config": {"type": "client.ordered", "mapping": {"a": "{{ event.data.n }}", "b": 1}}}
+    workflow = client.workflows.save({"name": "ordering", "definition": {**ADD, "triggers": [ordered]}})
+    event = {"id": "1", "source": "/tests/client", "type": "client.ordered", "data": {"n": 41}}
+    first, second = client.events.send(event, {**event, "id": "2"})
+    (again,) = client.events.send(event)
+    assert (first["event_id"], first["outcome"], again["outcome"]) == ("1", "started", "duplicate")
+    assert again["execution_id"] == first["execution_id"]
+    assert first["execution_id"] is not None
+    assert second["execution_id"] is not None
+    assert client.executions.wait(first["execution_id"])["output"] == {"sum": 42}
+    (told, *_) = client.executions.events(first["execution_id"])
+    before = str(int(told.id) - 1)
+    heard = next(client.events.follow(workflow_id=workflow["id"], after=before))
+    assert heard.data["execution_id"] in (first["execution_id"], second["execution_id"])
+
+
 def test_an_execution_is_paused_resumed_cancelled_and_retried(client: Client) -> None:
     workflow = client.workflows.save({"name": "talking", "definition": TALKS})
     id = client.workflows.execute(workflow["id"])["id"]
@@ -160,6 +219,28 @@ def test_triggers_secrets_and_keys(client: Client, adding: str) -> None:
     assert forbidden.value.role == "operator"
     client.keys.revoke(key["id"])
     assert {one["id"]: one["revoked_at"] for one in client.keys.list()}[key["id"]] is not None
+
+
+def test_step_templates_projects_grants_and_the_audit_log(client: Client) -> None:
+    step = {"type": "set", "config": {"values": {}}}
+    made = client.step_templates.create("of the client", step, description="sets nothing")
+    assert client.step_templates.update(made["id"], description="still nothing")["step"] == step
+    found = client.step_templates.find("of the client")
+    assert found is not None
+    assert (found["id"], found["description"]) == (made["id"], "still nothing")
+    client.step_templates.delete(made["id"])
+    assert client.step_templates.find("of the client") is None
+
+    project = client.projects.create("of-the-client")
+    assert client.projects.update(project["id"], description="for a test")["description"] == "for a test"
+    grant = client.grants.create("company:1", "operator", "of-the-client")
+    assert client.grants.get(grant["id"]) == grant
+    assert grant in list(client.grants.list())
+    client.grants.delete(grant["id"])
+    client.projects.delete(project["id"])
+    assert project["id"] not in {one["id"] for one in client.projects.list()}
+    done = [entry["action"] for entry in client.audit.list(object_id=project["id"], denied=False)]
+    assert done == ["project.delete", "project.update", "project.create"]
 
 
 def test_what_the_service_is_and_does(client: Client, adding: str) -> None:
@@ -289,6 +370,7 @@ SCHEMAS = {
     "Execution": "ExecutionOut", "StepExecution": "StepExecutionOut", "Started": "StartedOut",
     "StartedMany": "ExecuteManyOut", "LogLine": "LogLineOut", "Reason": "ReasonOut", "Signal": "SignalOut",
     "Trigger": "TriggerOut", "Fire": "FireOut", "Slot": "SlotOut", "Backfill": "BackfillOut", "Project": "ProjectOut",
+    "StepTemplate": "StepTemplateOut", "RoleGrant": "GrantOut",
     "Secret": "SecretOut", "Grant": "GrantOnKey", "Key": "KeyOut", "NewKey": "NewKeyOut", "Me": "MeOut",
     "Health": "HealthOut", "Stats": "StatsOut", "WorkflowStats": "WorkflowStatsOut",
 }  # fmt: skip
