@@ -195,6 +195,7 @@ def questions(here: Orchestrator, past: history.Past) -> Iterator[Question]:
         yield Question(
             f"statistics, {window}, who sees much", "/api/v1/stats", STATISTICS, {"window": window}, asker="much"
         )
+    yield Question("metrics", "/metrics", STATISTICS)
     yield Question("health", "/health", HEALTH)
 
 

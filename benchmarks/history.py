@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
-from orchestrator.store import Store
+from orchestrator.store import Store, stats
 from orchestrator.store.session import run
 
 DAYS = 90
@@ -94,7 +94,8 @@ _SLOT = """
 """
 _SHARD = """
     CASE WHEN finished_at < clock_timestamp() - interval '8 days' THEN -1
-         WHEN finished_at < clock_timestamp() - interval '25 hours' THEN 0 ELSE 1 + n %% 4 END
+         WHEN finished_at < clock_timestamp() - interval '25 hours' THEN 0
+         WHEN finished_at < clock_timestamp() - interval '20 minutes' THEN 1 ELSE 2 + n %% 4 END
 """
 
 _EXECUTION_STATS = f"""
@@ -123,6 +124,16 @@ _STEP_STATS = f"""
                s.status, s.attempt, s.started_at AS began, s.finished_at AS ended
         FROM step_executions s JOIN executions e ON e.id = s.execution_id JOIN past ON past.id = e.id
     ) AS ended GROUP BY 1, 2, 3, 4, 5
+"""
+
+_MERGED = " UNION ALL ".join(
+    f"SELECT m.* FROM {table} CROSS JOIN LATERAL (VALUES {values}) AS m (measure, status, value) WHERE shard <= 1"
+    for table, values in stats.MEASURES.items()
+)
+_TOTALS = f"""
+    INSERT INTO stats_totals AS t (measure, status, value)
+    SELECT measure, status, sum(value) FROM ({_MERGED}) AS merged GROUP BY measure, status
+    ON CONFLICT (measure, status) DO UPDATE SET value = t.value + excluded.value
 """
 
 # One execution has very many lines, and of the others one in ten has two.
@@ -172,6 +183,7 @@ def fill(store: Store, past: Past, executions: int, log_lines: int = 100_000) ->
         for name, sql in (
             ("statistics", _EXECUTION_STATS),
             ("statistics of steps", _STEP_STATS),
+            ("totals", _TOTALS),
             ("log lines", _LOGS),
             ("audit entries", _AUDIT),
             ("fires", _FIRES),

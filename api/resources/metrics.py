@@ -39,8 +39,7 @@ def metrics() -> Response:
 
     here = service()
     with here.store.single() as connection:
-        ended = stats.all_ended(connection)
-        steps = stats.all_steps(connection)
+        totals = stats.totals(connection)
         removed = removals.numbers(connection)
         total, active = workflows.counts(connection)
         counters.flush(connection)
@@ -50,7 +49,9 @@ def metrics() -> Response:
     registry.register(
         _Read(
             [
-                *_ended(ended, steps),
+                _counter("executions", "Executions that ended.", totals["executions"], "status"),
+                _counter("execution_seconds", "What they took together.", totals["seconds"], "status"),
+                _counter("steps", "Steps of executions that ended.", totals["steps"], "status"),
                 *_counted(counted),
                 *_now(status),
                 _counter("removed", "What was removed after it had been kept long enough.", removed, "kind"),
@@ -69,17 +70,6 @@ class _Read(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._metrics
-
-
-def _ended(ended: Iterable[Any], steps: Mapping[str, int]) -> Iterator[Metric]:
-    executions = CounterMetricFamily("orchestrator_executions", "Executions that ended.", labels=["status"])
-    seconds = CounterMetricFamily("orchestrator_execution_seconds", "What they took together.", labels=["status"])
-    for row in ended:
-        executions.add_metric([row.status], row.number)
-        seconds.add_metric([row.status], row.seconds)
-    yield executions
-    yield seconds
-    yield _counter("steps", "Steps of executions that ended.", steps, "status")
 
 
 def _counted(counted: Mapping[Key, float]) -> Iterator[Metric]:

@@ -291,8 +291,9 @@ executions = sa.Table(
 
 def _stats(name: str, comment: str, *columns: sa.Column[Any] | sa.Index) -> sa.Table:
     """Counts of what ended in a slot: five minutes, later merged to hours and days. A trigger on executions (migration
-    0014) keeps them in the transaction of the end itself, each server process in rows of its own (`shard`). There is
-    no foreign key, by which an end would wait for whoever changes the workflow."""
+    0014) keeps them in the transaction of the end itself, each server process in rows of its own: `shard` is its
+    number, and 1 and less where they have been merged. There is no foreign key, by which an end would wait for whoever
+    changes the workflow."""
     return sa.Table(
         name,
         metadata,
@@ -301,7 +302,8 @@ def _stats(name: str, comment: str, *columns: sa.Column[Any] | sa.Index) -> sa.T
         sa.Column("shard", sa.Integer, primary_key=True, autoincrement=False),
         *columns,
         # What is to be merged when it is old enough.
-        sa.Index(f"ix_{name}_slots", "slot", postgresql_where=sa.text("shard > 0")),
+        sa.Index(f"ix_{name}_shards", "slot", postgresql_where=sa.text("shard > 1")),
+        sa.Index(f"ix_{name}_slots", "slot", postgresql_where=sa.text("shard = 1")),
         sa.Index(f"ix_{name}_hours", "slot", postgresql_where=sa.text("shard = 0")),
         comment=comment,
     )
@@ -329,6 +331,15 @@ step_stats = _stats(
     sa.Column("seconds", sa.Double, nullable=False),
     # What failed or was retried is little, and asked for of all workflows together.
     sa.Index("ix_step_stats_trouble", "slot", postgresql_where=sa.text("failed <> 0 OR retried <> 0")),
+)
+
+stats_totals = sa.Table(
+    "stats_totals",
+    metadata,
+    sa.Column("measure", sa.Text, primary_key=True),
+    sa.Column("status", sa.Text, primary_key=True),
+    sa.Column("value", sa.Double, nullable=False),
+    comment="What the rows of execution_stats and step_stats that have been merged add up to, of all workflows.",
 )
 
 step_executions = sa.Table(

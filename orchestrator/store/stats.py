@@ -175,20 +175,30 @@ def of_workflow(connection: Connection, workflow_id: str) -> Mapping[str, Any]:
     return dict(row._mapping)
 
 
-def all_ended(connection: Connection) -> Sequence[Any]:
-    """Of all executions that ever ended, by status: their number, and the seconds that they took."""
-    return run(
+MEASURES = {
+    "execution_stats": "('executions', status, number::float8), ('seconds', status, seconds)",
+    "step_stats": ", ".join(
+        f"('steps', '{name}', {name}::float8)" for name in ("completed", "failed", "skipped", "cancelled", "retried")
+    ),
+}
+"""What a row of a table adds to which totals, as a list of VALUES."""
+
+
+def totals(connection: Connection) -> dict[str, dict[str, float]]:
+    """Since the beginning, by status: how many `executions` ended, the `seconds` that they took, and what became of
+    their `steps`. It reads what ended in the last quarter of an hour, and what is merged in stats_totals."""
+    fresh = " UNION ALL ".join(
+        f"SELECT m.* FROM {table} CROSS JOIN LATERAL (VALUES {values}) AS m (measure, status, value) WHERE shard > 1"
+        for table, values in MEASURES.items()
+    )
+    found: dict[str, dict[str, float]] = {"executions": {}, "seconds": {}, "steps": {}}
+    for row in run(
         connection,
-        "SELECT status, sum(number)::bigint AS number, sum(seconds)::float8 AS seconds FROM execution_stats "
-        "GROUP BY status ORDER BY status",
-    ).all()
-
-
-def all_steps(connection: Connection) -> dict[str, int]:
-    """What became of all their steps, and how many took more than one attempt."""
-    names = ("completed", "failed", "skipped", "cancelled", "retried")
-    sums = ", ".join(f"coalesce(sum({name}), 0)::bigint AS {name}" for name in names)
-    return dict(run(connection, f"SELECT {sums} FROM step_stats").one()._mapping)
+        f"SELECT measure, status, sum(value)::float8 AS value FROM (SELECT * FROM stats_totals UNION ALL {fresh}) AS m "
+        "GROUP BY measure, status ORDER BY measure, status",
+    ):
+        found[row.measure][row.status] = row.value
+    return found
 
 
 _MERGED = 2000
@@ -204,11 +214,13 @@ _COLUMNS = {
 
 
 def merge(connection: Connection) -> None:
-    """Merge what is older than a day to hours, and what is older than a week to days, some at a time. Shard 0 has the
-    hours and shard -1 the days, so that an index finds what is left to do."""
-    for old, merged, unit in (
-        ("shard > 0 AND slot < now() - interval '25 hours'", 0, "hour"),
-        ("shard = 0 AND slot < now() - interval '8 days'", -1, "day"),
+    """Merge what the server processes have counted once a slot is over, what is older than a day to hours, and what is
+    older than a week to days, some at a time. Shard 1 has the slots, 0 the hours and -1 the days, so that an index
+    finds what is left to do."""
+    for old, merged, begins in (
+        ("shard > 1 AND slot < now() - interval '15 minutes'", 1, "slot"),
+        ("shard = 1 AND slot < now() - interval '25 hours'", 0, "date_trunc('hour', slot, 'UTC')"),
+        ("shard = 0 AND slot < now() - interval '8 days'", -1, "date_trunc('day', slot, 'UTC')"),
     ):
         for table, (about, sums) in _COLUMNS.items():
             run(
@@ -217,9 +229,15 @@ def merge(connection: Connection) -> None:
                 WITH gone AS (
                     DELETE FROM {table} WHERE ctid = ANY(ARRAY(
                         SELECT ctid FROM {table} WHERE {old} LIMIT {_MERGED} FOR UPDATE SKIP LOCKED)) RETURNING *
+                ), totalled AS (
+                    INSERT INTO stats_totals AS t (measure, status, value)
+                    SELECT m.measure, m.status, sum(m.value)
+                    FROM gone CROSS JOIN LATERAL (VALUES {MEASURES[table]}) AS m (measure, status, value)
+                    WHERE gone.shard > 1 GROUP BY m.measure, m.status ORDER BY m.measure, m.status
+                    ON CONFLICT (measure, status) DO UPDATE SET value = t.value + excluded.value
                 )
                 INSERT INTO {table} AS s (workflow_id, slot, shard, {about}, {", ".join(sums)})
-                SELECT workflow_id, date_trunc('{unit}', slot, 'UTC') AS begins, {merged}, {about},
+                SELECT workflow_id, {begins} AS begins, {merged}, {about},
                        {", ".join(f"sum({name})" for name in sums)}
                 FROM gone GROUP BY workflow_id, begins, {about}
                 ON CONFLICT (workflow_id, slot, shard, {about}) DO UPDATE SET

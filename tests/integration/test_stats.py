@@ -106,18 +106,25 @@ def test_old_slots_are_merged_and_nothing_is_lost(servers: Deployment):
             # Sums of floats depend on the order in which they are made.
             return [replace(row, seconds=round(row.seconds, 6)) for row in ended], stats.steps(connection, which, since)
 
-    before = all_of_it()
+    def totals() -> Any:
+        with servers.store.single() as connection:
+            return stats.totals(connection)
+
+    before, in_total = all_of_it(), {name: pytest.approx(values) for name, values in totals().items()}
     assert sum(row.number for row in before[0]) >= 4
     with servers.store.single() as connection:
         for _ in range(2):
             stats.merge(connection)
-    assert all_of_it() == before
+    assert (all_of_it(), totals()) == (before, in_total)
     rows = servers.sql(
         f"SELECT shard, slot = date_trunc('hour', slot, 'UTC'), slot = date_trunc('day', slot, 'UTC'), "
         f"slot < now() - interval '8 days' FROM execution_stats WHERE {mine} AND slot < now() - interval '1 day'",
         id=workflow_id,
     )
     assert len(rows) == 2
+    assert (
+        servers.sql("SELECT value FROM stats_totals WHERE measure = 'executions' AND status = 'cancelled'")[0][0] >= 4
+    )
     assert {(shard, hourly, daily or not old) for shard, hourly, daily, old in rows} == {
         (0, True, True),
         (-1, True, True),
