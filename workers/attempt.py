@@ -331,6 +331,7 @@ class Attempt:
             settings=self.settings,
             reveal=self._reveal,
             log=log.add,
+            mask=self.secrets.mask,
             deadline=self._deadline(),
             state=self._state(),
             evaluate=partial(self._evaluate, prepared, context),

@@ -75,6 +75,10 @@ def _nothing_to_evaluate(field: str, **_: Json) -> Json:
     raise LookupError(f"{field} is not among this type's deferred_fields")
 
 
+def _as_it_is(value: Json) -> Json:
+    return value
+
+
 def _no_signal(name: str) -> Json:  # noqa: ARG001
     return None
 
@@ -98,6 +102,8 @@ class StepContext:
     secret that is not there."""
     log: Callable[[str, LogLevel], None]
     """Adds a line to the step's log; it is in the store within about a second."""
+    mask: Callable[[Any], Any] = _as_it_is
+    """A value without secrets, for what is shown elsewhere than in outputs, errors and log lines, which are masked."""
     deadline: float | None = None
     """On time.monotonic()'s clock: when the attempt's time is up."""
     state: Json = None

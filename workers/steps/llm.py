@@ -164,7 +164,9 @@ class Llm(StepType):
             body = service.complete(request, context.idempotency_key, _seconds(context))
         except openai.APIStatusError as error:
             return _rest(context, service, error)
-        return Done(_output(service, service.read(body), context.config.get("response_schema")))
+        answer = service.read(body)
+        _count(context.mask(service.model), answer.get("usage") or {})
+        return Done(_output(service, answer, context.config.get("response_schema")))
 
 
 def _service(context: StepContext) -> _Service:
@@ -357,7 +359,6 @@ def _output(service: _Service, answer: Mapping[str, Any], schema: Mapping[str, A
         "usage": {name: usage.get(name) for name in _USAGE},
         "id": answer.get("id"),
     }
-    _count(service.model, output["usage"])
     _check_finish(service, output, choice["message"].get("refusal"))
     if schema is not None:
         output["parsed"] = _parsed(service, output, schema)
@@ -367,7 +368,7 @@ def _output(service: _Service, answer: Mapping[str, Any], schema: Mapping[str, A
 def _count(model: str, usage: Mapping[str, int | None]) -> None:
     # By the model that was asked for: what a service answers could be any number of names.
     for kind in ("prompt", "completion"):
-        tally.add(TOKENS, model, kind, number=usage[f"{kind}_tokens"] or 0)
+        tally.add(TOKENS, model, kind, number=usage.get(f"{kind}_tokens") or 0)
 
 
 def _check_finish(service: _Service, output: Mapping[str, Any], refusal: str | None) -> None:

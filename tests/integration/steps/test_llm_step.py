@@ -345,6 +345,18 @@ def test_tokens_are_counted_by_the_model_that_was_asked_for(server: Server) -> N
     assert counts == {("counted-model", "prompt"): 18, ("counted-model", "completion"): 6}
 
 
+def test_tokens_of_a_model_that_a_secret_names_are_counted_without_that(server: Server) -> None:
+    tally.take()
+    settings = Settings(llm=LlmSettings(base_url=server.tell(completion()), api_key=KEY))
+    secrets = Secrets({"model": "s3cret-model"})
+    config = {"prompt": "hello", "model": "s3cret-model"}
+    Llm().perform(context_of(Llm(), config, settings=settings, mask=secrets.mask))
+    assert {labels for name, labels in tally.take() if name == TOKENS.name} == {
+        ("***", "prompt"),
+        ("***", "completion"),
+    }
+
+
 # --- answers by a schema -------------------------------------------------------------------------------------
 
 

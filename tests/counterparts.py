@@ -1,5 +1,5 @@
-"""Whom the specification's examples talk to, on loopback: an API, a model service, an agent of each protocol, a mail
-server and an MCP server."""
+"""Whom steps talk to, those of the specification's examples among them, on loopback: an API, a model service, an agent
+of each protocol, a mail server and an MCP server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ SUMMARY = "十月销售额为 30.5。"
 @dataclass
 class Counterparts:
     web: str
-    """The address of the API, of `/v1` (a model service) and of `/data-analyst` (an agent over plain HTTP)."""
+    """The address of the API, of `/v1` (a model service) and of `/data-analyst` (an agent over plain HTTP). Who says
+    "refuse" to these, or posts to `/refusing`, is refused in words that repeat theirs."""
     agent: str
     mail_port: int
     mcp: str
@@ -77,9 +78,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.them.asked.append((self.path, body))
-        answers = {"/v1/chat/completions": self.completion, "/data-analyst": lambda _: {"result": FINDINGS}}
-        self.reply(answers[self.path](body))
+        path = self.path.partition("?")[0]
+        self.them.asked.append((path, body))
+        answers = {
+            "/v1/chat/completions": self.completion,
+            "/data-analyst": lambda _: {"result": FINDINGS},
+            "/echo": lambda said: {"said": said, "signed": self.headers.get("webhook-signature")},
+        }
+        if path == "/refusing" or "refuse" in json.dumps(body):
+            self.reply({"error": {"message": f"refused: {json.dumps(body)}"}}, 400)
+        else:
+            self.reply(answers[path](body))
 
     def completion(self, asked: dict[str, Any]) -> dict[str, Any]:
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": SUMMARY}}
@@ -194,7 +203,7 @@ def _mail(them: Counterparts) -> Iterator[None]:
 
 @contextmanager
 def _mcp(them: Counterparts) -> Iterator[None]:
-    program = str(Path(__file__).parents[1] / "mcp_server.py")
+    program = str(Path(__file__).with_name("mcp_server.py"))
     with subprocess.Popen([sys.executable, program, "http"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
