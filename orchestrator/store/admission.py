@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
-from orchestrator.lifecycle import EXECUTION_LIVE, ExecutionStatus, StepStatus, sql_words
+from orchestrator.lifecycle import ExecutionStatus, StepStatus
 from orchestrator.store.rates import Rate, Turn, is_open, opens_at, turn, use
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Store, run
@@ -26,8 +26,9 @@ from orchestrator.store.session import Store, run
 # Any constant will do, as long as every release uses the same.
 LOCK = "pg_advisory_xact_lock(1634887011)"
 
-_LIVE = f"e.admitted_at IS NOT NULL AND e.status IN ({sql_words(EXECUTION_LIVE)})"
-"""The predicate of the index ix_executions_admitted."""
+HAS_PLACE = "e.admitted_at IS NOT NULL AND e.finished_at IS NULL"
+"""The predicate of the index ix_executions_admitted. It does not name the status: else PostgreSQL could count by the
+index of all that live as well, and does so once a VACUUM has told it the sizes of both."""
 WAITS = f"e.status = '{ExecutionStatus.QUEUED}' AND e.admitted_at IS NULL"
 BACKLOG = f"{WAITS} AND NOT e.held"
 """The predicate of the index ix_executions_backlog."""
@@ -35,7 +36,7 @@ _HELD = f"{WAITS} AND e.held AND NOT e.paced"
 _PACED = f"{WAITS} AND e.paced"
 """The predicate of the index ix_executions_paced."""
 
-TAKEN = f"SELECT count(*) FROM executions e WHERE {_LIVE} AND e.parent_step_id IS NULL"
+TAKEN = f"SELECT count(*) FROM executions e WHERE {HAS_PLACE} AND e.parent_step_id IS NULL"
 """The places that are taken. An execution that a step waits for runs in the place of that step's own: else all places
 could be taken by those that wait for one."""
 
@@ -43,7 +44,7 @@ could be taken by those that wait for one."""
 _IN_USE = f"""
     SELECT coalesce(jsonb_object_agg(used.key, used.number), '{{}}') FROM (
         SELECT u.key, count(*) AS number FROM executions e, unnest(e.limit_keys) AS u(key)
-        WHERE {_LIVE} GROUP BY u.key) AS used
+        WHERE {HAS_PLACE} GROUP BY u.key) AS used
 """
 """SQL: how many run under each key."""
 
@@ -60,7 +61,7 @@ def reached(keys: str, limits: str) -> str:
     """SQL: whether one of an execution's own limits is reached."""
     return (
         f"EXISTS (SELECT FROM unnest({keys}, {limits}) AS own(key, most) WHERE own.most <= "
-        f"(SELECT count(*) FROM executions e WHERE {_LIVE} AND e.limit_keys @> ARRAY[own.key]))"
+        f"(SELECT count(*) FROM executions e WHERE {HAS_PLACE} AND e.limit_keys @> ARRAY[own.key]))"
     )
 
 

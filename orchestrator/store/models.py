@@ -226,7 +226,7 @@ executions = sa.Table(
     sa.Index(
         "ix_executions_admitted",
         "id",
-        postgresql_where=sa.text(f"admitted_at IS NOT NULL AND status IN ({sql_words(EXECUTION_LIVE)})"),
+        postgresql_where=sa.text("admitted_at IS NOT NULL AND finished_at IS NULL"),
     ),
     sa.Index(
         "ix_executions_backlog",

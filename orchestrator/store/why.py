@@ -9,12 +9,11 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import NotFound
-from orchestrator.lifecycle import EXECUTION_LIVE, STEP_TERMINAL, ExecutionStatus, StepStatus, sql_words
+from orchestrator.lifecycle import STEP_TERMINAL, ExecutionStatus, StepStatus, sql_words
 from orchestrator.store import admission
 from orchestrator.store.executions import AWAITS_BODY
 from orchestrator.store.session import run
 
-_HAS_PLACE = f"e.admitted_at IS NOT NULL AND e.status IN ({sql_words(EXECUTION_LIVE)})"
 _BEFORE = "(-e.priority, e.turn, e.id) < (-x.priority, x.turn, x.id)"
 """The order in which those that wait for a place are let in."""
 
@@ -149,7 +148,7 @@ def own_limits(connection: Connection, execution_id: str) -> list[OwnLimit]:
         connection,
         f"""
         SELECT own.key, own.most,
-               ARRAY(SELECT e.id::text FROM executions e WHERE {_HAS_PLACE} AND e.limit_keys @> ARRAY[own.key]
+               ARRAY(SELECT e.id::text FROM executions e WHERE {admission.HAS_PLACE} AND e.limit_keys @> ARRAY[own.key]
                      ORDER BY e.id) AS executions,
                (SELECT count(*) FROM executions e WHERE {admission.WAITS} AND e.held
                 AND e.limit_keys @> ARRAY[own.key] AND {_BEFORE}) AS ahead

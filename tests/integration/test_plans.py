@@ -19,10 +19,10 @@ PLACES = 10
 FEW = 100
 
 
-@pytest.fixture(scope="module")
-def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """All places are taken and a thousand wait for one, after a quiet time: PostgreSQL looked at its tables last when
-    everything had ended."""
+@pytest.fixture(scope="module", params=["at a quiet time", "now"])
+def busy(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Deployment]:
+    """All places are taken and a thousand wait for one, after a quiet time in which everything had ended. The parameter
+    says when PostgreSQL looked at its tables last."""
     with deployed(tmp_path_factory.mktemp("plans"), max_concurrent=PLACES) as deployment:
         workflow_id = deployment.create(workflow(step("only")))
         started(deployment, workflow_id, *[{}] * 500)
@@ -34,6 +34,9 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
             run(connection, "ANALYZE")
         for _ in range(2):
             started(deployment, workflow_id, *[{}] * (WAITING // 2))
+        if request.param == "now":
+            with deployment.store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                run(connection, "VACUUM ANALYZE")
         yield deployment
 
 
