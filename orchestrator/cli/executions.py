@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.cli.connection import asked_before, at_most, connected, id_argument
+from orchestrator.cli.inputs import input_options, read_inputs
 from orchestrator.cli.output import Output, field, moment, seconds
 
 if TYPE_CHECKING:
@@ -130,10 +132,23 @@ def wait(client: Client, output: Output, execution: str) -> None:
 @executions.command()
 @_EXECUTION
 @click.option("--from-step", metavar="ID", help="The first step that is done again; what stands before it is kept.")
+@click.option("--version", type=click.IntRange(1), help="Of the workflow; else that of the original.")
+@input_options
 @connected
-def rerun(client: Client, output: Output, execution: str, from_step: str | None) -> None:
-    """Start a new execution that does this one again."""
-    started = client.executions.rerun(execution, **({} if from_step is None else {"from_step": from_step}))
+def rerun(
+    client: Client,
+    output: Output,
+    execution: str,
+    from_step: str | None,
+    version: int | None,
+    pairs: tuple[str, ...],
+    input_file: Path | None,
+) -> None:
+    """Start a new execution that does this one again. Inputs, if there are any, are all that it gets."""
+    given = read_inputs(pairs, input_file) if pairs or input_file is not None else None
+    wanted = {"from_step": from_step, "version": version, "input": given}
+    changes: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
+    started = client.executions.rerun(execution, **changes)
     output.done(started, f"execution {started['id']} {started['status']}")
 
 

@@ -135,6 +135,8 @@ def test_an_execution_is_waited_for_listed_shown_and_done_again(call: Calls, wri
     again = call.json("executions", "rerun", execution["id"], "--from-step", "second")
     assert again["rerun_of"] == execution["id"]
     assert call.json("executions", "wait", again["id"])["output"]["text"] == "it is 42"
+    other = call.json("executions", "rerun", execution["id"], "--version", "1", "--input", "a=1", "--input", "b=now")
+    assert call.json("executions", "wait", other["id"])["output"]["text"] == "now 2"
     call("executions", "delete", again["id"], "-y")
 
 
