@@ -37,6 +37,7 @@ from workers.secrets import Secrets
 from workers.steps import StepContext, step
 from workers.steps.contract import Wait
 
+_RECORDS = ("complete_and_follow", "complete_and_go_on")
 STUCK = 120.0
 """Seconds after which a lane that does not come to its next point is taken to wait for a lock that nobody lets go."""
 
@@ -194,13 +195,13 @@ def _halted(doing: str) -> Iterator[None]:
     if task is None or task.is_in_store:
         yield
         return
-    task.doing = doing
-    order = task.halt("store")
+    order = task.halt("between" if task.has_recorded and doing == "transaction" else "store")
     task.is_in_store = True
     try:
         yield
     finally:
         task.is_in_store = False
+    task.has_recorded = doing.startswith(_RECORDS)
     if order is Order.LOSE_DATABASE:
         raise DatabaseLost
 
@@ -212,8 +213,8 @@ class Task:
         self.worker = worker
         self.message = message
         self.at = "begin"
-        self.doing = ""
-        """The routine that it calls at the point `store`, or how else it gets there."""
+        self.has_recorded = False
+        """It has just recorded a step; if that did not settle what follows, it is `between` that and another look."""
         self.is_over = False
         self.is_in_store = False
         self.token: str | None = None
@@ -233,7 +234,7 @@ class Task:
 
     def halt(self, at: str) -> Order:
         """Called in the lane's thread."""
-        self.at = at
+        self.at, self.has_recorded = at, False
         self._halts.release()
         self._turn.acquire()
         if self._order is Order.DIE:

@@ -50,8 +50,7 @@ EXAMPLES = int(os.environ.get("PROTOCOL_EXAMPLES", "0"))
 PHASES = [Phase.generate, Phase.shrink] if EXAMPLES else [Phase.generate]
 """To find the shortest example of a failure takes minutes."""
 PLACES, WORKERS, MAX_LOSSES = 2, 3, 2
-POINTS = 30
-"""That a worker may pass until it dies between two commits."""
+POINTS = ("perform", "store", "between", "ring")
 LEASE = 600.0
 """Seconds, so that a slow machine takes no lease away; the test ages the rows of those that are to lose theirs."""
 
@@ -84,7 +83,7 @@ def graphs(draw: st.DrawFn, prefix: str, kinds: Sequence[str], least: int, most:
             one["trigger_rule"] = draw(st.sampled_from(RULES))
         if kind in ACTS:
             one["retry_policy"] = {"max_attempts": draw(st.integers(1, 2)), "initial_delay": "1h"}
-            one |= draw(st.sampled_from([{}, {}, {"timeout": "1h"}, {"when": "{{ false }}"}]))
+            one |= draw(st.sampled_from([{}, {"timeout": "1h"}, {"timeout": "1h"}, {"when": "{{ false }}"}]))
         elif kind == "loop":
             one["config"] = draw(loops(f"{prefix}{n}_"))
         elif kind == "parallel":
@@ -118,9 +117,26 @@ def forks(draw: st.DrawFn, prefix: str) -> dict[str, Any]:
     return {"branches": branches, "fail_fast": draw(st.booleans())}
 
 
+MEETING = [
+    {
+        "id": id,
+        "type": "act",
+        "config": {},
+        "depends_on": needs,
+        "on_error": "fail",
+        "retry_policy": {"max_attempts": 1, "initial_delay": "1h"},
+        **more,
+    }
+    for id, needs, more in (("m0", [], {"when": "{{ false }}"}), ("m1", [], {}), ("m2", ["m0", "m1"], {}))
+]
+"""What follows the end of `m1` takes more than a look at what completed: its record is one commit, and that another."""
+
+
 @st.composite
 def definitions(draw: st.DrawFn) -> dict[str, Any]:
-    definition: dict[str, Any] = {"steps": draw(graphs("s", KINDS, 2, 6))}
+    definition: dict[str, Any] = {"steps": draw(graphs("s", KINDS, 2, 5))}
+    if draw(st.booleans()):
+        definition["steps"] += MEETING
     for part in ("on_failure", "finally"):
         if draw(st.integers(0, 3)) == 0:
             definition[part] = draw(graphs(part[0], ACTS, 1, 2))
@@ -151,7 +167,8 @@ class Run:
     """Those of them that lost their worker too often."""
     kept: dict[str, str] = field(default_factory=dict)
     """What a retry took over: path -> state."""
-    is_cancelled: bool = False
+    ended_as: str | None = None
+    """It was ended early: cancelled, or failed because its time was up."""
     is_tried_again: bool = False
     was_untouched: bool = False
     """It was cancelled while it waited for its place: nothing runs at its end."""
@@ -193,8 +210,8 @@ class Reference:
         self.open: set[str] = set()
         definition = run.definition
         failed = self._decide(definition["steps"], "")
-        self.status = "cancelled" if run.is_cancelled else "failed" if failed else "completed"
-        if run.is_cancelled:
+        self.status = run.ended_as or ("failed" if failed else "completed")
+        if run.ended_as is not None:
             self.open |= self.states.keys()
         if run.was_untouched:
             return
@@ -494,7 +511,7 @@ REASONS = {
     },
 }
 """Why a step with this status does not run; one with another has that for its reason."""
-OUTCOMES = [Outcome.COMPLETED, Outcome.COMPLETED, *Outcome]
+OUTCOMES = [Outcome.COMPLETED, Outcome.COMPLETED, Outcome.RESTED, *Outcome]
 
 
 class Protocol(RuleBasedStateMachine):
@@ -544,7 +561,11 @@ class Protocol(RuleBasedStateMachine):
             yield "lose"
         if self.busy():
             yield from ("go_on",) * 4
-            yield from ("creep", "creep", "die", "die_between", "freeze", "beat", "stop", "overstay", "lose_database")
+            yield from ("creep", "creep", "die", "freeze", "beat", "stop", "overstay", "lose_database")
+        if self._between():
+            yield from ("die_between",) * 8
+        if self._resting("running", "paused"):
+            yield from ("oversleep",) * 2
         yield from ("tick", "tick", "lose_patience", "user")
 
     # --- what users do ---------------------------------------------------------------------------------------------
@@ -595,8 +616,8 @@ class Protocol(RuleBasedStateMachine):
             assert before in ("completed", "failed") or outcome in ("completed", "failed")
             return
         run = self.runs[execution_id]
-        if not run.is_cancelled:
-            run.is_cancelled, run.was_untouched = True, is_untouched
+        if run.ended_as is None:
+            run.ended_as, run.was_untouched = "cancelled", is_untouched
         for plan in plans:
             self.broker.send(plan)
 
@@ -614,7 +635,7 @@ class Protocol(RuleBasedStateMachine):
             return
         run.is_tried_again = True
         self.allowed = MOVES_OF_A_RETRY
-        run.kept, run.is_cancelled, run.was_untouched = kept, False, False
+        run.kept, run.ended_as, run.was_untouched = kept, None, False
         for plan in plans:
             self.broker.send(plan)
 
@@ -657,12 +678,12 @@ class Protocol(RuleBasedStateMachine):
             taker.go_to("perform")
 
     def go_on(self, data: st.DataObject) -> None:
-        """To the middle of the next step, if there is one."""
-        self._go(data, self._busy_one(data), "perform")
+        """To the middle of the next step, if there is one; or to where nobody knows what follows the last."""
+        self._go(data, self._busy_one(data), "perform", "between")
 
     def creep(self, data: st.DataObject) -> None:
         """Just to the next statement or message."""
-        self._go(data, self._busy_one(data), "perform", "store", "ring")
+        self._go(data, self._busy_one(data), *POINTS)
 
     def _go(self, data: st.DataObject, worker: Worker, *points: str) -> None:
         assert worker.task is not None
@@ -682,24 +703,16 @@ class Protocol(RuleBasedStateMachine):
     def die_between(self, data: st.DataObject) -> None:
         """The record of a step is one commit, and another look at what follows, where it takes one, is a second: nobody
         else knows of it."""
-        worker = self._busy_one(data)
-        for _ in range(POINTS):
-            if worker.task is None and self.broker.messages:
-                worker.take(self.broker.messages.pop(0))
-            if worker.task is None:
-                break
-            records = worker.task.at == "store" and worker.task.doing.startswith("complete_and")
-            worker.task.outcome = Outcome.COMPLETED
-            worker.go_to("perform", "store", "ring")
-            if records and worker.task is not None and worker.task.doing == "transaction":
-                self._replace(worker)
-                break
+        self._replace(data.draw(st.sampled_from(self._between())))
+
+    def _between(self) -> list[Worker]:
+        return [worker for worker in self.workers if worker.task is not None and worker.task.at == "between"]
 
     def _creep_on(self, data: st.DataObject) -> Worker:
         worker = self._busy_one(data)
         for _ in range(data.draw(st.integers(0, 2), label="points")):
             if worker.task is not None:
-                self._go(data, worker, "perform", "store", "ring")
+                self._go(data, worker, *POINTS)
         return worker
 
     def _replace(self, worker: Worker) -> None:
@@ -726,19 +739,59 @@ class Protocol(RuleBasedStateMachine):
         self._busy_one(data).stop()
 
     def overstay(self, data: st.DataObject) -> None:
-        """The time of the step is up that it performs."""
+        """The time is up of the step that it performs, or of all of its execution."""
         task = self._busy_one(data).task
         assert task is not None
+        if data.draw(st.booleans(), label="all of it") and self._is_in_its_main_part(task.message.execution_id):
+            self._overrun(task.message.execution_id)
+            return
         self.sql(
             "UPDATE step_executions SET deadline = deadline - interval '1 day' WHERE claim_token = %(token)s::uuid",
             token=task.token,
         )
         self.stage.tick(0, 0.1)
+        late = "claim_token = %(token)s::uuid AND deadline < clock_timestamp()"
+        assert not self.sql(f"SELECT FROM step_executions WHERE {late}", token=task.token), "a step takes for ever"
+
+    def _overrun(self, execution_id: str) -> None:
+        self.sql(
+            "UPDATE executions SET deadline = deadline - interval '1 day' WHERE id = %(id)s::uuid", id=execution_id
+        )
+        self.stage.tick(0, 0.1)
+        assert not self._is_in_its_main_part(execution_id), "an execution takes for ever"
+        self.runs[execution_id].ended_as = "failed"
+
+    def _is_in_its_main_part(self, execution_id: str) -> bool:
+        return bool(
+            self.sql(
+                "SELECT FROM executions WHERE id = %(id)s::uuid AND status = 'running' AND outcome IS NULL",
+                id=execution_id,
+            )
+        )
+
+    def oversleep(self, data: st.DataObject) -> None:
+        """The time of a step is up that rests in the middle of an attempt: no worker has to take it on for that."""
+        step_id = data.draw(st.sampled_from(self._resting("running", "paused")), label="step")
+        self.sql(
+            "UPDATE step_executions SET deadline = deadline - interval '1 day' WHERE id = %(id)s::uuid", id=step_id
+        )
+        self.stage.tick(0, 0.1)
+        assert step_id not in self._resting("running"), "a step rests on although its time is up"
+
+    def _resting(self, *statuses: str) -> list[str]:
+        """The steps with a time that rest in the middle of an attempt, in executions with these statuses."""
+        rows = self.sql(
+            "SELECT s.id::text FROM step_executions s JOIN executions e ON e.id = s.execution_id "
+            "WHERE s.status = 'waiting' AND s.resumes AND s.deadline IS NOT NULL AND e.status = ANY(%(statuses)s) "
+            "ORDER BY s.id",
+            statuses=list(statuses),
+        )
+        return [id for (id,) in rows]
 
     def lose_database(self, data: st.DataObject) -> None:
         """The answer to a statement does not come; the lane does not know what became of it."""
         worker = self._creep_on(data)
-        if worker.task is not None and worker.task.at == "store":
+        if worker.task is not None and worker.task.at in ("store", "between"):
             worker.go(Order.LOSE_DATABASE)
 
     def lose_patience(self, _data: st.DataObject) -> None:
