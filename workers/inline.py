@@ -161,6 +161,7 @@ class _Steps:
                     yield self._row(graph, other, loop, StepStatus.SKIPPED, reason=reason)
                 decided = frontier(graph, states, [*ended, *skipped])
                 ready += decided.ready
+                states |= dict.fromkeys(decided.ready, StepStatus.QUEUED)
                 skipped, ended = decided.skipped, []
 
     def _step(self, graph: Graph, path: str, loop: Any) -> tuple[EndedRow, Sequence[EndedRow], frozenset[str]]:

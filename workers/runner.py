@@ -435,7 +435,7 @@ class Lane:
         following = graph.next_in_run(path, self.queue)
         if following is not None:
             return following
-        upcoming = None if alone else self.pack.first()
+        upcoming = None if alone or not graph.is_waited_for_with_others(path) else self.pack.first()
         if upcoming is None:
             return None
         other = self.program.scopes.of(upcoming)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Protocol
 
-from orchestrator.definition.model import Step, TriggerRule
+from orchestrator.definition.model import EARLY, Step, TriggerRule
 
 
 class Graphs(Protocol):
@@ -61,6 +61,11 @@ class Graph:
         if self.children[path] or self.container is None:
             return self.children[path]
         return (path,) if self.limited else (self.container,)
+
+    def is_waited_for_with_others(self, path: str) -> bool:
+        """Whether the dependents of `path` begin when all that they wait for has ended: as long as others of that are
+        at work, its own end leads to nothing."""
+        return not any(self.steps[child].trigger_rule in EARLY for child in self.children[path])
 
     @cached_property
     def heights(self) -> dict[str, int]:

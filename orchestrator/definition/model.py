@@ -52,6 +52,10 @@ class TriggerRule(StrEnum):
     """All have ended and none failed; all may be skipped."""
 
 
+EARLY = (TriggerRule.ONE_SUCCESS, TriggerRule.ONE_FAILED)
+"""Rules by which a step may begin while others that it depends on are still at it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cache:
     """A step's result is taken from an earlier one with the same key, if that is not older than `ttl` seconds."""

@@ -17,7 +17,7 @@ from orchestrator.definition.building import bodies_of, build_definition
 from orchestrator.definition.complaints import UNKNOWN, Complaint, Hints, complaints
 from orchestrator.definition.dependencies import Dependencies
 from orchestrator.definition.document import Document, check_plain, walk
-from orchestrator.definition.model import Definition, TriggerRule
+from orchestrator.definition.model import EARLY, Definition
 from orchestrator.definition.paths import Key
 from orchestrator.definition.schema import MAX_STEPS, STEP_ID, DefinitionSchema, StepSchema
 from orchestrator.definition.syntax import Chain
@@ -37,8 +37,6 @@ _IN_OUTPUTS = _IN_STEPS - {"secrets"}
 _BEFORE = frozenset(("input", "variables"))
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
-_EARLY = (TriggerRule.ONE_SUCCESS, TriggerRule.ONE_FAILED)
-"""Rules by which a step may begin while others that it depends on are still at it."""
 MAX_NESTING = 8
 """Bodies within bodies."""
 
@@ -348,7 +346,7 @@ class _Validation:
                 self._complain(
                     keys, f"the step '{other}' does not wait for this one; add '{step_id}' to its depends_on"
                 )
-            elif self.steps[self.ids[other]].get("trigger_rule") in _EARLY and len(self.depends_on[other]) > 1:
+            elif self.steps[self.ids[other]].get("trigger_rule") in EARLY and len(self.depends_on[other]) > 1:
                 self._complain(
                     keys,
                     f"the step '{other}' need not wait for this one, by its trigger_rule; take another rule",

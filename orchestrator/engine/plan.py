@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from orchestrator.definition.graph import Graph, Graphs
-from orchestrator.definition.model import TriggerRule
+from orchestrator.definition.model import EARLY, TriggerRule
 from orchestrator.lifecycle import STEP_TERMINAL, StepStatus
 
 PACKS = 8
@@ -221,12 +221,13 @@ def _pack(
 
 
 def _join(graph: Graph, ends: set[str]) -> Message | None:
-    """The step of this graph in which all ends meet and which waits for nothing else."""
+    """The step of this graph in which all ends meet, which waits for all of them and for nothing else."""
     dependents = {graph.children.get(end, ()) for end in ends}
     if len(dependents) != 1 or len(children := dependents.pop()) != 1:
         return None
     join = children[0]
-    return _message(graph, join) if set(graph.steps[join].depends_on) <= ends else None
+    step = graph.steps[join]
+    return _message(graph, join) if step.trigger_rule not in EARLY and set(step.depends_on) <= ends else None
 
 
 def going_first(planned: Plan) -> Plan:

@@ -105,6 +105,9 @@ BODIES = {
             items=[1, 2],
         )
     ],
+    "a join that one lets begin": [
+        parallel("fork", only=[a_set("a", v=1), a_set("b", v=2), a_set("j", "a b", v=3, trigger_rule="one_success")])
+    ],
     "when": [
         parallel("fork", a=[a_set("x", v=1, when="{{ input.n > 5 }}"), a_set("y", "x", v=2)], b=[a_set("z", v=3)])
     ],

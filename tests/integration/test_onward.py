@@ -69,3 +69,15 @@ def test_a_child_for_another_queue_is_rung_for(worker: OneWorker, monkeypatch: p
     worker.process.run_steps(execution_id, ["child"], ())
     wait_until(lambda: messages(servers, "gpu") > 0, what="the child's message")
     assert servers.statuses(execution_id) == {"child": "waiting"}
+
+
+def test_what_one_success_lets_begin_does_not_wait_for_what_the_worker_has_beside_it(
+    worker: OneWorker, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(runner, "FORK_PATIENCE", 60.0)
+    join = {**step("join", needs="left right"), "trigger_rule": "one_success"}
+    left, right = step("left", needs="first"), step("right", needs="first")
+    execution_id = worker.start(workflow(step("first"), left, right, join))
+    worker.process.run_steps(execution_id, ["first"], ())
+    rows = worker.servers.execution(execution_id)["step_executions"]
+    assert [row["step_id"] for row in sorted(rows, key=lambda row: row["start_time"])].index("join") == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.definition.graph import Graph
-from orchestrator.definition.model import Step
+from orchestrator.definition.model import Step, TriggerRule
 from orchestrator.engine.plan import (
     CHORD_WIDTH,
     PACK_SIZE,
@@ -230,6 +231,12 @@ def test_branches_that_meet_in_two_joins_are_left_to_the_rows():
     names = " ".join(middle(4))
     two = graph("a", *(f"s{n} < a" for n in range(4)), f"y < {names}", f"z < {names}")
     assert planned(two, *middle(4)).join is None
+
+
+@pytest.mark.parametrize("rule", [TriggerRule.ONE_SUCCESS, TriggerRule.ONE_FAILED])
+def test_a_join_that_need_not_wait_for_all_branches_is_left_to_the_rows(rule: TriggerRule):
+    *others, join = fork(4).steps.values()
+    assert planned(Graph([*others, replace(join, trigger_rule=rule)]), *middle(4)).join is None
 
 
 def test_a_wide_fork_shares_messages():
