@@ -31,7 +31,7 @@ from orchestrator.engine.advance import (
     go_on,
     surroundings,
 )
-from orchestrator.engine.plan import Message, Plan, split
+from orchestrator.engine.plan import Plan, singly
 from orchestrator.engine.programs import Program
 from orchestrator.engine.waiting import rest, rest_awaiting
 from orchestrator.errors import StepFailed
@@ -311,11 +311,7 @@ class Lane:
             self.hand_back_after(seconds)
             return None
         left = self.pack.take_all()
-        if not left:
-            return None
-        # What was packed together is alike in that.
-        own = self.program.scopes.step(left[0]).priority
-        return Plan(self.execution_id, self.facts.priority, split(Message(self.queue, tuple(left), own)))
+        return singly(self.program.scopes, self.execution_id, self.facts.priority, left) if left else None
 
     def claim_next(self) -> Claim | None:
         """The next start of the pack that is to be had."""

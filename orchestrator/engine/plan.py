@@ -236,6 +236,6 @@ def going_first(planned: Plan) -> Plan:
     return replace(planned, branches=branches)
 
 
-def split(message: Message) -> tuple[tuple[Message, ...], ...]:
-    """The same runs with a message for each."""
-    return tuple((Message(message.queue, (start,), message.priority),) for start in message.starts)
+def singly(graphs: Graphs, execution_id: str, priority: int, starts: Iterable[str]) -> Plan:
+    """A message for each of the runs that begin with `starts`."""
+    return Plan(execution_id, priority, tuple((_message(graphs.of(start), start),) for start in starts))

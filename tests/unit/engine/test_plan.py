@@ -20,7 +20,7 @@ from orchestrator.engine.plan import (
     Plan,
     frontier,
     plan,
-    split,
+    singly,
     whole_frontier,
 )
 from orchestrator.lifecycle import STEP_TERMINAL, StepStatus
@@ -265,8 +265,10 @@ def test_branches_on_different_queues_do_not_share_a_message():
         assert {mixed.queue_for(start) for start in message.starts} == {message.queue}
 
 
-def test_a_split_pack_is_the_same_runs_one_by_one():
-    assert split(Message("io", ("a", "b"))) == ((Message("io", ("a",)),), (Message("io", ("b",)),))
+def test_what_is_handed_back_goes_out_one_by_one_each_to_its_own_queue_and_with_its_own_priority():
+    mixed = Graph([Step("a", "noop", "io"), Step("b", "noop", "control"), Step("c", "noop", "io", priority=9)])
+    messages = (Message("io", ("a",)), Message("control", ("b",)), Message("io", ("c",), 9))
+    assert singly(mixed, "the-execution", 5, "abc") == Plan("the-execution", 5, tuple((one,) for one in messages))
 
 
 # --- any graph ---------------------------------------------------------------------------------------------
