@@ -288,7 +288,9 @@ def look_at_forgotten(connection: Connection) -> None:
     again."""
     run(
         connection,
-        f"INSERT INTO rate_looks (key, at) SELECT DISTINCT e.rate_key, clock_timestamp() FROM executions e "
+        # Who admits writes several of these rows in an order of their own.
+        f"SELECT {LOCK}; "
+        "INSERT INTO rate_looks (key, at) SELECT DISTINCT e.rate_key, clock_timestamp() FROM executions e "
         f"WHERE {_PACED} AND NOT EXISTS (SELECT FROM rate_looks l WHERE l.key = e.rate_key) ON CONFLICT DO NOTHING",
     )
 

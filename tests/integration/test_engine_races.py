@@ -31,6 +31,7 @@ from orchestrator.plugins import load_catalogue
 from orchestrator.store import admission, bodies, executions, new_id, recovery, signals, steps
 from orchestrator.store.bodies import InnerRow
 from orchestrator.store.executions import Parent
+from orchestrator.store.session import run
 from orchestrator.store.steps import Claim, Result
 from workers.runner import Lane
 
@@ -576,6 +577,32 @@ def test_one_that_another_limit_holds_back_does_not_stand_in_the_way(tmp_path: P
 
 
 # --- locks ---------------------------------------------------------------------------------------------------
+
+
+def test_who_is_let_in_and_who_looks_for_forgotten_rate_limits_do_not_lock_each_other_out(hand: Hand):
+    limited = hand.deployment.create(workflow(step("a"), rate_limit={"limit": 1, "per": "1h", "key": "{{ input.k }}"}))
+    for key in (*range(9), *range(9)):
+        hand.deployment.execute(limited, {"k": key})
+    mine = "FROM rate_looks WHERE key LIKE %(which)s"
+    which = f"workflow:{limited}:%"
+    keys = [key for (key,) in hand.deployment.sql(f"SELECT key {mine} ORDER BY key", which=which)]
+    hand.deployment.sql(f"DELETE {mine}", which=which)
+
+    def look() -> None:
+        with hand.store.single() as connection:
+            admission.look_at_forgotten(connection)
+
+    with ThreadPoolExecutor(1) as thread:
+        with hand.store.transaction() as connection:
+            run(connection, f"SELECT {admission.LOCK}")
+            insert = "INSERT INTO rate_looks VALUES (%(key)s, now()) ON CONFLICT (key) DO UPDATE SET at = now()"
+            run(connection, insert, {"key": keys[4]})
+            looked = thread.submit(look)
+            wait_until(lambda: waits_for_a_lock(hand.deployment), what="who looks")
+            for key in keys:
+                run(connection, insert, {"key": key})
+        looked.result()
+    assert len(keys) == len(hand.deployment.sql(f"SELECT 1 {mine}", which=which)) == 9
 
 
 def ended_while(deployment: Deployment, execution_id: str, move: Callable[[], Any]) -> Any:
