@@ -386,13 +386,13 @@ class Lane:
         return self._settled(
             rest_awaiting(
                 self.store,
+                self.program,
                 self.execution_id,
                 claim,
                 given,
                 delay=delay,
                 state=wait.state,
                 awaits=wait.awaits,
-                queue=self.queue,
                 worker=self._keeper(),
             )
         )

@@ -277,6 +277,13 @@ def go_on_with_all(connection: Connection, program: Program, locked: Locked, *, 
     return advanced
 
 
+def go_on_with(
+    connection: Connection, program: Program, locked: Locked, ready: list[str], worker: Worker | None
+) -> Advance:
+    """The same with steps that are known to be ready; they may have been queued already."""
+    return _Going(connection, program, locked, worker, frozenset()).on(ready)
+
+
 def _all_ready(connection: Connection, program: Program, execution_id: str, inside: str = "") -> list[str]:
     """What may begin now of all that there is, or of what stands in the bodies of the step `inside`; that step itself,
     if there is nothing left to do in them."""

@@ -117,6 +117,7 @@ def row_of(graph: Graph, path: str, status: StepStatus, *, loop: Any, sees_loop:
         graph.queue_for(path),
         status,
         graph.heights[path],
+        step.priority,
         step.timeout,
         loop if step.id in sees_loop else None,
     )

@@ -132,7 +132,16 @@ def _undoing(program: Program, done: Undoable) -> InnerRow:
     path = f"{COMPENSATE}.{done.path}"
     undo = program.scopes.step(path)
     return InnerRow(
-        path, undo.id, scope_of(path), undo.type, undo.queue, StepStatus.PENDING, 1, undo.timeout, done.iteration
+        path,
+        undo.id,
+        scope_of(path),
+        undo.type,
+        undo.queue,
+        StepStatus.PENDING,
+        1,
+        undo.priority,
+        undo.timeout,
+        done.iteration,
     )
 
 

@@ -67,6 +67,7 @@ class Program:
             queues=tuple(graph.queue_for(step.id) for step in steps),
             statuses=tuple(StepStatus.PENDING if step.depends_on else StepStatus.QUEUED for step in steps),
             heights=tuple(graph.heights[step.id] for step in steps),
+            priorities=tuple(step.priority for step in steps),
             timeouts=tuple(step.timeout for step in steps),
         )
 

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from math import inf
 from typing import Protocol, TypeVar
 
@@ -22,8 +21,8 @@ from orchestrator.config import Settings
 from orchestrator.definition.model import Step
 from orchestrator.engine import triggers
 from orchestrator.engine.admission import admit_all, keep_rates, seconds_to_next_turn
-from orchestrator.engine.advance import Advance, Failure, end_early, end_failed_attempt, replan
-from orchestrator.engine.plan import Message, Plan, going_first, plan
+from orchestrator.engine.advance import Advance, Failure, end_early, end_failed_attempt, plans_of, replan
+from orchestrator.engine.plan import Plan, going_first, plan
 from orchestrator.engine.programs import Programs
 from orchestrator.lifecycle import ExecutionStatus
 from orchestrator.metrics import BROKER_ERRORS, LOSSES, RECONCILE_ERRORS, RETRIES, tally
@@ -405,11 +404,8 @@ class Reconciler:
 
     def _ring(self, rings: Iterable[Ring]) -> None:
         """One message a step: what was lost is few, or a whole broker, where speed is not the question."""
-        ordered = sorted(rings, key=lambda ring: (ring.execution_id, ring.queue))
-        for (execution_id, queue), group in groupby(ordered, key=lambda ring: (ring.execution_id, ring.queue)):
-            members = list(group)
-            branches = tuple((Message(queue, (ring.path,)),) for ring in members)
-            self._tell(self.send, Plan(execution_id, members[0].priority, branches))
+        for ring in rings:
+            self._send_all(plans_of(ring))
 
     def _ring_first(self, execution_id: str, path: str) -> None:
         with self.store.single() as connection:

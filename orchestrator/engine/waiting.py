@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.engine.advance import Advance, Worker, plans_of
+from orchestrator.engine.advance import Advance, Worker, go_on_with
 from orchestrator.engine.control import pause_below
 from orchestrator.engine.plan import Plan, plan
 from orchestrator.engine.programs import Program, Programs
@@ -16,7 +16,6 @@ from orchestrator.errors import Conflict, NotFound
 from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus
 from orchestrator.store import Store, cancellations, executions, signals, steps
 from orchestrator.store.executions import AWAITS_CHILD
-from orchestrator.store.recovery import Ring
 from orchestrator.store.signals import AWAITS_SIGNAL
 from orchestrator.store.steps import Claim, Result
 
@@ -34,6 +33,7 @@ def rest(store: Store, program: Program, held: Claim, given: Any, *, delay: floa
 
 def rest_awaiting(
     store: Store,
+    program: Program,
     execution_id: str,
     held: Claim,
     given: Any,
@@ -41,7 +41,6 @@ def rest_awaiting(
     delay: float | None,
     state: Any,
     awaits: str,
-    queue: str,
     worker: Worker | None,
 ) -> Advance:
     """Let a step rest until what it `awaits` is there, or `delay` seconds have passed. If that is there already, the
@@ -63,11 +62,7 @@ def rest_awaiting(
             path = held.path
         elif awaits.startswith(AWAITS_SIGNAL):
             path = signals.deliver(connection, execution_id, awaits.removeprefix(AWAITS_SIGNAL))
-        if path is None:
-            return Advance(True)
-        if worker is not None and locked.status is ExecutionStatus.RUNNING:
-            return Advance(True, claim=steps.queue_and_follow(connection, execution_id, [], path, worker.id))
-        return Advance(True, plans=plans_of(Ring(execution_id, path, queue, locked.priority)))
+        return Advance(True) if path is None else go_on_with(connection, program, locked, [path], worker)
 
 
 def send_signal(

@@ -36,6 +36,9 @@ _HELD = f"{WAITS} AND e.held AND NOT e.paced"
 _PACED = f"{WAITS} AND e.paced"
 """The predicate of the index ix_executions_paced."""
 
+PRIORITY = "coalesce(s.priority, e.priority)"
+"""That of the messages for a step `s` of an execution `e`."""
+
 TAKEN = f"SELECT count(*) FROM executions e WHERE {HAS_PLACE} AND e.parent_step_id IS NULL"
 """The places that are taken. An execution that a step waits for runs in the place of that step's own: else all places
 could be taken by those that wait for one."""
@@ -187,7 +190,7 @@ _ADMIT_ROUTINE = Routine(
         RETURN QUERY
             UPDATE step_executions s SET rung_at = clock_timestamp() FROM executions e
             WHERE s.execution_id = ANY(admitted) AND s.status = '{StepStatus.QUEUED}' AND e.id = s.execution_id
-            RETURNING s.execution_id::text, s.path, s.queue, e.priority;
+            RETURNING s.execution_id::text, s.path, s.queue, {PRIORITY};
     END
     """,
     {"places": "int", "freed": "text[]", "opened": "text[]"},

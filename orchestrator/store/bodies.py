@@ -30,6 +30,7 @@ class InnerRow:
     queue: str
     status: StepStatus
     height: int
+    priority: int | None
     timeout: float | None
     iteration: Any = None
     """What its templates see as `loop`."""
@@ -43,6 +44,7 @@ PLACE_COLUMNS = {
     "queues": "text[]",
     "statuses": "text[]",
     "heights": "int[]",
+    "priorities": "smallint[]",
     "timeouts": "float8[]",
     "iterations": "jsonb[]",
 }
@@ -59,6 +61,7 @@ def places(rows: Sequence[InnerRow]) -> dict[str, list[Any]]:
         "queues": [row.queue for row in rows],
         "statuses": [row.status for row in rows],
         "heights": [row.height for row in rows],
+        "priorities": [row.priority for row in rows],
         "timeouts": [row.timeout for row in rows],
         "iterations": [_json(row.iteration) for row in rows],
     }
@@ -82,12 +85,12 @@ def insert(
                 SELECT FROM step_executions WHERE id = %(held)s::uuid AND claim_token = %(token)s::uuid FOR UPDATE))
         ), inserted AS (
             INSERT INTO step_executions (id, execution_id, path, step_id, scope, container, type, queue, status, height,
-                                         timeout, iteration, rung_at)
+                                         priority, timeout, iteration, rung_at)
             SELECT u.id, %(execution)s::uuid, u.path, u.step_id, u.scope, %(container)s, u.type, u.queue, u.status,
-                   u.height, u.timeout, u.iteration,
+                   u.height, u.priority, u.timeout, u.iteration,
                    CASE WHEN u.status = '{StepStatus.QUEUED}' THEN clock_timestamp() END
             FROM mine, unnest(%(ids)s::uuid[], {CAST_PLACES})
-                       AS u(id, path, step_id, scope, type, queue, status, height, timeout, iteration)
+                       AS u(id, path, step_id, scope, type, queue, status, height, priority, timeout, iteration)
             ON CONFLICT (execution_id, path) DO NOTHING RETURNING id
         )
         SELECT EXISTS (SELECT FROM mine) AS held, (SELECT count(*) FROM inserted) AS inserted
@@ -136,15 +139,15 @@ ENDED_PARAMETERS = {"execution": "uuid", "worker": "uuid"} | _ENDED_COLUMNS
 
 INSERT_ENDED = f"""
     INSERT INTO step_executions (id, execution_id, path, step_id, scope, container, type, queue, status, height,
-                                 timeout, iteration, attempt, worker_id, input, output, variables,
+                                 priority, timeout, iteration, attempt, worker_id, input, output, variables,
                                  error_message, started_at, finished_at, seq)
     SELECT u.id, %(execution)s, u.path, u.step_id, u.scope, u.container, u.type, u.queue, u.status, u.height,
-           u.timeout, u.iteration, CASE WHEN u.began IS NULL THEN 0 ELSE 1 END,
+           u.priority, u.timeout, u.iteration, CASE WHEN u.began IS NULL THEN 0 ELSE 1 END,
            CASE WHEN u.began IS NOT NULL THEN %(worker)s END, u.input, u.output, u.variables, u.reason,
            statement_timestamp() - u.began * interval '1 second', statement_timestamp() - u.ended * interval '1 second',
            nextval('feed_seq')
     FROM unnest({", ".join(f"%({name})s" for name in _ENDED_COLUMNS)})
-         AS u(id, path, step_id, scope, type, queue, status, height, timeout, iteration, container, input,
+         AS u(id, path, step_id, scope, type, queue, status, height, priority, timeout, iteration, container, input,
               output, variables, reason, began, ended);
 """
 

@@ -45,6 +45,7 @@ class StepRows:
     queues: tuple[str, ...]
     statuses: tuple[str, ...]
     heights: tuple[int, ...]
+    priorities: tuple[int | None, ...]
     timeouts: tuple[float | None, ...]
     ids: tuple[str, ...] = ()
     """Of the steps, where these are not their paths."""
@@ -119,11 +120,12 @@ _INSERT_ROUTINE = Routine(
             {admission.look_again("moment", "%(rate_key)s", "%(rate_limit)s", "%(rate_per)s")};
         END IF;
         IF created THEN
-            INSERT INTO step_executions (id, execution_id, path, step_id, type, queue, status, height, timeout, rung_at)
-            SELECT u.id, %(id)s, u.path, u.path, u.type, u.queue, u.status, u.height, u.timeout,
+            INSERT INTO step_executions (id, execution_id, path, step_id, type, queue, status, height, priority,
+                                         timeout, rung_at)
+            SELECT u.id, %(id)s, u.path, u.path, u.type, u.queue, u.status, u.height, u.priority, u.timeout,
                    CASE WHEN is_admitted AND u.status = '{StepStatus.QUEUED}' THEN clock_timestamp() END
-            FROM unnest(%(ids)s, %(paths)s, %(types)s, %(queues)s, %(statuses)s, %(heights)s, %(timeouts)s)
-                 AS u(id, path, type, queue, status, height, timeout);
+            FROM unnest(%(ids)s, %(paths)s, %(types)s, %(queues)s, %(statuses)s, %(heights)s, %(priorities)s,
+                        %(timeouts)s) AS u(id, path, type, queue, status, height, priority, timeout);
         END IF;
         RETURN NEXT;
     END
@@ -152,6 +154,7 @@ _INSERT_ROUTINE = Routine(
         "queues": "text[]",
         "statuses": "text[]",
         "heights": "int[]",
+        "priorities": "smallint[]",
         "timeouts": "float8[]",
     },
     {
@@ -219,6 +222,7 @@ def insert(
             "queues": list(steps.queues),
             "statuses": list(steps.statuses),
             "heights": list(steps.heights),
+            "priorities": list(steps.priorities),
             "timeouts": list(steps.timeouts),
         },
     )
@@ -295,6 +299,7 @@ def insert_many(
             "queues": list(steps.queues),
             "statuses": list(steps.statuses),
             "heights": list(steps.heights),
+            "priorities": list(steps.priorities),
             "timeouts": list(steps.timeouts),
         },
     ).all()

@@ -356,6 +356,7 @@ step_executions = sa.Table(
     sa.Column("losses", sa.Integer, nullable=False, server_default="0"),
     sa.Column("forgiven", sa.Integer, comment="attempts made before it was tried again; NULL if it never was"),
     sa.Column("height", sa.Integer, nullable=False, server_default="0", comment="Graph.heights: the highest first"),
+    sa.Column("priority", sa.SmallInteger, comment="of its messages; NULL: the execution's"),
     sa.Column("timeout", sa.Double, comment="seconds that one attempt may take"),
     sa.Column("resumes", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("state", JSONB, comment="what an attempt that rests left for itself"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 from sqlalchemy.engine import Connection
 
 from orchestrator.lifecycle import STEP_LIVE, WAKE, ExecutionStatus, StepStatus, sql_words
+from orchestrator.store.admission import PRIORITY
 from orchestrator.store.rates import AWAITS_RATE, Rate, Turn, is_open, opens_at, turn, use
 from orchestrator.store.recovery import Ring
 from orchestrator.store.routines import Routine
@@ -102,7 +103,7 @@ _WAKE_ROUTINE = Routine(
         rung_at = clock_timestamp()
     FROM executions e, due
     WHERE s.id = due.id AND e.id = s.execution_id AND s.{WAKE.guard}
-    RETURNING s.execution_id::text, s.path, s.queue, e.priority
+    RETURNING s.execution_id::text, s.path, s.queue, {PRIORITY}
     """,
     {},
     {"execution_id": "text", "path": "text", "queue": "text", "priority": "smallint"},

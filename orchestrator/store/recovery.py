@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from orchestrator.lifecycle import EXPIRE, HAND_ON, LOSE, WAKE, ExecutionStatus, StepStatus
+from orchestrator.store.admission import PRIORITY
 from orchestrator.store.session import run
 from orchestrator.store.steps import GRACE, HELD, TIME_IS_UP, Claim
 
@@ -93,7 +94,7 @@ def hand_on(connection: Connection, tokens: Iterable[str]) -> list[Ring]:
             deadline = {_DEADLINE_AGAIN}, rung_at = clock_timestamp()
         FROM executions e
         WHERE e.id = s.execution_id AND s.claim_token = ANY(%(tokens)s::uuid[]) AND s.{HAND_ON.guard}
-        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, e.priority
+        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, {PRIORITY} AS priority
         """,
         {"tokens": list(tokens)},
     )
@@ -115,7 +116,7 @@ def wake_due(connection: Connection, limit: int) -> list[Ring]:
           AND s.id IN (SELECT w.id FROM step_executions w JOIN executions o ON o.id = w.execution_id
                        WHERE w.{WAKE.guard} AND w.next_attempt_at <= clock_timestamp() AND {_GOES_ON}
                        ORDER BY w.next_attempt_at LIMIT %(limit)s FOR UPDATE OF w SKIP LOCKED)
-        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, e.priority
+        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, {PRIORITY} AS priority
         """,
         {"limit": limit},
     )
@@ -148,7 +149,7 @@ def queued(connection: Connection, execution_id: str) -> list[Ring]:
         UPDATE step_executions s SET rung_at = clock_timestamp() FROM executions e
         WHERE e.id = s.execution_id AND s.execution_id = %(execution)s::uuid AND s.status = '{StepStatus.QUEUED}'
           AND e.admitted_at IS NOT NULL
-        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, e.priority
+        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, {PRIORITY} AS priority
         """,
         {"execution": execution_id},
     )
@@ -174,8 +175,9 @@ def unclaimed(connection: Connection, *, older_than: float, limit: int) -> list[
         connection,
         f"""
         SELECT id, execution_id, path, queue, rung_at, place FROM (
-            SELECT s.id::text AS id, s.execution_id::text AS execution_id, s.path, s.queue, s.rung_at, e.priority,
-                   row_number() OVER (PARTITION BY s.queue, e.priority ORDER BY s.rung_at NULLS FIRST) AS place
+            SELECT s.id::text AS id, s.execution_id::text AS execution_id, s.path, s.queue, s.rung_at,
+                   {PRIORITY} AS priority,
+                   row_number() OVER (PARTITION BY s.queue, {PRIORITY} ORDER BY s.rung_at NULLS FIRST) AS place
             FROM step_executions s JOIN executions e ON e.id = s.execution_id
             WHERE s.status = '{StepStatus.QUEUED}' AND e.admitted_at IS NOT NULL
               AND e.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')
@@ -198,7 +200,8 @@ def ring_again(connection: Connection, lost: Sequence[Unclaimed]) -> list[Ring]:
               JOIN executions e ON e.id = q.execution_id
               WHERE q.status = '{StepStatus.QUEUED}' FOR UPDATE OF q SKIP LOCKED) AS rung
         WHERE s.id = rung.id AND s.status = '{StepStatus.QUEUED}'
-        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, rung.priority
+        RETURNING s.execution_id::text AS execution_id, s.path, s.queue,
+                  coalesce(s.priority, rung.priority) AS priority
         """,
         {"ids": [step.id for step in lost], "rung": [step.rung_at for step in lost]},
     )

@@ -118,13 +118,14 @@ ON CONFLICT (workflow_id, idempotency_key) DO NOTHING
 # What was kept was not done here: its `attempt` is 0, and its times are those of the original. What stands in a body
 # that is gone on with, its container finds there as after an attempt of its own that was ended.
 _INSERT_STEPS = f"""
-INSERT INTO step_executions (id, execution_id, path, step_id, scope, container, type, queue, status, height, timeout,
-                             iteration, input, output, variables, error_kind, error_message, started_at, finished_at)
+INSERT INTO step_executions (id, execution_id, path, step_id, scope, container, type, queue, status, height, priority,
+                             timeout, iteration, input, output, variables, error_kind, error_message, started_at,
+                             finished_at)
 SELECT u.id, %(execution)s::uuid, u.path, u.step_id, u.scope, u.container, u.type, u.queue, u.status, u.height,
-       u.timeout, u.iteration, k.input, k.output, k.variables, k.error_kind, k.error_message, k.started_at,
-       k.finished_at
+       u.priority, u.timeout, u.iteration, k.input, k.output, k.variables, k.error_kind, k.error_message,
+       k.started_at, k.finished_at
 FROM unnest(%(ids)s::uuid[], %(containers)s::text[], %(are_kept)s::bool[], {CAST_PLACES})
-         AS u(id, container, is_kept, path, step_id, scope, type, queue, status, height, timeout, iteration)
+         AS u(id, container, is_kept, path, step_id, scope, type, queue, status, height, priority, timeout, iteration)
      LEFT JOIN step_executions k ON k.execution_id = %(original)s::uuid AND k.path = u.path AND u.is_kept
 """
 

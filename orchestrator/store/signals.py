@@ -9,6 +9,7 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.errors import NotFound
 from orchestrator.lifecycle import WAKE, StepStatus
+from orchestrator.store.admission import PRIORITY
 from orchestrator.store.executions import AWAITS_CHILD
 from orchestrator.store.recovery import Ring
 from orchestrator.store.routines import Routine
@@ -160,7 +161,7 @@ def wake_parent(connection: Connection, parent_step_id: str) -> Ring | None:
             rung_at = clock_timestamp()
         FROM executions e WHERE s.id = %(id)s::uuid AND s.awaits = '{AWAITS_CHILD}' AND s.{WAKE.guard}
           AND e.id = s.execution_id
-        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, e.priority
+        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, {PRIORITY} AS priority
         """,
         {"id": parent_step_id},
     ).first()

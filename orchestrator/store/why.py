@@ -163,7 +163,7 @@ def own_limits(connection: Connection, execution_id: str) -> list[OwnLimit]:
 
 
 def ahead_in_queue(connection: Connection, step_execution_id: str) -> int:
-    """Steps of the same queue that were rung for before this one, or are of more urgent executions."""
+    """Steps of the same queue that were rung for before this one, or are more urgent."""
     return _count(
         connection,
         f"""
@@ -171,7 +171,8 @@ def ahead_in_queue(connection: Connection, step_execution_id: str) -> int:
              step_executions s JOIN executions x ON x.id = s.execution_id
         WHERE s.id = %(id)s::uuid AND o.status = '{StepStatus.QUEUED}' AND o.queue = s.queue AND o.id <> s.id
           AND e.admitted_at IS NOT NULL AND e.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')
-          AND (-e.priority, o.rung_at, o.id) < (-x.priority, s.rung_at, s.id)
+          AND (-coalesce(o.priority, e.priority), o.rung_at, o.id)
+            < (-coalesce(s.priority, x.priority), s.rung_at, s.id)
         """,
         step_execution_id,
     )

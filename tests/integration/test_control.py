@@ -158,7 +158,8 @@ def test_a_child_of_one_that_was_paused_while_it_was_started_is_paused(servers: 
     """The pause comes before the child, and finds none."""
     child_of = servers.create(workflow(step("a")))
     wait_for_it = {"id": "child", "type": "workflow", "config": {"workflow": child_of}}
-    parent = servers.execute(servers.create(workflow(wait_for_it)))
+    workflow_id = servers.create(workflow(wait_for_it))
+    parent = servers.execute(workflow_id)
     programs = Programs(load_catalogue("sample_steps"), servers.settings)
     claimed = steps.claim(servers.store, parent, "child", new_id())
     assert claimed is not None
@@ -166,8 +167,8 @@ def test_a_child_of_one_that_was_paused_while_it_was_started_is_paused(servers: 
     child = start_execution(servers.store, programs, child_of, {}, parent=Parent(claimed[0].id, 0)).execution_id
     assert statuses(servers, [child]) == ["queued"]
     rest_awaiting(
-        servers.store, parent, claimed[0], None,
-        delay=None, state={"execution_id": child}, awaits="child", queue="control", worker=None,
+        servers.store, programs.get(servers.store, workflow_id, 1), parent, claimed[0], None,
+        delay=None, state={"execution_id": child}, awaits="child", worker=None,
     )  # fmt: skip
     assert statuses(servers, [child]) == ["paused"]
     call(servers, parent, "resume")

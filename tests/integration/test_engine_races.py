@@ -4,7 +4,7 @@ way. Where an order of events matters, the test takes the part of a worker itsel
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -31,6 +31,7 @@ from orchestrator.plugins import load_catalogue
 from orchestrator.store import admission, bodies, executions, new_id, recovery, signals, steps
 from orchestrator.store.bodies import InnerRow
 from orchestrator.store.executions import Parent
+from orchestrator.store.recovery import Ring
 from orchestrator.store.session import run
 from orchestrator.store.steps import Claim, Result
 from workers.runner import Lane
@@ -147,7 +148,7 @@ def test_a_failure_ends_the_rounds_too_that_were_on_their_way(hand: Hand):
 def test_rounds_that_were_being_inserted_are_cancelled_with_the_others(hand: Hand):
     execution_id = a_loop(hand.deployment)
     container = hand.claim(execution_id, "each")
-    row = InnerRow("each[0].one", "one", "each[0]", "noop", "cpu", StepStatus.QUEUED, 1, None)
+    row = InnerRow("each[0].one", "one", "each[0]", "noop", "cpu", StepStatus.QUEUED, 1, None, None)
     with ThreadPoolExecutor(1) as pool, hand.store.transaction() as connection:
         assert bodies.insert(connection, execution_id, [row], container="each", held=container)
         cancelled = pool.submit(
@@ -226,6 +227,37 @@ def test_rounds_that_are_retried_one_by_one_wait_for_those_at_work_behind_them(h
     done = End("each[6].one", hand.claim(execution_id, "each[6].one"))
     advance(hand.store, hand.program(execution_id), execution_id, done)
     assert at_work() == {"each[0].one", "each[7].one"}
+
+
+# --- messages ------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_rung_for_with_its_own_priority_whoever_rings(hand: Hand):
+    urgent, inner = {**step("a"), "priority": 9}, {**step("inner"), "priority": 7}
+    definition = workflow(urgent, step("b"), loop("each", inner, items=[1]))
+    execution_id = hand.deployment.execute(hand.deployment.create(definition))
+    hand.spawn(execution_id, hand.claim(execution_id, "each"))
+
+    def priorities(rings: Iterable[Ring]) -> dict[str, int]:
+        return {ring.path: ring.priority for ring in rings if ring.execution_id == execution_id}
+
+    with hand.store.single() as connection:
+        everything = {"a": 9, "b": 5, **{f"each[{index}].inner": 7 for index in range(10)}}
+        assert priorities(recovery.queued(connection, execution_id)) == everything
+        unclaimed = recovery.unclaimed(connection, older_than=-1.0, limit=100_000)
+        assert priorities(recovery.ring_again(connection, unclaimed)) == everything
+        assert steps.rest(connection, hand.claim(execution_id, "a"), Result(), delay=0, resumes=False)
+        assert priorities(recovery.wake_due(connection, 100_000)) == {"a": 9}
+        assert priorities(recovery.hand_on(connection, [hand.claim(execution_id, "a").token])) == {"a": 9}
+
+
+def test_a_step_of_an_execution_that_is_let_in_is_rung_for_with_its_own_priority(single_place: Deployment):
+    single_place.execute(single_place.create(SINGLE))
+    waiting = single_place.execute(single_place.create(workflow({**step("a"), "priority": 8}, step("b"))))
+    single_place.sql("UPDATE executions SET status = 'failed', finished_at = now() WHERE admitted_at IS NOT NULL")
+    plans = admit_all(single_place.store, single_place.settings)
+    assert [plan.execution_id for plan in plans] == [waiting, waiting]
+    assert {plan.branches[0][0].starts: plan.priority for plan in plans} == {("a",): 8, ("b",): 5}
 
 
 # --- templates -----------------------------------------------------------------------------------------------

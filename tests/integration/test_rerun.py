@@ -490,7 +490,7 @@ def test_of_a_body_undone_steps_are_not_kept(deployment: Deployment, marks: Path
 def test_a_step_that_fails_before_it_comes_to_its_bodies_leaves_nothing_to_do_in_them(servers: Deployment):
     loop = {"id": "each", "type": "loop", "config": {"items": [1], "steps": [step("a")]}}
     execution_id = servers.execute(servers.create(workflow(loop)))
-    row = InnerRow("each[0].a", "a", "each[0]", "noop", "cpu", StepStatus.PENDING, 1, None)
+    row = InnerRow("each[0].a", "a", "each[0]", "noop", "cpu", StepStatus.PENDING, 1, None, None)
     with servers.store.single() as connection:
         bodies.insert(connection, execution_id, [row], container="each")
     claimed = steps.claim(servers.store, execution_id, "each", new_id())
