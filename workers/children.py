@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.engine.admission import admit_child
 from orchestrator.engine.plan import Plan
 from orchestrator.engine.programs import Program
 from orchestrator.engine.start import check_payload, start_execution
@@ -60,8 +59,6 @@ class Children:
             outcome = executions.outcome(connection, execution_id)
         if outcome is None:
             raise _mistake(f"execution {execution_id}, which this step started, has been deleted")
-        if outcome.status is ExecutionStatus.QUEUED:
-            self._let_in(execution_id)
         return self._whole(execution_id, outcome)
 
     def _whole(self, execution_id: str, outcome: Outcome) -> Outcome:
@@ -85,16 +82,7 @@ class Children:
             parent=Parent(self.claim.id if attached else None, self.facts.depth),
         )
         self.ring(started.plan)
-        if not started.is_new:
-            self._let_in(started.execution_id)
         return Child(started.execution_id)
-
-    def _let_in(self, execution_id: str) -> None:
-        """One that was tried again has waited for this step."""
-        with own_store():
-            plans = admit_child(self.process.store, execution_id)
-        for plan in plans:
-            self.ring(plan)
 
     @property
     def _key(self) -> str:

@@ -38,7 +38,7 @@ from orchestrator.errors import StepFailed
 from orchestrator.lifecycle import StepStatus
 from orchestrator.metrics import RETRIES, tally
 from orchestrator.store import bodies, executions, steps
-from orchestrator.store.admission import Freed
+from orchestrator.store.admission import Freed, all_freed
 from orchestrator.store.session import Call, Refused
 from orchestrator.store.steps import Claim, ExecutionFacts, Result
 from workers.attempt import Attempt, Skipped
@@ -138,7 +138,7 @@ def _side_by_side(lane: Lane, claim: Claim) -> None:
         future.result()
     for other in others:
         other.onward.ring_all()
-    lane.freed = next((one.freed for one in (lane, *others) if one.freed is not None), None)
+    lane.freed = all_freed(one.freed for one in (lane, *others))
 
 
 class Onward:
@@ -234,7 +234,7 @@ class Lane:
         self.pending_signals = PendingSignals(process.store, execution_id)
         self.onward = Onward(process.doorbell)
         self.freed: Freed | None = None
-        """Its execution has ended, and somebody may wait for its place."""
+        """Its execution has ended, or a step of it has come to a child: somebody may be let in for that."""
         self.report: Report | None = None
         """For the plugins that want to be told; None if there are none."""
         self.began = time.monotonic()
@@ -465,7 +465,7 @@ class Lane:
             self.report.recorded(retries=advanced.retries, ended=advanced.ended)
         for plan in advanced.plans:
             (self.process.doorbell.ring if plan.execution_id == self.execution_id else self.onward.add)(plan)
-        self.freed = advanced.freed or self.freed
+        self.freed = all_freed((self.freed, advanced.freed))
         if advanced.kept:
             self.pack.add(advanced.kept)
             self.hand_back_after(self._patience_with(advanced.kept))

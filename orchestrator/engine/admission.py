@@ -8,7 +8,7 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.config import Settings
 from orchestrator.engine.plan import Message, Plan
-from orchestrator.store import Store, admission, rate_line, rates, recovery
+from orchestrator.store import Store, admission, rate_line, rates
 from orchestrator.store.admission import Admitted
 from orchestrator.store.recovery import Ring
 
@@ -31,13 +31,6 @@ def admit_all(store: Store, settings: Settings) -> list[Plan]:
             return woken
     places = settings.scheduler.max_concurrent
     return [*woken, *plans_of_admitted(admission.admit(store, places, freed, opened))]
-
-
-def admit_child(store: Store, execution_id: str) -> list[Plan]:
-    """Let in an execution that a step has started before, if it waits for that step; see store/admission.py."""
-    with store.single() as connection:
-        rings = recovery.queued(connection, execution_id) if admission.admit_child(connection, execution_id) else ()
-    return plans_of_admitted(rings)
 
 
 def seconds_to_next_turn(connection: Connection) -> float | None:

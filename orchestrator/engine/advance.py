@@ -60,7 +60,7 @@ class Advance:
     """What an advance led to. `counted` is False if the claim was no longer held: then nothing was written.
 
     `claim` is what the worker goes on with, `kept` what it may go on with after that; `plans` are to be dispatched.
-    `freed` says that somebody may wait for the place of the execution that has ended (see engine/admission.py).
+    `freed` says that somebody may be let in now, since the execution has ended, for example (see engine/admission.py).
     `exhausted` says that there is nothing else to claim: the execution is over, or a look at it found nothing.
     `ended` is True if this is what ended the execution, `retries` if the failed step has another attempt to come.
     """

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy.engine import Connection
+
+from orchestrator.engine.admission import plans_of_admitted
 from orchestrator.engine.advance import Advance, Worker, go_on_with
 from orchestrator.engine.control import pause_below
 from orchestrator.engine.plan import Plan, plan
 from orchestrator.engine.programs import Program, Programs
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus
-from orchestrator.store import Store, cancellations, executions, signals, steps
-from orchestrator.store.executions import AWAITS_CHILD
+from orchestrator.store import Store, admission, cancellations, executions, recovery, signals, steps
+from orchestrator.store.admission import Met
+from orchestrator.store.executions import AWAITS_CHILD, Locked
 from orchestrator.store.signals import AWAITS_SIGNAL
 from orchestrator.store.steps import Claim, Result
 
@@ -49,20 +53,27 @@ def rest_awaiting(
         locked = executions.lock(connection, execution_id)
         if locked is None:
             return Advance(counted=False)
-        if awaits == AWAITS_CHILD:
-            # Held while this step is brought to rest: its end comes before that, and is seen, or after it, and wakes.
-            child_ended = executions.has_ended(connection, state["execution_id"])
+        # Held while this step is brought to rest: its end comes before that, and is seen, or after it, and wakes.
+        child = admission.meet_child(connection, state["execution_id"]) if awaits == AWAITS_CHILD else None
         if not steps.rest(connection, held, Result(given), delay=delay, resumes=True, state=state, awaits=awaits):
             return Advance(counted=False)
-        if awaits == AWAITS_CHILD and locked.status is ExecutionStatus.PAUSED:
-            pause_below(connection, [execution_id])
         path = None
-        if awaits == AWAITS_CHILD and child_ended:
+        if child is not None:
+            if not child.has_ended:
+                return _goes_on(connection, locked, state["execution_id"], child)
             signals.wake_parent(connection, held.id)
             path = held.path
         elif awaits.startswith(AWAITS_SIGNAL):
             path = signals.deliver(connection, execution_id, awaits.removeprefix(AWAITS_SIGNAL))
         return Advance(True) if path is None else go_on_with(connection, program, locked, [path], worker)
+
+
+def _goes_on(connection: Connection, locked: Locked, child_id: str, child: Met) -> Advance:
+    """The child that a step of `locked` waits for now: begins if it has waited for that, and shares a pause."""
+    plans = plans_of_admitted(recovery.queued(connection, child_id)) if child.admitted else ()
+    if locked.status is ExecutionStatus.PAUSED:
+        pause_below(connection, [locked.id])
+    return Advance(True, plans=tuple(plans), freed=child.freed)
 
 
 def send_signal(

@@ -152,7 +152,7 @@ class _Inquiry:
 
     def _held(self, execution: ExecutionSeen) -> Reason:
         limits = why.own_limits(self.connection, execution.id)
-        if not limits:
+        if execution.step_comes_later or not limits:
             return _held_for_its_step(execution)
         limit = next((one for one in limits if one.is_reached), limits[0])
         of_workflow = limit.key == execution.workflow_id

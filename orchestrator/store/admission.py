@@ -1,8 +1,8 @@
 """Which executions may run: as many as the limits allow, the most urgent first, each workflow in its turn.
 
 An execution is admitted once, before its first step is claimed. Until then it waits in the backlog; or it is held, if
-one of its own limits (of its workflow, of a key) is reached, or if it is a child that goes on when its parent does
-(`admit_child`). What runs is counted from the rows, by whoever admits, under one lock: so a limit is never exceeded,
+one of its own limits (of its workflow, of a key) is reached, or if it is a child whose step has still to come to it
+(`meet_child`). What runs is counted from the rows, by whoever admits, under one lock: so a limit is never exceeded,
 and there is no counter that could leak. One that its rate limit holds (it is `paced`) is let into the backlog by
 reconcile, in the order of the backlog, when there is a use for it; that is made when it is admitted.
 
@@ -13,12 +13,13 @@ workflows that wait, each gets every second place, however many the other has wa
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from sqlalchemy.engine import Connection
 
-from orchestrator.lifecycle import ExecutionStatus, StepStatus
+from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus, StepStatus
 from orchestrator.store.rates import Rate, Turn, is_open, opens_at, turn, use
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Store, run
@@ -32,7 +33,13 @@ index of all that live as well, and does so once a VACUUM has told it the sizes 
 WAITS = f"e.status = '{ExecutionStatus.QUEUED}' AND e.admitted_at IS NULL"
 BACKLOG = f"{WAITS} AND NOT e.held"
 """The predicate of the index ix_executions_backlog."""
-_HELD = f"{WAITS} AND e.held AND NOT e.paced"
+COMES_LATER = f"p.status IN ('{StepStatus.PENDING}', '{StepStatus.QUEUED}')"
+"""Of the step `p` that waits for an execution, and was tried again together with it: it may have to wait for a place
+itself before it comes to that."""
+_HELD = f"""
+    {WAITS} AND e.held AND NOT e.paced
+    AND NOT EXISTS (SELECT FROM step_executions p WHERE p.id = e.parent_step_id AND {COMES_LATER})
+"""
 _PACED = f"{WAITS} AND e.paced"
 """The predicate of the index ix_executions_paced."""
 
@@ -215,25 +222,21 @@ def admit(store: Store, places: int, freed: Collection[str] = (), opened: Collec
     return [Admitted(*row) for row in store.call(_ADMIT_ROUTINE, params)]
 
 
-def admit_child(connection: Connection, execution_id: str) -> bool:
-    """Admit an execution that was tried again together with the step which waits for it, and which has come to it now:
-    unless it has limits of its own, that is all it was held for."""
-    sql = (
-        "UPDATE executions e SET admitted_at = clock_timestamp(), held = false WHERE e.id = %(id)s::uuid "
-        f"AND {WAITS} AND e.parent_step_id IS NOT NULL AND e.limit_keys IS NULL AND e.rate_key IS NULL"
-    )
-    return run(connection, sql, {"id": execution_id}).rowcount == 1
-
-
 ASKED = f"EXISTS (SELECT FROM executions e WHERE {BACKLOG})"
 """SQL: whether anybody waits for a place."""
 
 
 @dataclass(frozen=True, slots=True)
 class Freed:
-    """An execution has ended, and somebody may wait for its place, or under one of its `keys`."""
+    """Somebody may be let in now: for the place of an execution that has ended, or under one of the `keys`."""
 
     keys: tuple[str, ...] = ()
+
+
+def all_freed(freed: Iterable[Freed | None]) -> Freed | None:
+    """By several ends."""
+    some = [one.keys for one in freed if one is not None]
+    return Freed(tuple(dict.fromkeys(chain.from_iterable(some)))) if some else None
 
 
 def freed(connection: Connection, execution_id: str) -> Freed | None:
@@ -244,6 +247,46 @@ def freed(connection: Connection, execution_id: str) -> Freed | None:
         {"id": execution_id},
     ).one()
     return Freed(tuple(row.limit_keys or ())) if row.asked or row.limit_keys else None
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """A child that a step has come to. It `has_ended`, or it was held for that step alone and is `admitted` now, or it
+    may be under the keys of `freed`."""
+
+    has_ended: bool
+    admitted: bool = False
+    freed: Freed | None = None
+
+
+def meet_child(connection: Connection, execution_id: str) -> Met:
+    """To be called before the step that waits for this execution is brought to rest; it does not end before this
+    transaction does."""
+    row = run(
+        connection,
+        f"SELECT status, {WAITS} AND held AS is_held, limit_keys, rate_key FROM executions e WHERE id = %(id)s::uuid "
+        "FOR NO KEY UPDATE",
+        {"id": execution_id},
+    ).first()
+    if row is None or row.status in EXECUTION_TERMINAL:
+        return Met(has_ended=True)
+    if not row.is_held or row.limit_keys:
+        return Met(has_ended=False, freed=Freed(tuple(row.limit_keys)) if row.is_held else None)
+    if row.rate_key is None:
+        run(
+            connection,
+            "UPDATE executions SET admitted_at = clock_timestamp(), held = false WHERE id = %(id)s::uuid",
+            {"id": execution_id},
+        )
+        return Met(has_ended=False, admitted=True)
+    run(
+        connection,
+        "UPDATE executions SET paced = true WHERE id = %(id)s::uuid; "
+        "INSERT INTO rate_looks (key, at) VALUES (%(key)s, clock_timestamp()) "
+        "ON CONFLICT (key) DO UPDATE SET at = excluded.at",
+        {"id": execution_id, "key": row.rate_key},
+    )
+    return Met(has_ended=False)
 
 
 def is_asked_for(connection: Connection) -> bool:

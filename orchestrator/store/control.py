@@ -127,15 +127,14 @@ def is_step_tried_again(connection: Connection, step_execution_id: str) -> bool:
 
 def revive(connection: Connection, execution_id: str, *, whole: bool) -> tuple[str, ...]:
     """Let an execution begin anew, once it is admitted; the keys of its own limits. One that a step waits for needs no
-    place: it waits for those, or else for that step, which may have to wait itself (admission.admit_child). `whole` if
-    all that failed of it is tried again."""
+    place: it waits for that step, which may have to wait itself (admission.meet_child). `whole` if all that failed of
+    it is tried again."""
     row = run(
         connection,
         f"UPDATE executions SET {RETRY_EXECUTION.assignment}, finished_at = NULL, outcome = NULL, output = NULL, "
         "error_message = NULL, started_at = NULL, deadline = NULL, paused_at = NULL, paused_with = NULL, "
         "retried_at = CASE WHEN %(whole)s THEN clock_timestamp() END, "
-        "admitted_at = NULL, held = parent_step_id IS NOT NULL, "
-        "paced = parent_step_id IS NOT NULL AND limit_keys IS NULL AND rate_key IS NOT NULL, "
+        "admitted_at = NULL, held = parent_step_id IS NOT NULL, paced = false, "
         f"turn = {admission.next_turn('executions.workflow_id', 'executions.priority')} "
         f"WHERE id = %(id)s::uuid AND {RETRY_EXECUTION.guard} RETURNING limit_keys",
         {"id": execution_id, "whole": whole},

@@ -439,14 +439,6 @@ def live_of_workflow(connection: Connection, workflow_id: str, limit: int) -> li
     return [id for (id,) in rows]
 
 
-def has_ended(connection: Connection, execution_id: str) -> bool:
-    """Whether the execution has ended; it cannot before this transaction does."""
-    status = run(
-        connection, "SELECT status FROM executions WHERE id = %(id)s::uuid FOR SHARE", {"id": execution_id}
-    ).scalar()
-    return status is None or status in EXECUTION_TERMINAL
-
-
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of an execution, as far as it has."""

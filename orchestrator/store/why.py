@@ -37,6 +37,8 @@ class ExecutionSeen:
     """`parent` or `workflow`, if it was not paused by itself."""
     parent_id: str | None
     """The execution of the step that waits for it."""
+    step_comes_later: bool
+    """It was tried again together with that step, which has not come to it yet."""
 
 
 def execution(connection: Connection, execution_id: str) -> ExecutionSeen:
@@ -45,7 +47,8 @@ def execution(connection: Connection, execution_id: str) -> ExecutionSeen:
         connection,
         "SELECT e.id::text AS id, e.workflow_id::text AS workflow_id, e.version, e.status, e.priority, "
         "e.error_message, e.held, e.paced, e.created_at, e.admitted_at, e.started_at, e.finished_at, e.paused_at, "
-        "e.paused_with, p.execution_id::text AS parent_id "
+        f"e.paused_with, p.execution_id::text AS parent_id, coalesce({admission.COMES_LATER}, false) "
+        "AS step_comes_later "
         "FROM executions e LEFT JOIN step_executions p ON p.id = e.parent_step_id WHERE e.id = %(id)s::uuid",
         {"id": execution_id},
     ).first()

@@ -528,9 +528,9 @@ def test_what_is_cancelled_while_it_waits_for_a_place_ends(single_place: Deploym
     assert single_place.statuses(waiting) == {"a": "cancelled"}  # what has not begun needs no end
 
 
-def a_parent_that_failed(worker: OneWorker, *beside: dict[str, Any]) -> tuple[str, str]:
-    """An execution and the one that it started, whose first attempt failed."""
-    child = worker.servers.create(workflow(step("x", "fail", until_attempt=2)), "child")
+def a_parent_that_failed(worker: OneWorker, *beside: dict[str, Any], **limits: Any) -> tuple[str, str]:
+    """An execution and the one that it started, which runs under `limits` and whose first attempt failed."""
+    child = worker.servers.create(workflow(step("x", "fail", until_attempt=2), **limits), "child")
     parent = worker.servers.execute(worker.servers.create(workflow(child_of(child), *beside), "parent"))
     perform(worker, parent)
     assert worker.servers.statuses(parent)["child"] == "failed"
@@ -538,18 +538,24 @@ def a_parent_that_failed(worker: OneWorker, *beside: dict[str, Any]) -> tuple[st
     return parent, started["id"]
 
 
-def test_a_child_that_is_retried_does_not_begin_before_its_parent_has_a_place(single_place: Deployment):
+@pytest.mark.parametrize("limits", [{}, {"max_concurrent": 2}, {"rate_limit": {"limit": 9, "per": "1h"}}], ids=str)
+def test_a_child_that_is_retried_does_not_begin_before_its_parent_has_a_place(
+    single_place: Deployment, limits: dict[str, Any]
+):
     worker = OneWorker(single_place)
     with closing(worker.process):
-        parent, child = a_parent_that_failed(worker)
+        parent, child = a_parent_that_failed(worker, **limits)
         other = single_place.execute(single_place.create(SINGLE))
         assert call(single_place, parent, "retry")["status"] == "queued"
         assert steps.claim(single_place.store, child, "x", new_id()) is None
         why = single_place.client.get(f"/api/v1/executions/{child}/why").json
         assert (why["reason"], why["facts"]["execution_id"]) == ("waiting_for_dependencies", parent)
+        assert admit_all(single_place.store, single_place.settings) == []
         with single_place.store.single() as connection:
             assert admission.keys_with_room(connection, 10) == []
         assert end(single_place, other) == [parent]
+        worker.process.run_steps(parent, ["child"], ())
+        admit_all(single_place.store, single_place.settings)
         perform(worker, parent)
         assert single_place.execution(parent)["status"] == "completed"
 
