@@ -40,7 +40,7 @@ from orchestrator.store.logs import LogLine
 from orchestrator.store.rates import AWAITS_RATE, Rate
 from orchestrator.store.session import Call
 from orchestrator.store.steps import Claim, ExecutionFacts
-from workers.inline import has_pure_bodies, perform_body
+from workers.inline import Room, has_pure_bodies, perform_body
 from workers.pending_signals import PendingSignals
 from workers.rounds import named, rounds
 from workers.secrets import Secrets
@@ -218,8 +218,8 @@ class Attempt:
     recorded_input: Any = None
     variables: Any = None
     """What the output was mapped to."""
-    inlines: bool = False
-    """Bodies that only compute are performed in this attempt."""
+    room: Room | None = None
+    """For bodies that only compute, which are performed in this attempt then."""
     body: Sequence[EndedRow] = ()
     """The steps in those that were."""
     pending_signals: PendingSignals | None = None
@@ -310,10 +310,10 @@ class Attempt:
             return Wait(until=None, awaits=AWAITS_RATE)
         outcome = self._perform_type(prepared, step_context)
         # Once rounds have been done the long way, the result is made of those as well: the rest goes that way, too.
-        in_one_go = self.inlines and prepared.has_pure_bodies and self.claim.state is None
-        if not isinstance(outcome, Spawn) or not in_one_go:
+        in_one_go = prepared.has_pure_bodies and self.claim.state is None
+        if not isinstance(outcome, Spawn) or self.room is None or not in_one_go:
             return outcome
-        return self._with_body(prepared, step_context, context, outcome)
+        return self._with_body(prepared, self.room, step_context, context, outcome)
 
     def _step_context(self, prepared: Prepared, context: Mapping[str, Any], log: LogBuffer) -> StepContext:
         rendered = prepared.config.render(context)
@@ -350,7 +350,7 @@ class Attempt:
         return self._masked_body(outcome) if isinstance(outcome, Spawn) else outcome
 
     def _with_body(
-        self, prepared: Prepared, step_context: StepContext, context: Mapping[str, Any], spawn: Spawn
+        self, prepared: Prepared, room: Room, step_context: StepContext, context: Mapping[str, Any], spawn: Spawn
     ) -> Done | Spawn:
         def perform_again(inside: Attempt, state: Any, made: Sequence[Round]) -> Done | Wait | Spawn:
             evaluate = partial(inside._evaluate, prepared, context)
@@ -358,7 +358,7 @@ class Attempt:
                 prepared, replace(step_context, state=state, body=partial(named, made), evaluate=evaluate)
             )
 
-        performed = perform_body(self, spawn, perform_again)
+        performed = perform_body(self, room, spawn, perform_again)
         if performed is None:
             return spawn
         done, self.body = performed

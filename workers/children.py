@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,13 @@ from orchestrator.engine.start import check_payload, start_execution
 from orchestrator.errors import Conflict, InputError, NotFound, StepFailed
 from orchestrator.lifecycle import ExecutionStatus
 from orchestrator.store import executions, inline_executions, new_id, steps, workflows
+from orchestrator.store.bodies import EndedRow
 from orchestrator.store.executions import Outcome, Parent
 from orchestrator.store.inline_executions import InlineExecution
 from orchestrator.store.session import Call
 from orchestrator.store.steps import Claim, ExecutionFacts
 from workers.attempt import Attempt, own_store
-from workers.inline import only_computes, perform_execution
+from workers.inline import Room, only_computes, perform_execution
 from workers.secrets import Secrets
 from workers.steps.contract import Child
 
@@ -111,7 +112,7 @@ class Children:
             parent_step_id=self.claim.id,
             depth=self.facts.depth + 1,
         )
-        performed = perform_execution(self._attempt(program, facts))
+        performed = self._perform(program, facts)
         if performed is None:
             return None
         output, rows = performed
@@ -120,10 +121,10 @@ class Children:
         self.besides.extend((steps.holding(self.facts.id, self.claim), insertion))
         return Child(facts.id, self._whole(facts.id, Outcome(ExecutionStatus.COMPLETED, output, None)))
 
-    def _attempt(self, program: Program, facts: ExecutionFacts) -> Attempt:
-        process = self.process
+    def _perform(self, program: Program, facts: ExecutionFacts) -> tuple[Any, Sequence[EndedRow]] | None:
+        process, room = self.process, Room()
         first = program.definition.steps[0]
-        return Attempt(
+        attempt = Attempt(
             store=process.store,
             settings=process.settings,
             program=program,
@@ -136,8 +137,9 @@ class Children:
             ends_at=None,
             watch=process.watch,
             workflows=None,
-            inlines=True,
+            room=room,
         )
+        return perform_execution(attempt, room)
 
 
 def _mistake(message: str) -> StepFailed:

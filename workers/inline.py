@@ -25,7 +25,7 @@ from orchestrator.engine.programs import Program
 from orchestrator.errors import StepFailed, TemplateError
 from orchestrator.lifecycle import StepStatus
 from orchestrator.store import new_id
-from orchestrator.store.bodies import EndedRow, Inner
+from orchestrator.store.bodies import EndedRow, Inner, Written
 from orchestrator.store.steps import Claim, as_seen_by_templates
 from workers.rounds import round_of
 from workers.steps.contract import Done, Round, Wait
@@ -36,12 +36,35 @@ if TYPE_CHECKING:
 MOST_ROWS = 2000
 MOST_SECONDS = 0.2
 """What is more than that is worth several workers."""
+MOST_WRITTEN = 8_000_000
+"""Characters of JSON in the statement that inserts it all."""
 
 PerformAgain = Callable[["Attempt", Any, Sequence[Round]], "Done | Wait | Spawn"]
 
 
 class _NotHere(Exception):
     """The body is to be begun like any other."""
+
+
+class Room:
+    """What is left for the bodies, one within the other, that are performed in one attempt. Each method raises _NotHere
+    if that is not enough."""
+
+    def __init__(self) -> None:
+        self._rows = MOST_ROWS
+        self._written = MOST_WRITTEN
+        self._until = time.monotonic() + MOST_SECONDS
+
+    def check(self, rows: int) -> None:
+        """For as many more."""
+        if rows > self._rows or time.monotonic() > self._until:
+            raise _NotHere
+
+    def take(self, row: EndedRow) -> None:
+        self._rows -= 1
+        self._written -= row.written.size
+        if self._rows < 0 or self._written < 0:
+            raise _NotHere
 
 
 def has_pure_bodies(step: Step, catalogue: Mapping[str, Any]) -> bool:
@@ -71,11 +94,13 @@ def _is_pure(step: Step, catalogue: Mapping[str, Any]) -> bool:
     return step_type.pure or (step_type.repeatable and bool(step.bodies) and has_pure_bodies(step, catalogue))
 
 
-def perform_body(attempt: Attempt, spawn: Spawn, perform_again: PerformAgain) -> tuple[Done, Sequence[EndedRow]] | None:
+def perform_body(
+    attempt: Attempt, room: Room, spawn: Spawn, perform_again: PerformAgain
+) -> tuple[Done, Sequence[EndedRow]] | None:
     """What the container comes to after the bodies that it spawns, and their steps, if they can be performed here.
     `perform_again(attempt, state, rounds)` performs the container as if these had come to their end."""
     inside = replace(attempt, seen=dict(attempt.seen))  # nobody outside sees what is inside
-    body = _Body(inside)
+    body = _Body(inside, room)
     outcome: Done | Wait | Spawn = spawn
     try:
         while isinstance(outcome, Spawn):
@@ -86,14 +111,13 @@ def perform_body(attempt: Attempt, spawn: Spawn, perform_again: PerformAgain) ->
     return (outcome, body.rows) if isinstance(outcome, Done) else None
 
 
-def perform_execution(attempt: Attempt) -> tuple[Any, Sequence[EndedRow]] | None:
+def perform_execution(attempt: Attempt, room: Room) -> tuple[Any, Sequence[EndedRow]] | None:
     """The output of an execution that `only_computes` and its steps, if they can all be performed here. `attempt` is of
     its first step."""
     program = attempt.program
-    if len(program.definition.steps) > MOST_ROWS:
-        return None
     try:
-        rows = list(_Steps(attempt, container=None).perform(program.scopes.root, loop=None))
+        room.check(len(program.definition.steps))
+        rows = list(_Steps(attempt, room, container=None).perform(program.scopes.root, loop=None))
         return _output(attempt, rows), rows
     except (_NotHere, TemplateError, StepFailed):
         return None
@@ -115,16 +139,16 @@ def _output(attempt: Attempt, rows: Sequence[EndedRow]) -> Any:
 class _Body:
     """The scopes of one container, one after the other."""
 
-    def __init__(self, inside: Attempt) -> None:
+    def __init__(self, inside: Attempt, room: Room) -> None:
         self._inside = inside
-        self._steps = _Steps(inside, inside.claim.path)
+        self._room = room
+        self._steps = _Steps(inside, room, inside.claim.path)
         self.rows: list[EndedRow] = []
         self.rounds: list[Round] = []
 
     def run(self, scopes: Sequence[Scope]) -> None:
         program, container, bodies = self._inside.program, self._inside.claim, self._inside.step.bodies
-        if len(self.rows) + sum(len(bodies[scope.body].steps) for scope in scopes) > MOST_ROWS:
-            raise _NotHere
+        self._room.check(sum(len(bodies[scope.body].steps) for scope in scopes))
         for scope in scopes:
             graph = program.scopes.at(scope.of(container.path))
             rows = list(self._steps.perform(graph, loop_inside(program, container.loop, scope.loop)))
@@ -138,10 +162,10 @@ class _Steps:
     """Performs the steps that stand in one `container` (None: in an execution), each with an attempt of its own like
     `inside`, in which also what they have come to is seen."""
 
-    def __init__(self, inside: Attempt, container: str | None) -> None:
+    def __init__(self, inside: Attempt, room: Room, container: str | None) -> None:
         self._inside = inside
+        self._room = room
         self._container = container
-        self._until = time.monotonic() + MOST_SECONDS
 
     def perform(self, graph: Graph, loop: Any) -> Iterator[EndedRow]:
         """The rows of a scope, in the order in which its steps end."""
@@ -166,9 +190,8 @@ class _Steps:
 
     def _step(self, graph: Graph, path: str, loop: Any) -> tuple[EndedRow, Sequence[EndedRow], frozenset[str]]:
         """The row of a step, those of what stands in it, and the ids of the dependents that it decided against."""
+        self._room.check(1)
         began = time.monotonic()
-        if began > self._until:
-            raise _NotHere
         claim = Claim(new_id(), path, attempt=1, losses=0, token=self._inside.claim.token, loop=loop)
         attempt = replace(self._inside, step=graph.steps[path], claim=claim)
         outcome = attempt.perform()
@@ -193,17 +216,21 @@ class _Steps:
         began: float | None = None,
         reason: str | None = None,
     ) -> EndedRow:
-        return EndedRow(
+        place = row_of(graph, path, status, loop=loop, sees_loop=self._inside.program.sees_loop)
+        variables = by.variables if by else None
+        row = EndedRow(
             id=by.claim.id if by else new_id(),
-            place=row_of(graph, path, status, loop=loop, sees_loop=self._inside.program.sees_loop),
+            place=place,
             container=self._container,
-            input=by.recorded_input if by else None,
             output=output,
-            variables=by.variables if by else None,
+            variables=variables,
+            written=Written.of(place.iteration, by.recorded_input if by else None, output, variables),
             reason=reason,
             began=began,
             ended=time.monotonic(),
         )
+        self._room.take(row)
+        return row
 
 
 def _inner(row: EndedRow) -> Inner:

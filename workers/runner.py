@@ -45,6 +45,7 @@ from workers.attempt import Attempt, Skipped
 from workers.children import Children
 from workers.dispatch import Doorbell
 from workers.hooks import Report
+from workers.inline import Room
 from workers.pending_signals import PendingSignals
 from workers.steps.contract import Done, Spawn, Wait
 
@@ -296,7 +297,7 @@ class Lane:
             ends_at=self.ends_at,
             watch=self.process.watch,
             workflows=Children(self.process, self.onward.add, self.facts, claim, secrets, besides if inlines else None),
-            inlines=inlines,
+            room=Room() if inlines else None,
             pending_signals=self.pending_signals if inlines else None,
             besides=besides,
         )

@@ -52,7 +52,8 @@ PLACE_COLUMNS = {
 CAST_PLACES = ", ".join(f"%({name})s::{kind}" for name, kind in PLACE_COLUMNS.items())
 
 
-def places(rows: Sequence[InnerRow]) -> dict[str, list[Any]]:
+def places(rows: Sequence[InnerRow], iterations: list[str | None] | None = None) -> dict[str, list[Any]]:
+    """Their parameters; `iterations` as JSON, if they are that already."""
     return {
         "paths": [row.path for row in rows],
         "step_ids": [row.step_id for row in rows],
@@ -63,7 +64,7 @@ def places(rows: Sequence[InnerRow]) -> dict[str, list[Any]]:
         "heights": [row.height for row in rows],
         "priorities": [row.priority for row in rows],
         "timeouts": [row.timeout for row in rows],
-        "iterations": [_json(row.iteration) for row in rows],
+        "iterations": [_json(row.iteration) for row in rows] if iterations is None else iterations,
     }
 
 
@@ -108,6 +109,25 @@ def insert(
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """The values of an EndedRow as JSON."""
+
+    iteration: str | None
+    input: str | None
+    output: str | None
+    variables: str | None
+
+    @classmethod
+    def of(cls, iteration: Any, input: Any, output: Any, variables: Any) -> Written:
+        return cls(_json(iteration), _json(input), _json(output), _json(variables))
+
+    @property
+    def size(self) -> int:
+        """In characters."""
+        return sum(len(text) for text in (self.iteration, self.input, self.output, self.variables) if text)
+
+
+@dataclass(frozen=True, slots=True)
 class EndedRow:
     """A step that has ended before there was a row of it. `began` (None: nobody looked at it) and `ended`
     are on time.monotonic()'s clock; `reason` is why it was skipped."""
@@ -115,9 +135,9 @@ class EndedRow:
     id: str
     place: InnerRow
     container: str | None
-    input: Any
     output: Any
     variables: Any
+    written: Written
     reason: str | None
     began: float | None
     ended: float
@@ -158,11 +178,11 @@ def ended_parameters(execution_id: str, rows: Sequence[EndedRow], worker_id: str
         "execution": execution_id,
         "worker": worker_id,
         "ids": [row.id for row in rows],
-        **places([row.place for row in rows]),
+        **places([row.place for row in rows], [row.written.iteration for row in rows]),
         "containers": [row.container for row in rows],
-        "inputs": [_json(row.input) for row in rows],
-        "outputs": [_json(row.output) for row in rows],
-        "variables": [_json(row.variables) for row in rows],
+        "inputs": [row.written.input for row in rows],
+        "outputs": [row.written.output for row in rows],
+        "variables": [row.written.variables for row in rows],
         "reasons": [row.reason for row in rows],
         "began": [None if row.began is None else now - row.began for row in rows],
         "ended": [now - row.ended for row in rows],

@@ -199,9 +199,13 @@ def test_a_body_that_is_more_than_computing_runs_as_any_other(
     )  # fmt: skip
 
 
-def test_a_body_of_many_rows_is_spread_over_the_workers(worker: OneWorker, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(inline, "MOST_ROWS", 3)
-    execution = worker.run(workflow(*BODIES["items"]))
+@pytest.mark.parametrize("body", ["items", "a body in a body"])
+@pytest.mark.parametrize(("limit", "most"), [("MOST_ROWS", 3), ("MOST_WRITTEN", 100), ("MOST_SECONDS", 0.0)])
+def test_a_body_that_is_much_work_is_spread_over_the_workers(
+    worker: OneWorker, monkeypatch: pytest.MonkeyPatch, body: str, limit: str, most: float
+):
+    monkeypatch.setattr(inline, limit, most)
+    execution = worker.run(workflow(*BODIES[body]))
     assert execution["status"] == "completed"
     assert worker.rung(execution["id"])
 
