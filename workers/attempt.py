@@ -345,7 +345,7 @@ class Attempt:
             return rate_line.take(self.store, rate, self.claim.id)
 
     def _perform_type(self, prepared: Prepared, step_context: StepContext) -> Done | Wait | Spawn:
-        with self.watch.over(self.claim.token), interruptible(step_context.deadline):
+        with self.watch.over(self.claim), interruptible(step_context.deadline):
             outcome = prepared.type.perform(step_context)
         return self._masked_body(outcome) if isinstance(outcome, Spawn) else outcome
 

@@ -22,6 +22,7 @@ from workers.attempt import Attempt, own_store
 from workers.inline import Room, only_computes, perform_execution
 from workers.secrets import Secrets
 from workers.steps.contract import Child
+from workers.stopping import Unwatched
 
 if TYPE_CHECKING:
     from workers.process import WorkerProcess
@@ -135,7 +136,7 @@ class Children:
             secrets=process.secrets.of(facts.workflow_id),
             seen={},
             ends_at=None,
-            watch=process.watch,
+            watch=Unwatched(),
             workflows=None,
             room=room,
         )

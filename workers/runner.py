@@ -272,7 +272,7 @@ class Lane:
         the claim is not held any more."""
         self.seen.pop(claim.path, None)
         with self.store.single() as connection:
-            is_held = bool(steps.held(connection, [claim.token]))
+            is_held = bool(steps.held(connection, [claim]))
         if not is_held:
             return self._settled(Advance(counted=False))
         attempt = self._attempt(claim, may_repeat=False)

@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from orchestrator.engine.advance import plans_of
 from orchestrator.engine.plan import Plan, going_first
 from orchestrator.store import Store, recovery, steps
+from orchestrator.store.steps import Claim
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +29,10 @@ PATIENCE = 3.0
 
 
 class Performance:
-    """An attempt that is being performed, and what ends it."""
+    """An attempt that is being performed under a claim, and what ends it."""
 
-    def __init__(self) -> None:
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
         self.began = time.monotonic()
         self._ends: list[Callable[[], None]] = []
         self._ended = False
@@ -90,17 +92,17 @@ class Watch:
         self._thread.start()
 
     @contextmanager
-    def over(self, token: str) -> Iterator[None]:
-        """The block is performed under the claim `token`."""
-        performance = Performance()
-        self._performances[token] = performance
+    def over(self, claim: Claim) -> Iterator[None]:
+        """The block is performed under this claim."""
+        performance = Performance(claim)
+        self._performances[claim.token] = performance
         self._busy.set()
         before = _here.set(performance)
         try:
             yield
         finally:
             _here.reset(before)
-            del self._performances[token]
+            del self._performances[claim.token]
 
     @property
     def is_stopping(self) -> bool:
@@ -134,9 +136,10 @@ class Watch:
         if not long:
             return
         hands_on = self._hands_on_at is not None and time.monotonic() >= self._hands_on_at
+        claims = [one.claim for one in long.values()]
         with self._store.single() as connection:
-            handed_on = recovery.hand_on(connection, long) if hands_on else []
-            held = steps.held(connection, long)
+            handed_on = recovery.hand_on(connection, claims) if hands_on else []
+            held = steps.held(connection, claims)
         for token in long.keys() - held:
             logger.info("a step is ended: its claim is not held any more")
             long[token].end()
@@ -144,3 +147,14 @@ class Watch:
             logger.info("step %s of %s is handed on", ring.path, ring.execution_id)
             for plan in plans_of(ring):
                 self._ring(going_first(plan))
+
+
+class Unwatched(Watch):
+    """For what is performed under no claim that could be taken away: only its time ends it."""
+
+    def __init__(self) -> None:
+        pass
+
+    @contextmanager
+    def over(self, claim: Claim) -> Iterator[None]:  # noqa: ARG002
+        yield

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from orchestrator.store.steps import Claim, ExecutionFacts
 from workers.attempt import Attempt, Prepared, Skipped
 from workers.secrets import Secrets
 from workers.steps.contract import Done, Spawn, Wait
-from workers.stopping import Watch
+from workers.stopping import Unwatched
 
 if TYPE_CHECKING:
     from workers.process import WorkerProcess
@@ -80,21 +79,10 @@ def _attempt(process: WorkerProcess, id: str, trial: Trial, secrets: Secrets, en
         secrets=secrets,
         seen={},
         ends_at=ends_at,
-        watch=_Unwatched(),
+        watch=Unwatched(),
         workflows=None,
         names=trial.seen(id),
     )
-
-
-class _Unwatched(Watch):
-    """There is no claim that could be taken away: only its time ends a trial."""
-
-    def __init__(self) -> None:
-        pass
-
-    @contextmanager
-    def over(self, token: str) -> Iterator[None]:  # noqa: ARG002
-        yield
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from orchestrator.lifecycle import EXPIRE, HAND_ON, LOSE, WAKE, ExecutionStatus, StepStatus
 from orchestrator.store.admission import PRIORITY
 from orchestrator.store.session import run
-from orchestrator.store.steps import GRACE, HELD, TIME_IS_UP, Claim
+from orchestrator.store.steps import ARE_HELD, GRACE, HELD, TIME_IS_UP, Claim, held_params
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Ring:
     priority: int
 
 
-def hand_on(connection: Connection, tokens: Iterable[str]) -> list[Ring]:
+def hand_on(connection: Connection, claims: Collection[Claim]) -> list[Ring]:
     """Queue again what is performed under these claims: it is about to be rung for. Whoever takes it on begins the same
     attempt anew, since that the worker is replaced says nothing of the step."""
     return _rung(
@@ -93,10 +93,10 @@ def hand_on(connection: Connection, tokens: Iterable[str]) -> list[Ring]:
         UPDATE step_executions s SET {HAND_ON.assignment}, resumes = true, claim_token = NULL,
             deadline = {_DEADLINE_AGAIN}, rung_at = clock_timestamp()
         FROM executions e
-        WHERE e.id = s.execution_id AND s.claim_token = ANY(%(tokens)s::uuid[]) AND s.{HAND_ON.guard}
+        WHERE e.id = s.execution_id AND {ARE_HELD} AND s.{HAND_ON.guard}
         RETURNING s.execution_id::text AS execution_id, s.path, s.queue, {PRIORITY} AS priority
         """,
-        {"tokens": list(tokens)},
+        held_params(claims),
     )
 
 

@@ -138,6 +138,14 @@ _CLAIMED_ROW = (
     "coalesce(s.forgiven, 0) AS forgiven"
 )
 HELD = "id = %(id)s::uuid AND claim_token = %(held_token)s::uuid"
+# Of several claims. By the tokens alone, for which there is no index, all that is live would be looked at.
+ARE_HELD = "s.id = ANY(%(ids)s::uuid[]) AND s.claim_token = ANY(%(tokens)s::uuid[])"
+
+
+def held_params(claims: Collection[Claim]) -> dict[str, list[str]]:
+    """For ARE_HELD."""
+    return {"ids": [claim.id for claim in claims], "tokens": [claim.token for claim in claims]}
+
 
 # In the order in which everybody takes the two: what is recorded besides must not have the one when it comes to the
 # other.
@@ -561,13 +569,10 @@ def rest(
     return run(connection, sql, params).rowcount == 1
 
 
-def held(connection: Connection, tokens: Iterable[str]) -> set[str]:
-    """Those of the claims that still hold."""
-    sql = (
-        "SELECT claim_token::text FROM step_executions "
-        "WHERE status = 'running' AND claim_token = ANY(%(tokens)s::uuid[])"
-    )
-    return {token for (token,) in run(connection, sql, {"tokens": list(tokens)})}
+def held(connection: Connection, claims: Collection[Claim]) -> set[str]:
+    """The tokens of those that still hold."""
+    sql = f"SELECT s.claim_token::text FROM step_executions s WHERE {ARE_HELD}"
+    return {token for (token,) in run(connection, sql, held_params(claims))}
 
 
 def queue(connection: Connection, execution_id: str, paths: Iterable[str]) -> None:

@@ -31,6 +31,7 @@ from orchestrator.errors import StepFailed
 from orchestrator.store import Store, new_id, recovery, workers
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Call
+from orchestrator.store.steps import Claim
 from workers.canvas import canvas
 from workers.runner import run_steps
 from workers.secrets import Secrets
@@ -217,7 +218,7 @@ class Task:
         """It has just recorded a step; if that did not settle what follows, it is `between` that and another look."""
         self.is_over = False
         self.is_in_store = False
-        self.token: str | None = None
+        self.claim: Claim | None = None
         """Of the claim under which it performs."""
         self.outcome = Outcome.COMPLETED
         self._order: Order = Order.GO_ON
@@ -298,9 +299,9 @@ class Worker:
     def stop(self) -> None:
         """As for a deploy: nothing is begun any more, and what is performed is handed on."""
         self.watch.is_stopping = True
-        if self.task is not None and self.task.at == "perform" and self.task.token is not None:
+        if self.task is not None and self.task.at == "perform" and self.task.claim is not None:
             with self.store.single() as connection:
-                rings = recovery.hand_on(connection, [self.task.token])
+                rings = recovery.hand_on(connection, [self.task.claim])
             for ring in rings:
                 for plan in plans_of(ring):
                     self.world.broker.send(plan)
@@ -344,14 +345,14 @@ class Watch:
     is_stopping = False
 
     @contextmanager
-    def over(self, token: str) -> Iterator[None]:
+    def over(self, claim: Claim) -> Iterator[None]:
         task = _task()
         assert task is not None
-        task.token = token
+        task.claim = claim
         try:
             yield
         finally:
-            task.token = None
+            task.claim = None
 
 
 class Bell:
@@ -420,8 +421,8 @@ def _perform(context: StepContext) -> Any:
     """As the test wants it. The output says under which claim that was."""
     task = _task()
     assert task is not None
-    token = task.token
-    assert token is not None
+    assert task.claim is not None
+    token = task.claim.token
     task.halt("perform")
     outcome = task.outcome
     task.worker.world.given[token] = outcome

@@ -248,7 +248,7 @@ def test_a_step_is_rung_for_with_its_own_priority_whoever_rings(hand: Hand):
         assert priorities(recovery.ring_again(connection, unclaimed)) == everything
         assert steps.rest(connection, hand.claim(execution_id, "a"), Result(), delay=0, resumes=False)
         assert priorities(recovery.wake_due(connection, 100_000)) == {"a": 9}
-        assert priorities(recovery.hand_on(connection, [hand.claim(execution_id, "a").token])) == {"a": 9}
+        assert priorities(recovery.hand_on(connection, [hand.claim(execution_id, "a")])) == {"a": 9}
 
 
 def test_a_step_of_an_execution_that_is_let_in_is_rung_for_with_its_own_priority(single_place: Deployment):

@@ -200,7 +200,7 @@ def test_a_body_that_is_more_than_computing_runs_as_any_other(
 
 
 @pytest.mark.parametrize("body", ["items", "a body in a body"])
-@pytest.mark.parametrize(("limit", "most"), [("MOST_ROWS", 3), ("MOST_WRITTEN", 100), ("MOST_SECONDS", 0.0)])
+@pytest.mark.parametrize(("limit", "most"), [("MOST_ROWS", 3), ("MOST_WRITTEN", 100), ("MOST_SECONDS", -1.0)])
 def test_a_body_that_is_much_work_is_spread_over_the_workers(
     worker: OneWorker, monkeypatch: pytest.MonkeyPatch, body: str, limit: str, most: float
 ):

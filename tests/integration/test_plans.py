@@ -13,6 +13,7 @@ from test_execution import step, workflow
 
 from orchestrator.store import admission, executions, recovery, steps
 from orchestrator.store.session import new_id, run
+from orchestrator.store.steps import Claim
 
 WAITING = 1_000
 PLACES = 10
@@ -78,6 +79,11 @@ def test_another_that_has_to_wait_is_started_at_the_same_cost(busy: Deployment) 
         turn = admission.next_turn("%(workflow)s::uuid", "5")
         with reads_at_most(FEW, connection):
             run(connection, f"SELECT {turn}", {"workflow": workflow_id})
+
+
+def test_a_look_whether_a_claim_is_held_does_not_look_at_all_that_is_live(busy: Deployment) -> None:
+    with busy.store.transaction() as connection, reads_at_most(FEW, connection):
+        assert steps.held(connection, [Claim(new_id(), "only", 1, 0, new_id())]) == set()
 
 
 def test_what_reconcile_looks_for_costs_a_look_at_each_that_is_live(busy: Deployment) -> None:

@@ -745,13 +745,14 @@ class Protocol(RuleBasedStateMachine):
         if data.draw(st.booleans(), label="all of it") and self._is_in_its_main_part(task.message.execution_id):
             self._overrun(task.message.execution_id)
             return
+        token = None if task.claim is None else task.claim.token
         self.sql(
             "UPDATE step_executions SET deadline = deadline - interval '1 day' WHERE claim_token = %(token)s::uuid",
-            token=task.token,
+            token=token,
         )
         self.stage.tick(0, 0.1)
         late = "claim_token = %(token)s::uuid AND deadline < clock_timestamp()"
-        assert not self.sql(f"SELECT FROM step_executions WHERE {late}", token=task.token), "a step takes for ever"
+        assert not self.sql(f"SELECT FROM step_executions WHERE {late}", token=token), "a step takes for ever"
 
     def _overrun(self, execution_id: str) -> None:
         self.sql(

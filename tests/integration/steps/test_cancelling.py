@@ -80,7 +80,7 @@ def test_cancelling_lets_go_of_a_silent_other_side(
     watch = Watch(servers.store, lambda _plan: None)
 
     def perform() -> None:
-        with watch.over(claimed[0].token), suppress(Exception):  # what it raises is for nobody any more
+        with watch.over(claimed[0]), suppress(Exception):  # what it raises is for nobody any more
             step_type.perform(context)
 
     performer = threading.Thread(target=perform, daemon=True)
