@@ -73,6 +73,9 @@ takes on its way."""
 ONWARD_PATIENCE = 0.01
 """The same for the first message of another execution: about what it takes to come to rest before going there."""
 
+MOST_SEEN = 256
+"""Steps whose outputs a lane has at hand for the templates of others; it may come to ten thousand in its time."""
+
 _THREADS = 32
 
 
@@ -400,6 +403,8 @@ class Lane:
 
     def _completed(self, claim: Claim, attempt: Attempt, result: Result, skip: frozenset[str]) -> Claim | None:
         path, graph = claim.path, self.program.scopes.of(claim.path)
+        if len(self.seen) >= MOST_SEEN:
+            self.seen.clear()  # what is missing is read
         self.seen[path] = steps.as_seen_by_templates("completed", result.output, variables=result.variables)
         if attempt.step.bodies and claim.state is None and not attempt.body:  # it did not come to its bodies
             return self._advanced(End(path, claim, result))

@@ -81,3 +81,14 @@ def test_what_one_success_lets_begin_does_not_wait_for_what_the_worker_has_besid
     worker.process.run_steps(execution_id, ["first"], ())
     rows = worker.servers.execution(execution_id)["step_executions"]
     assert [row["step_id"] for row in sorted(rows, key=lambda row: row["start_time"])].index("join") == 2
+
+
+def test_a_worker_has_a_few_outputs_at_hand_and_reads_the_others(worker: OneWorker, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runner, "MOST_SEEN", 2)
+    chain = [step("s0", value=7), *(step(f"s{number}", needs=f"s{number - 1}") for number in range(1, 6))]
+    last = step("last", needs="s5", value="{{ steps.s0.output.result }}")
+    execution_id = worker.start(workflow(*chain, last))
+    lane = runner.Lane(worker.process, execution_id, ["s0"], frozenset())
+    lane.claim_and_go()
+    assert worker.servers.execution(execution_id)["output"] == {"last": {"result": 7}}
+    assert len(lane.seen) <= 2
