@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any, ClassVar
 
-from marshmallow import Schema, ValidationError, fields, validates_schema
+from marshmallow import Schema, ValidationError, fields
 
 from orchestrator.definition.truth import is_true
 from workers.steps.contract import Done, QueueClass, StepContext, StepType
+from workers.steps.fields import validates_whole
 
 __all__ = ["Condition", "ConditionCase", "StepIds", "is_true"]
 
@@ -47,14 +48,17 @@ class Condition(StepType):
         cases = fields.List(fields.Nested(ConditionCase))
         else_ = StepIds(data_key="else", load_default=list)
 
-        @validates_schema
-        def _one_form(self, data: Mapping[str, Any], **_: object) -> None:
-            if "cases" in data and "expression" in data:
-                raise ValidationError("write either `expression` or `cases`, not both", "cases")
-            if "cases" in data and "then" in data:
-                raise ValidationError("each of `cases` has its own `then`; move this one into a case", "then")
-            if "cases" not in data and "expression" not in data:
-                raise ValidationError("is missing; write `expression`, or `cases` for several", "expression")
+        @validates_whole
+        def _one_form(self, data: Mapping[str, Any], written: Set[str]) -> None:  # noqa: ARG002
+            wrong = {}
+            if {"cases", "expression"} <= written:
+                wrong["cases"] = ["write either `expression` or `cases`, not both"]
+            if {"cases", "then"} <= written:
+                wrong["then"] = ["each of `cases` has its own `then`; move this one into a case"]
+            if written.isdisjoint({"cases", "expression"}):
+                wrong["expression"] = ["is missing; write `expression`, or `cases` for several"]
+            if wrong:
+                raise ValidationError(wrong)
 
     def perform(self, context: StepContext) -> Done:
         config = context.config

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import Schema, ValidationError, fields, validate
 
 from orchestrator.config import ConnectionSettings, Settings
 from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType
@@ -15,7 +15,7 @@ from workers.steps.database_errors import config_mistake
 from workers.steps.database_operations import operation
 from workers.steps.database_sql import missing_params, plain_sql
 from workers.steps.database_values import bound_row
-from workers.steps.fields import Duration
+from workers.steps.fields import Duration, validates_whole
 
 _FIELDS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "query": (frozenset({"sql"}), frozenset({"params"})),
@@ -72,9 +72,9 @@ class Statement(Schema):
     sql = fields.String(required=True, validate=plain_sql)
     params = _values()
 
-    @validates_schema(skip_on_field_errors=False, pass_original=True)
-    def _complete(self, data: Mapping[str, Any], original: Any, **_: object) -> None:
-        if problems := _missing_params(data, original):
+    @validates_whole
+    def _complete(self, data: Mapping[str, Any], written: Set[str]) -> None:
+        if problems := _missing_params(data, written):
             raise ValidationError({field: [text] for field, text in problems.items()})
 
 
@@ -106,18 +106,18 @@ class Database(StepType):
         max_rows = fields.Integer(load_default=1000, strict=True, validate=validate.Range(1))
         timeout = Duration(load_default=30.0)
 
-        @validates_schema(skip_on_field_errors=False, pass_original=True)
-        def _fits_the_operation(self, data: Mapping[str, Any], original: Mapping[str, Any], **_: object) -> None:
+        @validates_whole
+        def _fits_the_operation(self, data: Mapping[str, Any], written: Set[str]) -> None:
             name: str = data.get("operation", "")
             if name not in _FIELDS:
                 return
             needed, allowed = _FIELDS[name]
             others = set(self.fields) - needed - allowed - _COMMON
-            problems = dict.fromkeys(others & set(original), f"does not belong to the operation {name}")
-            problems |= dict.fromkeys(needed - set(original), f"is missing; {name} needs it")
-            problems |= _missing_params(data, original)
+            problems = dict.fromkeys(others & written, f"does not belong to the operation {name}")
+            problems |= dict.fromkeys(needed - written, f"is missing; {name} needs it")
+            problems |= _missing_params(data, written)
             if "where" in allowed:
-                problems |= _unbounded(data, original, name)
+                problems |= _unbounded(data, written, name)
             if problems:
                 raise ValidationError({field: [text] for field, text in problems.items()})
 
@@ -142,20 +142,20 @@ class Database(StepType):
         )
 
 
-def _missing_params(data: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, str]:
-    if "sql" not in data or ("params" in original and "params" not in data):
+def _missing_params(data: Mapping[str, Any], written: Set[str]) -> dict[str, str]:
+    if "sql" not in data or ("params" in written and "params" not in data):
         return {}
     missing = missing_params(data["sql"], data.get("params", {}))
     return {"sql": f"names {', '.join(f':{name}' for name in missing)}, which params does not have"} if missing else {}
 
 
-def _unbounded(data: Mapping[str, Any], original: Mapping[str, Any], operation: str) -> dict[str, str]:
-    if "all" in original and "all" not in data:
+def _unbounded(data: Mapping[str, Any], written: Set[str], operation: str) -> dict[str, str]:
+    if "all" in written and "all" not in data:
         return {}
     everything = data.get("all", False)
-    if everything and "where" in original:
+    if everything and "where" in written:
         return {"all": "write either `where` or `all`, not both"}
-    if not everything and ("where" not in original or data.get("where") == {}):
+    if not everything and ("where" not in written or data.get("where") == {}):
         return {"where": f"must name a column; to {operation} every row of the table, write `all: true`"}
     return {}
 

@@ -6,7 +6,7 @@ import base64
 import mimetypes
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email import policy
@@ -15,14 +15,14 @@ from email.message import EmailMessage
 from typing import Any, ClassVar
 
 import orjson
-from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import Schema, ValidationError, fields, validate
 
 from orchestrator.config import EmailSettings
 from orchestrator.errors import StepFailed
 from workers.steps import email_templates
 from workers.steps.contract import Done, QueueClass, StepContext, StepType
 from workers.steps.email_templates import Texts
-from workers.steps.fields import Text
+from workers.steps.fields import Text, validates_whole
 from workers.steps.smtp_call import deliver
 
 # Seven bits pass every server; eight would have to be agreed on with it.
@@ -128,8 +128,10 @@ class Attachment(Schema):
     encoding = fields.String(load_default="text", validate=validate.OneOf(["text", "base64"]))
     content_type = fields.String(validate=_content_type)
 
-    @validates_schema
-    def _decodable(self, data: Mapping[str, Any], **_: object) -> None:
+    @validates_whole
+    def _decodable(self, data: Mapping[str, Any], written: Set[str]) -> None:  # noqa: ARG002
+        if not {"content", "encoding"} <= data.keys():
+            return
         try:
             _attached_bytes(data)
         except (TypeError, ValueError):
@@ -160,19 +162,19 @@ class Email(StepType):
         template = fields.String(validate=validate.Length(min=1))
         attachments = fields.List(fields.Nested(Attachment), load_default=list)
 
-        @validates_schema
-        def _complete(self, data: Mapping[str, Any], **_: object) -> None:
+        @validates_whole
+        def _complete(self, data: Mapping[str, Any], written: Set[str]) -> None:
             wrong = {}
-            if not (data["to"] or data["cc"] or data["bcc"]):
+            if not any(data.get(kind, "what is no address") for kind in ("to", "cc", "bcc")):
                 wrong["to"] = "is missing; name an address here, in cc or in bcc"
-            written = "text" in data or "html" in data
-            if "template" in data and written:
+            has_text = not written.isdisjoint({"text", "html"})
+            if "template" in written and has_text:
                 wrong["template"] = "write either `template`, or `text` and `html`, not both"
-            elif "template" not in data and not written:
+            elif "template" not in written and not has_text:
                 wrong["text"] = "is missing; write `text`, `html` or both, or name a `template`"
-            if "template" not in data and "subject" not in data:
+            if written.isdisjoint({"template", "subject"}):
                 wrong["subject"] = "is missing"
-            if not all(mailbox.address.isascii() for mailbox in data["reply_to"]):
+            if not all(mailbox.address.isascii() for mailbox in data.get("reply_to", ())):
                 # The server is asked whether it takes such addresses for the envelope's sake alone.
                 wrong["reply_to"] = "must be ASCII before the @"
             if wrong:

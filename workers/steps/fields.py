@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from datetime import UTC, datetime
+from functools import wraps
 from typing import Any, Generic, TypeVar
 
-from marshmallow import ValidationError, fields
+from marshmallow import ValidationError, fields, validates_schema
 
 from orchestrator.definition.durations import DURATION_SHAPE, SIZE_SHAPE, parse_duration, parse_size
 
 T = TypeVar("T")
 LONGEST = 3650 * 86400.0
 """Seconds; a moment that far away is still a date that Python and PostgreSQL know."""
+
+
+def validates_whole(check: Callable[[Any, Mapping[str, Any], Set[str]], None]) -> Callable[..., None]:
+    """For a method `check(data, written)` of a schema that looks at several fields. It is asked also when some of them
+    are wrong, so that all mistakes are told at once: `data` has those that are right, and the defaults of those that
+    are not written; `written` has the names of all that are."""
+
+    @wraps(check)
+    def validate(self: Any, data: Mapping[str, Any], original: object, **_: object) -> None:
+        if isinstance(original, Mapping):
+            check(self, data, original.keys())
+
+    return validates_schema(validate, skip_on_field_errors=False, pass_original=True)
 
 
 class Parsed(fields.Field[T], Generic[T]):
@@ -40,17 +54,17 @@ class Parsed(fields.Field[T], Generic[T]):
 
 
 class Duration(Parsed[float]):
-    """Seconds, from a number or a text such as `30s` or `1h30m`; not less than `least`, if that is given."""
+    """Seconds, from a number or a text such as `30s` or `1h30m`; not less than `least`, nor too long for a date."""
 
     shape = DURATION_SHAPE
 
-    def __init__(self, least: float | None = None, **options: Any) -> None:
+    def __init__(self, least: float = 0.0, **options: Any) -> None:
         super().__init__(**options)
         self.least = least
 
     def parse(self, value: Any) -> float:
         seconds = parse_duration(value)
-        if self.least is not None and not self.least <= seconds <= LONGEST:
+        if not self.least <= seconds <= LONGEST:
             raise ValueError(f"must be from {self.least:g}s to 3650d, not {value!r}")
         return seconds
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from email.message import Message
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import orjson
 import requests
-from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import Schema, ValidationError, fields, validate
 from requests.auth import HTTPBasicAuth
 
 from orchestrator.config import Settings
 from orchestrator.errors import StepFailed
 from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType
-from workers.steps.fields import Duration, Text
+from workers.steps.fields import Duration, Text, validates_whole
 from workers.steps.http_call import Response, send, shown
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
@@ -60,10 +60,10 @@ class HttpAuth(Schema):
     password = Text()
     token = Text()
 
-    @validates_schema
-    def _complete(self, data: Mapping[str, Any], **_: object) -> None:
-        needed = {"basic": ("username", "password"), "bearer": ("token",)}[data["type"]]
-        missing = [name for name in needed if name not in data]
+    @validates_whole
+    def _complete(self, data: Mapping[str, Any], written: Set[str]) -> None:
+        needed = {"basic": ("username", "password"), "bearer": ("token",)}.get(data.get("type", ""), ())
+        missing = [name for name in needed if name not in written]
         if missing:
             raise ValidationError(f"{data['type']} needs {' and '.join(needed)}", missing[0])
 
@@ -107,9 +107,9 @@ class Http(StepType):
         allow_redirects = fields.Boolean(load_default=True)
         expected_status = StatusCodes()
 
-        @validates_schema
-        def _one_body(self, data: Mapping[str, Any], **_: object) -> None:
-            if "json" in data and "body" in data:
+        @validates_whole
+        def _one_body(self, data: Mapping[str, Any], written: Set[str]) -> None:  # noqa: ARG002
+            if {"json", "body"} <= written:
                 raise ValidationError("write either `json` or `body`, not both", "body")
 
     def rate(self, config: Mapping[str, Any], settings: Settings) -> Rate | None:

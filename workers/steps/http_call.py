@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from http.client import BadStatusLine, RemoteDisconnected
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -288,4 +289,6 @@ def _root(error: BaseException) -> str:
     """What first went wrong: `Connection refused`, `certificate verify failed`."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
+    if isinstance(error, BadStatusLine) and not isinstance(error, RemoteDisconnected):
+        return f"the answer is not HTTP: {str(error)[:100]!r}"
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

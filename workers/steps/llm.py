@@ -14,7 +14,7 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ import orjson
 from jsonschema import Draft202012Validator, SchemaError
 from jsonschema.exceptions import best_match
 from jsonschema.validators import validator_for
-from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import Schema, ValidationError, fields, validate
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
@@ -36,7 +36,7 @@ from orchestrator.egress import Egress
 from orchestrator.errors import StepFailed, StepTimeout
 from orchestrator.metrics import TOKENS, tally
 from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType, Wait
-from workers.steps.fields import Duration, Text
+from workers.steps.fields import Duration, Text, validates_whole
 from workers.steps.http_call import shown
 from workers.stopping import ended_by
 
@@ -145,11 +145,11 @@ class Llm(StepType):
         response_schema = fields.Dict(keys=fields.String(), validate=_is_json_schema)
         timeout = Duration(load_default=60.0)
 
-        @validates_schema
-        def _one_question(self, data: Mapping[str, Any], **_: object) -> None:
-            if "prompt" in data and "messages" in data:
+        @validates_whole
+        def _one_question(self, data: Mapping[str, Any], written: Set[str]) -> None:  # noqa: ARG002
+            if {"prompt", "messages"} <= written:
                 raise ValidationError("write either `prompt` or `messages`, not both", "messages")
-            if "prompt" not in data and "messages" not in data:
+            if written.isdisjoint({"prompt", "messages"}):
                 raise ValidationError("is missing; write the question here, or a conversation as `messages`", "prompt")
 
     def rate(self, config: Mapping[str, Any], settings: Settings) -> Rate | None:  # noqa: ARG002

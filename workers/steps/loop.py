@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, ClassVar
 
-from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import Schema, ValidationError, fields, validate
 
 from orchestrator.engine.bodies import MAX_ITEMS, scopes_over
 from orchestrator.errors import StepFailed
 from workers.steps.condition import is_true
 from workers.steps.contract import BodyInfo, Done, QueueClass, Round, Scope, Spawn, StepContext, StepType
+from workers.steps.fields import validates_whole
 
 SHOWN_ERRORS = 100
 
@@ -44,14 +45,17 @@ class Loop(StepType):
             validate=validate.Length(min=1, error="has no steps"),
         )
 
-        @validates_schema
-        def _one_form(self, data: Mapping[str, Any], **_: object) -> None:
-            if "while_" in data and "items" in data:
-                raise ValidationError("write either `items` or `while`, not both", "while")
-            if "while_" not in data and "items" not in data:
-                raise ValidationError("is missing; write `items` (a list), or `while` (an expression)", "items")
-            if "while_" in data and "concurrency" in data:
-                raise ValidationError("is for `items`; the rounds of a `while` follow each other", "concurrency")
+        @validates_whole
+        def _one_form(self, data: Mapping[str, Any], written: Set[str]) -> None:  # noqa: ARG002
+            wrong = {}
+            if {"while", "items"} <= written:
+                wrong["while"] = ["write either `items` or `while`, not both"]
+            if written.isdisjoint({"while", "items"}):
+                wrong["items"] = ["is missing; write `items` (a list), or `while` (an expression)"]
+            if {"while", "concurrency"} <= written:
+                wrong["concurrency"] = ["is for `items`; the rounds of a `while` follow each other"]
+            if wrong:
+                raise ValidationError(wrong)
 
     def bodies(self, config: Mapping[str, object]) -> Iterable[BodyInfo]:
         steps: Any = config.get("steps")

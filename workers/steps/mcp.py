@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
-from marshmallow import INCLUDE, Schema, ValidationError, fields, post_load, validate, validates_schema
+from marshmallow import INCLUDE, Schema, ValidationError, fields, post_load, validate
 
 from orchestrator.config import McpServerSettings, McpSettings, Settings
 from orchestrator.errors import StepFailed
 from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType
-from workers.steps.fields import Duration, Text
+from workers.steps.fields import Duration, Text, validates_whole
 
 if TYPE_CHECKING:
     from mcp_types import CallToolResult
@@ -50,9 +50,9 @@ class Mcp(StepType):
         arguments = fields.Dict(keys=fields.String(), values=fields.Raw(allow_none=True), load_default=dict)
         timeout = Duration(load_default=60.0)
 
-        @validates_schema
-        def _one_value_each(self, data: Mapping[str, Any], **_: object) -> None:
-            twice = sorted(data["arguments"].keys() & (data.keys() - self.fields.keys()))
+        @validates_whole
+        def _one_value_each(self, data: Mapping[str, Any], written: Set[str]) -> None:
+            twice = sorted(data.get("arguments", {}).keys() & (written - self.fields.keys()))
             if twice:
                 raise ValidationError({name: ["is in `arguments` as well; write it once"] for name in twice})
 

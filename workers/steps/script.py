@@ -8,19 +8,19 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import orjson
-from marshmallow import Schema, ValidationError, fields, validate, validates_schema
+from marshmallow import Schema, ValidationError, fields, validate
 
 from orchestrator.errors import StepFailed, StepTimeout
 from orchestrator.isolation import Isolation, enclosure, in_force
 from workers.steps import processes
 from workers.steps.contract import Done, QueueClass, StepContext, StepType
-from workers.steps.fields import Duration, Text
+from workers.steps.fields import Duration, Text, validates_whole
 from workers.steps.program_output import LastLine, LogBudget, LogLines, clean
 
 _SUFFIXES = {".py": "python", ".js": "node", ".mjs": "node", ".cjs": "node", ".sh": "bash"}
@@ -56,11 +56,11 @@ class Script(StepType):
         env = fields.Dict(keys=fields.String(), values=Text(), load_default=dict)
         network = fields.Boolean(load_default=False)
 
-        @validates_schema
-        def _one_program(self, data: Mapping[str, Any], **_: object) -> None:
-            if "script" in data and "source" in data:
+        @validates_whole
+        def _one_program(self, data: Mapping[str, Any], written: Set[str]) -> None:  # noqa: ARG002
+            if {"script", "source"} <= written:
                 raise ValidationError("write either `script` or `source`, not both", "source")
-            if "script" not in data and "source" not in data:
+            if written.isdisjoint({"script", "source"}):
                 raise ValidationError("is missing; name a file, or write the program as `source`", "script")
 
     def perform(self, context: StepContext) -> Done:

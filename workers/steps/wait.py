@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
-from marshmallow import Schema, ValidationError, validates_schema
+from marshmallow import Schema, ValidationError
 
 from workers.steps.contract import Done, QueueClass, StepContext, StepType
 from workers.steps.contract import Wait as Rest
-from workers.steps.fields import Duration, Moment
+from workers.steps.fields import Duration, Moment, validates_whole
 
 
 class WaitFor(StepType):
@@ -24,11 +24,11 @@ class WaitFor(StepType):
         duration = Duration()
         until = Moment(metadata={"type": "string", "examples": ["2030-01-01T08:00:00+01:00"]})
 
-        @validates_schema
-        def _one_form(self, data: Mapping[str, Any], **_: object) -> None:
-            if "duration" in data and "until" in data:
+        @validates_whole
+        def _one_form(self, data: Mapping[str, Any], written: Set[str]) -> None:  # noqa: ARG002
+            if {"duration", "until"} <= written:
                 raise ValidationError("write either `duration` or `until`, not both", "until")
-            if "duration" not in data and "until" not in data:
+            if written.isdisjoint({"duration", "until"}):
                 raise ValidationError("is missing; write `duration`, or `until` a moment", "duration")
 
     def perform(self, context: StepContext) -> Done | Rest:

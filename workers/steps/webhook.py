@@ -33,11 +33,6 @@ def signing_secret(value: str) -> None:
         raise ValidationError("must not be empty")
 
 
-def _known_method(value: str) -> None:
-    if value.upper() not in ("POST", "PUT"):
-        raise ValidationError("must be POST or PUT")
-
-
 def _free_header(name: str) -> None:
     if name.lower() in _OURS:
         raise ValidationError(f"{name} is set by the step itself")

@@ -710,4 +710,4 @@ def test_all_mistakes_are_found_at_once() -> None:
     with pytest.raises(ValidationError) as refused:
         Email.Config().load({"to": ["a@example.com", "b"], "cc": "c", "more": 1})
     assert refused.value.messages_dict["to"].keys() == {1}
-    assert refused.value.messages_dict.keys() == {"to", "cc", "more"}
+    assert refused.value.messages_dict.keys() == {"to", "cc", "more", "text", "subject"}
