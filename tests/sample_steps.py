@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from marshmallow import Schema
 
 from orchestrator.errors import StepFailed
-from workers.steps import StepContext, step
+from orchestrator.plugins import StepTypeInfo, hookimpl
+from workers.steps import Done, StepContext, StepType, Wait, step
+from workers.steps.contract import Scope, Spawn
 
 
 @step("noop", queue="cpu")
@@ -98,3 +106,68 @@ def act_on_signal(context: StepContext, name: str, file: str) -> None:
     signal = context.take_signal(name)
     with Path(file).open("a") as marks:
         marks.write(f"{signal['payload']}\n")
+
+
+@dataclass
+class Note:
+    text: str
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError("it says nothing")
+
+
+@step("misbehave", queue="cpu")
+def misbehave(context: StepContext, what: str, text: str = "") -> Any:
+    """Hand back, or raise, what one would not expect of a step."""
+    later = datetime.now(UTC) + timedelta(hours=1)
+    match what:
+        case "an object":
+            return {"x": [object()]}
+        case "no number":
+            return {"x": [None, math.nan]}
+        case "itself":
+            itself: list[Any] = []
+            itself.append(itself)
+            return itself
+        case "a dataclass":
+            return {"note": Note(text), "at": later}
+        case "odd log lines":
+            context.log(ValueError("half \ud800"))  # type: ignore[arg-type]
+            context.log("whole")
+            return None
+        case "an error":
+            raise ValueError(f"no to {text}")
+        case "a mute error":
+            raise Mute
+        case "what ends generators":
+            raise GeneratorExit
+        case "an odd failure":
+            raise StepFailed("half \ud800", kind="k\0", output={"x": object()})
+        case "a rest with an object":
+            return Wait(later, {"x": object()})
+        case "a rest without a zone":
+            return Wait(later.replace(tzinfo=None), {})
+        case "a rest for no child":
+            return Wait(None, {}, awaits="child")
+        case "a rest with too much":
+            return Wait(later, "x" * 2_000_000)
+        case "a body that is not there":
+            return Spawn([Scope("x")])
+        case "a skip of a stranger":
+            return Done({}, skip=frozenset({"nobody"}))
+
+
+class NoOutcome(StepType):
+    type: ClassVar[str] = "no_outcome"
+    queue: ClassVar[Any] = "cpu"
+    Config = Schema
+
+    def perform(self, context: StepContext) -> Any:
+        return {"result": 1}
+
+
+@hookimpl
+def orchestrator_step_types() -> Iterable[StepTypeInfo]:
+    return [NoOutcome()]

@@ -6,11 +6,12 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache, partial
+from itertools import islice
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -18,15 +19,15 @@ import marshmallow
 
 from orchestrator.artifacts import Artifacts
 from orchestrator.config import OutputLimit, Settings
+from orchestrator.definition.complaints import Hints, complaints
 from orchestrator.definition.model import Step
+from orchestrator.definition.paths import join_all
 from orchestrator.definition.scopes import phase_of
 from orchestrator.definition.templates import Compiled, compile_expression, compile_value
 from orchestrator.engine.endings import NOT_TRIGGERED, execution_facts, trigger_facts
 from orchestrator.engine.programs import Program
 from orchestrator.engine.start import encoded
 from orchestrator.errors import (
-    ArtifactsAway,
-    InputError,
     OrchestratorError,
     StepFailed,
     StepTimeout,
@@ -41,6 +42,7 @@ from orchestrator.store.rates import AWAITS_RATE, Rate
 from orchestrator.store.session import Call
 from orchestrator.store.steps import Claim, ExecutionFacts
 from workers.inline import Room, has_pure_bodies, perform_body
+from workers.outcomes import check_outcome, plain, storable_failure, storable_text, what_was_raised
 from workers.pending_signals import PendingSignals
 from workers.rounds import named, rounds
 from workers.secrets import Secrets
@@ -51,6 +53,8 @@ from workers.stopping import Watch, ended_by
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+_SHOWN_COMPLAINTS = 20
 
 ALARM_GRACE = 0.5
 """Seconds past the deadline before a step is interrupted: a step type that watches the time itself has the
@@ -159,12 +163,13 @@ def prepare(program: Program, step: Step, catalogue: Mapping[str, Any]) -> Prepa
 
 
 def _load(step_type: StepType, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    schema = _schema(step_type)
     try:
-        loaded: Mapping[str, Any] = _schema(step_type).load(config)
+        loaded: Mapping[str, Any] = schema.load(config)
     except marshmallow.ValidationError as error:
-        raise StepFailed(
-            f"the rendered config is not valid: {error.messages}", kind="config", retryable=False
-        ) from None
+        found = islice(complaints(error.messages, config, (), Hints(), schema), _SHOWN_COMPLAINTS)
+        wrong = "; ".join(f"{join_all(keys) or 'config'}: {what}" for keys, what in found)
+        raise StepFailed(f"the rendered config is not valid: {wrong}", kind="config", retryable=False) from None
     return loaded
 
 
@@ -252,9 +257,9 @@ class Attempt:
             return self._masked_failure(failure)
         except TemplateError as error:
             return self._masked_failure(StepFailed(str(error), kind="template", retryable=False))
-        except (Exception, SystemExit) as error:  # whatever a step raises is a failed attempt
+        except BaseException as error:  # whatever a step raises is a failed attempt: nobody else would end it
             logger.info("step %s raised", self.claim.path, exc_info=True)
-            return self._masked_failure(StepFailed(f"{type(error).__name__}: {error}", kind="error"))
+            return self._masked_failure(StepFailed(what_was_raised(error)))
         finally:
             log.close()
 
@@ -347,7 +352,18 @@ class Attempt:
     def _perform_type(self, prepared: Prepared, step_context: StepContext) -> Done | Wait | Spawn:
         with self.watch.over(self.claim), interruptible(step_context.deadline):
             outcome = prepared.type.perform(step_context)
+        check_outcome(
+            outcome,
+            bodies=self.step.bodies,
+            dependents=self._dependents,
+            limit=self.settings.executor.max_payload,
+        )
         return self._masked_body(outcome) if isinstance(outcome, Spawn) else outcome
+
+    def _dependents(self) -> Collection[str]:
+        """The ids of the steps that wait for this one."""
+        graph = self.program.scopes.of(self.claim.path)
+        return [graph.steps[path].id for path in graph.children[self.claim.path]]
 
     def _with_body(
         self, prepared: Prepared, room: Room, step_context: StepContext, context: Mapping[str, Any], spawn: Spawn
@@ -478,13 +494,12 @@ class Attempt:
 
     def _storable(self, done: Done) -> tuple[Done, bytes]:
         """The outcome as it may be stored, and its output as JSON."""
-        output = self.secrets.mask(done.output)
+        read, written = plain(done.output)
+        output = self.secrets.mask(read)
         if self.step.bodies:  # it is made of the outputs of others
             output = self.artifacts.expand(self.execution.id, output, self.settings.executor.max_output)
-        try:
+        if output is not read:
             written = encoded(output, path="output")
-        except InputError as error:
-            raise StepFailed(f"the step's {error}", kind="output", retryable=False) from None
         limit = self._output_limit()
         if len(written) > limit.bytes:
             raise StepFailed(
@@ -511,16 +526,14 @@ class Attempt:
             logs.append(connection, self.execution.id, self.claim.id, self.step.id, self.claim.attempt, lines)
 
     def _masked_failure(self, failure: StepFailed) -> StepFailed:
-        message = self.secrets.mask(str(failure)).replace("\0", "\N{REPLACEMENT CHARACTER}")[:10_000]
+        message = self.secrets.mask(str(failure))
         output = None
         if failure.output is not None:
             try:
                 output = self._kept(*self._storable(Done(failure.output))).output
-            except ArtifactsAway as error:
+            except StepFailed as error:
                 message += f" (its output could not be kept: {error})"
-            except StepFailed:
-                message += " (its output was too large to keep)"
-        return StepFailed(message, kind=failure.kind, retryable=failure.retryable, output=output)
+        return storable_failure(failure, message, output)
 
 
 @dataclass(slots=True)
@@ -594,13 +607,14 @@ class LogBuffer:
         self._timer: threading.Timer | None = None
 
     def add(self, message: str, level: LogLevel = "info") -> None:
+        message = str(message)  # a type that hands over an exception is understood
         with self._lock:
             if self._left <= 0:
                 return
             self._left -= len(message) + 1
             if self._left <= 0:
                 message, level = "the log is longer than executor.max_log; the rest is dropped", "warning"
-            clean = self._attempt.secrets.mask(message).replace("\0", "\N{REPLACEMENT CHARACTER}")
+            clean = storable_text(self._attempt.secrets.mask(message))
             self._lines.append(LogLine(datetime.now(UTC), level, clean))
             full = len(self._lines) >= self._LINES
             if not full and self._timer is None:

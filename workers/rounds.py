@@ -65,11 +65,11 @@ def _lasts(body: Body) -> list[str]:
 
 
 def _round(name: int | str, rows: list[Inner], body: Body, lasts: list[str]) -> Round:
-    tolerated = {step.id for step in body.steps if step.on_error == "continue"}
+    types = {step.id: step.type for step in body.steps if step.on_error != "continue"}
     for row in rows:
-        if row.status is StepStatus.FAILED and row.step_id not in tolerated:
-            error = {"step": row.step_id, "kind": row.error_kind, "message": row.error_message}
-            return Round(name, "failed", error=error)
+        if row.status is StepStatus.FAILED and row.step_id in types:
+            error = {"step": row.step_id, "type": types[row.step_id], "kind": row.error_kind}
+            return Round(name, "failed", error={**error, "message": row.error_message})
     if any(row.status is StepStatus.CANCELLED for row in rows):
         return Round(name, "cancelled")
     outputs: dict[str, Any] = {row.step_id: row.output for row in rows if row.step_id in lasts}

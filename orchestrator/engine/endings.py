@@ -88,8 +88,9 @@ def _judged(
     was: a user has retried others of an execution that was ended early."""
     not_done = steps.not_done(connection, execution_id, scope)
     for path, status, message in not_done:
-        if status is StepStatus.FAILED and program.scopes.step(path).on_error == "fail":
-            return FAILED, f"step {path} failed: {message}"
+        step = program.scopes.step(path)
+        if status is StepStatus.FAILED and step.on_error == "fail":
+            return FAILED, f"step {path} ({step.type}) failed: {message}"
     cancelled = next((path for path, status, _ in not_done if status is StepStatus.CANCELLED), None)
     return (COMPLETED, None) if cancelled is None else (ExecutionStatus.CANCELLED, f"step {cancelled} was cancelled")
 

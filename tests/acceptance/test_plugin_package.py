@@ -204,7 +204,7 @@ def test_a_plugin_that_raises_in_all_it_does_harms_no_other(service: Service, tm
     (tmp_path / "fails.yaml").write_text(FAILS)
     code, failed = service.run(tmp_path / "fails.yaml")
     assert code == 1
-    assert failed["error_message"] == "step broken failed: RuntimeError: as it always does"
+    assert failed["error_message"] == "step broken (mischief) failed: RuntimeError: as it always does"
     events = {described(event): event for event in service.events(failed["id"], 4)}
     assert events["step_completed broken"]["error_message"] == "RuntimeError: as it always does"
     assert events["workflow_completed"]["status"] == "failed"

@@ -124,7 +124,7 @@ def test_the_first_item_that_fails_ends_the_loop(deployment: Deployment):
     )
     execution = deployment.run(definition)
     assert execution["status"] == "failed"
-    assert execution["error_message"] == "step each failed: item 1: step one failed: item 9"
+    assert execution["error_message"] == "step each (loop) failed: item 1: step one (fail) failed: item 9"
     assert states_of(execution) == {
         "each": "failed", "after": "skipped",
         "each[0].one": "completed", "each[1].one": "failed", "each[2].one": "cancelled",
@@ -143,7 +143,7 @@ def test_a_loop_that_tolerates_failures_says_which_they_were(deployment: Deploym
     output = completed(deployment.run(definition))["each"]
     assert (output["succeeded"], output["failed"]) == (2, 1)
     assert output["results"] == [{"result": 1}, None, {"result": 1}]
-    assert output["errors"] == [{"index": 1, "step": "one", "kind": "asked", "message": "no 9"}]
+    assert output["errors"] == [{"index": 1, "step": "one", "type": "fail", "kind": "asked", "message": "no 9"}]
 
 
 def test_a_while_loop_sees_its_last_round(deployment: Deployment):
@@ -204,7 +204,7 @@ def test_a_while_loop_without_an_end_fails_at_its_limit(deployment: Deployment):
 
 def test_what_is_no_list_is_refused_by_name(deployment: Deployment):
     execution = deployment.run(workflow(loop("each", step("one"), items="{{ input.n }}")), {"n": 5})
-    assert execution["error_message"] == "step each failed: `items` must be a list or a mapping, not int"
+    assert execution["error_message"] == "step each (loop) failed: `items` must be a list or a mapping, not int"
 
 
 # --- parallel ------------------------------------------------------------------------------------------------
@@ -232,7 +232,9 @@ def test_a_branch_that_fails_ends_the_others(deployment: Deployment, tmp_path: P
     )
     execution = deployment.run(definition)
     gate.touch()
-    assert execution["error_message"] == "step fork failed: branch bad: step boom failed: asked to fail"
+    assert (
+        execution["error_message"] == "step fork (parallel) failed: branch bad: step boom (fail) failed: asked to fail"
+    )
     states = states_of(execution)
     assert states["fork.good.next"] == "cancelled"
     assert states["fork.good.slow"] == "cancelled"
@@ -380,15 +382,15 @@ def test_finally_runs_after_a_success_and_after_a_failure(deployment: Deployment
     assert rows_of(good)["finally.tidy"]["output"] == {"result": "completed: "}
     bad = deployment.run(definition("fail"))
     assert bad["status"] == "failed"
-    assert bad["error_message"] == "step a failed: asked to fail"
+    assert bad["error_message"] == "step a (fail) failed: asked to fail"
     assert states_of(bad) == {"a": "failed", "on_failure.alarm": "completed", "finally.tidy": "completed"}
-    assert rows_of(bad)["on_failure.alarm"]["output"] == {"result": "step a failed: asked to fail"}
+    assert rows_of(bad)["on_failure.alarm"]["output"] == {"result": "step a (fail) failed: asked to fail"}
 
 
 def test_a_failure_in_finally_fails_what_had_completed(deployment: Deployment):
     execution = deployment.run({**workflow(step("a")), "finally": [step("tidy", "fail")]})
     assert execution["status"] == "failed"
-    assert execution["error_message"] == "step finally.tidy failed: asked to fail"
+    assert execution["error_message"] == "step finally.tidy (fail) failed: asked to fail"
 
 
 def test_what_completed_is_undone_in_reverse_order(deployment: Deployment, tmp_path: Path):
@@ -406,7 +408,7 @@ def test_what_completed_is_undone_in_reverse_order(deployment: Deployment, tmp_p
         undoable("never", "boom"),
     )
     execution = deployment.run(definition)
-    assert execution["error_message"] == "step boom failed: asked to fail"
+    assert execution["error_message"] == "step boom (fail) failed: asked to fail"
     order = [line.split()[1] for line in marks.read_text().splitlines()]
     assert order == ["compensate.each[1].c", "compensate.each[0].c", "compensate.b", "compensate.a"]
 
@@ -423,7 +425,7 @@ def test_an_undoing_knows_what_its_step_did_and_its_failure_keeps_no_other_from_
     rows = rows_of(execution)
     assert rows["compensate.b"]["status"] == "failed"
     assert rows["compensate.a"]["output"] == {"result": "order 7 refunded"}
-    assert execution["error_message"] == "step boom failed: asked to fail"
+    assert execution["error_message"] == "step boom (fail) failed: asked to fail"
 
 
 def test_what_is_to_be_undone_is_written_down_before_the_first_of_it_is(deployment: Deployment):
@@ -512,14 +514,14 @@ def test_a_rejection_fails_the_step_unless_it_is_told_to_go_on(deployment: Deplo
         execution = deployment.ended(execution_id)
         assert execution["status"] == status
         if status == "failed":
-            assert execution["error_message"] == "step ok failed: rejected by bo: too dear"
+            assert execution["error_message"] == "step ok (approval) failed: rejected by bo: too dear"
 
 
 def test_an_approval_takes_its_default_when_nobody_decides(deployment: Deployment):
     execution = deployment.run(workflow(approval(timeout="200ms", default="approve")))
     assert rows_of(execution)["ok"]["output"]["approved"] is True
     late = deployment.run(workflow(approval(timeout="200ms")))
-    assert late["error_message"] == "step ok failed: nobody decided in time, and there is no default"
+    assert late["error_message"] == "step ok (approval) failed: nobody decided in time, and there is no default"
 
 
 def signal(id: str, **config: Any) -> dict[str, Any]:
@@ -582,7 +584,7 @@ def test_the_failure_of_a_child_is_the_failure_of_its_step(deployment: Deploymen
     child = deployment.create(workflow(step("x", "fail")), name="the child")
     execution = deployment.run(workflow(child_of("the child")))
     assert execution["status"] == "failed"
-    assert "step x failed: asked to fail" in execution["error_message"]
+    assert "step x (fail) failed: asked to fail" in execution["error_message"]
     assert rows_of(execution)["child"]["error_kind"] == "workflow"
     assert child
 

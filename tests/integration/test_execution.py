@@ -240,7 +240,7 @@ def test_a_step_fails_when_its_attempts_are_used_up(deployment: Deployment):
     policy = {"max_attempts": 2, "initial_delay": 0}
     execution = deployment.run(workflow(step("a", "fail", retry_policy=policy), step("b", needs="a")))
     assert execution["status"] == "failed"
-    assert execution["error_message"] == "step a failed: asked to fail"
+    assert execution["error_message"] == "step a (fail) failed: asked to fail"
     assert states_of(execution) == {"a": "failed", "b": "skipped"}
     assert rows_of(execution)["a"]["attempt"] == 2
 

@@ -202,7 +202,7 @@ def test_a_failed_attempt_says_whether_another_follows(start: Start, told: Told)
     assert (second.attempt, second.status, second.retries) == (2, "failed", False)
     assert (second.error_kind, second.error_message) == ("asked", "asked to fail")
     ended = told.the("workflow_completed")
-    assert (ended.status, ended.error_message) == ("failed", "step a failed: asked to fail")
+    assert (ended.status, ended.error_message) == ("failed", "step a (fail) failed: asked to fail")
 
 
 def test_a_step_skipped_by_when_is_told_of(start: Start, told: Told):
@@ -354,7 +354,7 @@ def test_secrets_are_masked_in_what_is_told(start: Start, told: Told, monkeypatc
     )  # fmt: skip
     until_told(told, execution_id, 6)
     assert told.the("workflow_started").input == {"word": "***"}
-    assert told.the("workflow_completed").error_message == "step b failed: no ***"
+    assert told.the("workflow_completed").error_message == "step b (fail) failed: no ***"
     assert "hush-hush" not in repr(told.events)
 
 

@@ -62,7 +62,7 @@ def test_each_part_of_an_end_whose_message_was_lost_is_rung_for_again(servers: D
         failed = ended(hand, execution_id, path)
     assert failed.ended
     execution = servers.execution(execution_id)
-    assert (execution["status"], execution["error_message"]) == ("failed", "step b failed: asked to fail")
+    assert (execution["status"], execution["error_message"]) == ("failed", "step b (noop) failed: asked to fail")
 
 
 def test_an_end_that_nobody_went_on_with_is_gone_on_with_part_by_part(servers: Deployment, hand: Hand, bench: Bench):
@@ -76,7 +76,7 @@ def test_an_end_that_nobody_went_on_with_is_gone_on_with_part_by_part(servers: D
         died_over(servers, hand, execution_id, path)
     bench.reconciler.restart_stalled()
     execution = servers.execution(execution_id)
-    assert (execution["status"], execution["error_message"]) == ("failed", "step b failed: asked to fail")
+    assert (execution["status"], execution["error_message"]) == ("failed", "step b (noop) failed: asked to fail")
 
 
 def died_over(

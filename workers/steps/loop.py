@@ -22,8 +22,8 @@ class Loop(StepType):
     they are; in a `while`, `loop.index` is the number of rounds done and `loop.last` the result of the last.
 
     Output: `results` in the order of the items (the output of the last step; of several last steps, theirs by id;
-    null for an item that failed), `count`, `succeeded`, `failed`, `errors` (of the first failures: index, step, kind,
-    message). With `on_item_error: fail` the first failure ends the others and fails the step.
+    null for an item that failed), `count`, `succeeded`, `failed`, `errors` (of the first failures: index, step, type,
+    kind, message). With `on_item_error: fail` the first failure ends the others and fails the step.
     """
 
     type: ClassVar[str] = "loop"
@@ -123,7 +123,7 @@ def body_failed(where: str, first: Round, output: Any) -> StepFailed:
     """The failure of a step because of one in its body: that has had its own attempts, so there are no more."""
     error = first.error or {}
     return StepFailed(
-        f"{where}: step {error.get('step')} failed: {error.get('message')}",
+        f"{where}: step {error.get('step')} ({error.get('type')}) failed: {error.get('message')}",
         kind="body",
         retryable=False,
         output=output,
