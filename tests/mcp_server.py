@@ -97,6 +97,11 @@ def huge(size: int) -> CallToolResult:
 
 
 @server.tool()
+def nul() -> str:
+    return "a\0b"
+
+
+@server.tool()
 def chatter() -> str:
     print("Welcome to the server!", flush=True)
     print("careful", file=sys.stderr, flush=True)
