@@ -11,9 +11,9 @@ from marshmallow import Schema, validate
 
 from orchestrator.config import Settings
 from orchestrator.errors import StepFailed, StepTimeout
-from workers.steps.agent_call import AgentCalls, Finished, RemoteAgent, Running, mistake
+from workers.steps.agent_call import AgentCalls, Finished, RemoteAgent, Running
 from workers.steps.agent_http import HttpAgent
-from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType, Wait
+from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType, Wait, config_mistake
 from workers.steps.fields import Duration, Text
 
 MAX_MISSES = 5
@@ -133,10 +133,10 @@ def _agent(context: StepContext, seconds: float) -> RemoteAgent:
     settings = context.settings.agents.get(agent_id)
     if settings is None:
         known = ", ".join(sorted(context.settings.agents)) or "none"
-        raise mistake(f"there is no agent {agent_id!r} in the settings (agents); known there: {known}")
+        raise config_mistake(f"there is no agent {agent_id!r} in the settings (agents); known there: {known}")
     url = context.reveal(settings.url)
     if not _is_address(url):
-        raise mistake(f"agents.{agent_id}.url must be a whole address, such as https://example.com/agent")
+        raise config_mistake(f"agents.{agent_id}.url must be a whole address, such as https://example.com/agent")
     seconds = min(seconds, context.config["request_timeout"])
     calls = AgentCalls(context, agent_id, url, seconds, context.reveal(dict(settings.headers or {})))
     if settings.protocol == "http":

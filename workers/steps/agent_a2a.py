@@ -41,7 +41,8 @@ from a2a.utils.errors import (
 
 from orchestrator.errors import StepFailed
 from workers.steps.agent_a2a_parts import outcome, said_in, said_of, state_of
-from workers.steps.agent_call import AgentCalls, Finished, Running, mistake, quoted
+from workers.steps.agent_call import AgentCalls, Finished, Running, quoted
+from workers.steps.contract import config_mistake
 from workers.steps.http_call import shown
 
 T = TypeVar("T")
@@ -123,7 +124,7 @@ class A2AAgent:
             card = await self._card(http)
             offered = [interface.protocol_binding for interface in card.supported_interfaces]
             if not set(offered) & set(_BINDINGS):
-                raise mistake(
+                raise config_mistake(
                     f"agent {self._calls.agent_id!r} speaks neither {' nor '.join(_BINDINGS)}; "
                     f"its card offers: {quoted(', '.join(offered)) or 'nothing'}"
                 )
@@ -132,7 +133,7 @@ class A2AAgent:
     async def _card(self, http: httpx.AsyncClient) -> AgentCard:
         url = self._calls.url
         if urlsplit(url).query:
-            raise mistake(
+            raise config_mistake(
                 f"the url of agent {self._calls.agent_id!r} has a query, which A2A does not know: {shown(url)}"
             )
         try:
@@ -187,7 +188,7 @@ def _data_part(given: Any) -> Part:
         part = new_data_part(given)
         lost = get_data_parts([part]) != [given]
     except Exception as error:
-        raise mistake(f"the input cannot be sent by A2A: {error}") from error
+        raise config_mistake(f"the input cannot be sent by A2A: {error}") from error
     if lost:  # its numbers are doubles, and an id that comes out rounded is another one
-        raise mistake("the input has a whole number beyond 2^53, which A2A would round; send it as a text")
+        raise config_mistake("the input has a whole number beyond 2^53, which A2A would round; send it as a text")
     return part

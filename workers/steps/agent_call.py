@@ -15,10 +15,9 @@ import orjson
 import requests
 
 from orchestrator.errors import StepFailed
-from workers.steps.contract import StepContext
-from workers.steps.http_call import Response, send, shown
+from workers.steps.contract import StepContext, config_mistake
+from workers.steps.http_call import Response, encoded, may_pass, send, shown
 
-_WORTH_RETRYING = frozenset({408, 425, 429})
 _LONGEST_ID = 1000
 _LONGEST_QUOTE = 500
 _PORTS = {"http": 80, "https": 443}
@@ -61,15 +60,14 @@ class AgentCalls:
     def send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Response:
         """The answer, of a status below 300. Raises StepFailed of the kinds of `http_call` and `http_status`."""
         if self.headers and _origin(url) != _origin(self.url):
-            raise mistake(
+            raise config_mistake(
                 f"agent {self.agent_id!r} at {shown(self.url)} sends its callers to {shown(url)}, where the headers "
                 "of its settings do not go; set its url to that place if they may"
             )
-        remaining = self.context.remaining()
         response = send(
             requests.Request(method, url, self._headers(headers), data=body),
             egress=self.context.settings.egress.rules,
-            seconds=self.seconds if remaining is None else min(self.seconds, remaining),
+            seconds=self.context.within(self.seconds),
             max_bytes=self.context.settings.executor.max_response,
             redirects=False,
         )
@@ -80,15 +78,13 @@ class AgentCalls:
     def _headers(self, headers: Mapping[str, str]) -> Mapping[str, str | bytes]:
         merged = requests.structures.CaseInsensitiveDict({**headers, "User-Agent": "orchestrator"})
         merged.update(self.headers)
-        # As with `http`, a header's text goes out as UTF-8.
-        return {name: value if value.isascii() else value.encode() for name, value in merged.items()}
+        return encoded(merged)
 
     def _refused(self, what: str, response: Response) -> StepFailed:
-        excerpt = response.body[:800].decode(errors="replace")[:200].replace("\0", "\ufffd")
         return StepFailed(
-            f"agent {self.agent_id!r}: {what} answered {response.status} {response.reason}: {excerpt}",
+            f"agent {self.agent_id!r}: {what} answered {response.said}",
             kind="http_status",
-            retryable=response.status >= 500 or response.status in _WORTH_RETRYING,
+            retryable=may_pass(response.status),
             output={"status_code": response.status},
         )
 
@@ -102,10 +98,6 @@ class AgentCalls:
         if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_ID or "\0" in value:
             raise self.malformed(f"{name} must be a text of 1 to {_LONGEST_ID} characters")
         return value
-
-
-def mistake(message: str) -> StepFailed:
-    return StepFailed(message, kind="config", retryable=False)
 
 
 def output(

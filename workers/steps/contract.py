@@ -13,7 +13,7 @@ import marshmallow
 
 from orchestrator.config import Settings
 from orchestrator.engine.bodies import Scope, Spawn
-from orchestrator.errors import StepTimeout
+from orchestrator.errors import StepFailed, StepTimeout
 from orchestrator.plugins import BodyInfo
 from orchestrator.store.executions import Outcome
 from orchestrator.store.rates import Rate
@@ -32,6 +32,7 @@ __all__ = [
     "StepType",
     "Wait",
     "Workflows",
+    "config_mistake",
 ]
 
 Json = Any
@@ -132,6 +133,16 @@ class StepContext:
         if left <= 0:
             raise StepTimeout("the step's time is up")
         return left
+
+    def within(self, seconds: float) -> float:
+        """`seconds`, or what is left if that is less. Raises StepTimeout when nothing is."""
+        remaining = self.remaining()
+        return seconds if remaining is None else min(seconds, remaining)
+
+
+def config_mistake(message: str) -> StepFailed:
+    """The failure of a step whose config, or what the settings have for it, is wrong: it will not get better."""
+    return StepFailed(message, kind="config", retryable=False)
 
 
 @dataclass(frozen=True, slots=True)

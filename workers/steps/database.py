@@ -9,13 +9,12 @@ from typing import Any, ClassVar
 from marshmallow import Schema, ValidationError, fields, validate
 
 from orchestrator.config import ConnectionSettings, Settings
-from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType
+from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType, config_mistake
 from workers.steps.database_call import transact
-from workers.steps.database_errors import config_mistake
 from workers.steps.database_operations import operation
 from workers.steps.database_sql import missing_params, plain_sql
 from workers.steps.database_values import bound_row
-from workers.steps.fields import Duration, validates_whole
+from workers.steps.fields import Duration, Parsed, validates_whole
 
 _FIELDS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "query": (frozenset({"sql"}), frozenset({"params"})),
@@ -31,16 +30,10 @@ _FIELDS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
 _COMMON = frozenset({"connection", "operation", "max_rows", "timeout"})
 
 
-class Rows(fields.Field[list[dict[str, Any]]]):
+class Rows(Parsed[list[dict[str, Any]]]):
     """Rows as objects; one row may stand without a list."""
 
-    def _deserialize(
-        self,
-        value: Any,
-        attr: str | None,  # noqa: ARG002
-        data: Mapping[str, Any] | None,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> list[dict[str, Any]]:
+    def parse(self, value: Any) -> list[dict[str, Any]]:
         rows = [value] if isinstance(value, Mapping) else value
         if not isinstance(rows, list):
             raise ValidationError("must be an object, or a list of objects")
@@ -130,13 +123,12 @@ class Database(StepType):
         config = context.config
         name = config["connection"]
         limit = context.settings.output_limit
-        remaining = context.remaining()
         return Done(
             transact(
                 name,
                 _settings(context, name),
                 operation(config, _rows(context) if "rows" in _FIELDS[config["operation"]][1] else [], limit),
-                seconds=config["timeout"] if remaining is None else min(config["timeout"], remaining),
+                seconds=context.within(config["timeout"]),
                 writes=config["operation"] != "query",
             )
         )

@@ -23,7 +23,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from orchestrator.config import ConnectionSettings
 from orchestrator.errors import StepTimeout
-from workers.steps.database_errors import config_mistake, translated
+from workers.steps.contract import config_mistake
+from workers.steps.database_errors import translated
 from workers.stopping import ended_by
 
 _GRACE = 0.2

@@ -26,10 +26,6 @@ _CANCELLED = "57014"
 _RETRYABLE = frozenset({"connection", "deadlock"})
 
 
-def config_mistake(message: str) -> StepFailed:
-    return StepFailed(message, kind="config", retryable=False)
-
-
 def translated(error: Exception, name: str, url: sa.URL, phase: str, ends_at: float, seconds: float) -> Exception:
     """`error` as a StepFailed, whose message has the server's own sentence and nothing of the parameters.
 

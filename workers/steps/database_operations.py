@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestrator.config import OutputLimit
 from orchestrator.errors import StepFailed
-from workers.steps.database_errors import config_mistake
+from workers.steps.contract import config_mistake
 from workers.steps.database_sql import reads, statement
 from workers.steps.database_values import bound, bound_row, plain
 

@@ -18,11 +18,10 @@ import orjson
 from marshmallow import Schema, ValidationError, fields, validate
 
 from orchestrator.config import EmailSettings
-from orchestrator.errors import StepFailed
 from workers.steps import email_templates
-from workers.steps.contract import Done, QueueClass, StepContext, StepType
+from workers.steps.contract import Done, QueueClass, StepContext, StepType, config_mistake
 from workers.steps.email_templates import Texts
-from workers.steps.fields import Text, validates_whole
+from workers.steps.fields import Parsed, Text, validates_whole
 from workers.steps.smtp_call import deliver
 
 # Seven bits pass every server; eight would have to be agreed on with it.
@@ -49,20 +48,11 @@ class Mailbox:
         return f"{_phrase(self.name)} <{self.address}>" if self.name else self.address
 
 
-class MailboxField(fields.Field[Mailbox]):
+class MailboxField(Parsed[Mailbox]):
     """`ana@example.com` or `Ana <ana@example.com>`."""
 
-    def _deserialize(
-        self,
-        value: Any,
-        attr: str | None,  # noqa: ARG002
-        data: Mapping[str, Any] | None,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> Mailbox:
-        try:
-            return parse_mailbox(value)
-        except ValueError as error:
-            raise ValidationError(str(error)) from error
+    def parse(self, value: Any) -> Mailbox:
+        return parse_mailbox(value)
 
 
 class MailboxesField(fields.List[Mailbox]):
@@ -186,13 +176,12 @@ class Email(StepType):
         sender = config.get("sender") or _default_sender(server)
         message = _message(context, sender, _texts(context))
         recipients = list(dict.fromkeys(to.address for kind in ("to", "cc", "bcc") for to in config[kind]))
-        remaining = context.remaining()
         refused = deliver(
             server,
             message,
             sender=sender.address,
             recipients=recipients,
-            seconds=server.timeout if remaining is None else min(server.timeout, remaining),
+            seconds=context.within(server.timeout),
         )
         for address, reason in refused.items():
             context.log(f"the mail server refused {address}: {reason}", "warning")
@@ -209,21 +198,17 @@ class Email(StepType):
 def _server(context: StepContext) -> EmailSettings:
     server = EmailSettings(**context.reveal(asdict(context.settings.email)))
     if not server.host:
-        raise _mistake("there is no mail server; set email.host (ORCHESTRATOR_EMAIL_HOST)")
+        raise config_mistake("there is no mail server; set email.host (ORCHESTRATOR_EMAIL_HOST)")
     return server
 
 
 def _default_sender(server: EmailSettings) -> Mailbox:
     if not server.sender:
-        raise _mistake("the email has no sender; write `sender`, or set email.sender")
+        raise config_mistake("the email has no sender; write `sender`, or set email.sender")
     try:
         return parse_mailbox(server.sender)
     except ValueError as error:
-        raise _mistake(f"email.sender: {error}") from error
-
-
-def _mistake(message: str) -> StepFailed:
-    return StepFailed(message, kind="config", retryable=False)
+        raise config_mistake(f"email.sender: {error}") from error
 
 
 # -- the message ---------------------------------------------------------------------------------------------
@@ -237,7 +222,7 @@ def _texts(context: StepContext) -> Texts:
     texts = email_templates.render(config["template"], context.settings.templates_path, names)
     subject = config.get("subject", texts.subject)
     if subject is None:
-        raise _mistake(f"the email has no subject; write `subject`, or a file {config['template']}.subject")
+        raise config_mistake(f"the email has no subject; write `subject`, or a file {config['template']}.subject")
     return Texts(texts.text, texts.html, subject)
 
 

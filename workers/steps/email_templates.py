@@ -17,6 +17,7 @@ from orchestrator.definition import syntax
 from orchestrator.definition.bounds import MAX_SOURCE, rendered_budget, text_of, work_budget
 from orchestrator.definition.sandbox import BoundedContext, Environment
 from orchestrator.errors import StepFailed, TemplateError
+from workers.steps.contract import config_mistake
 
 _EXPECTED = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 
@@ -37,7 +38,7 @@ def render(name: str, folder: Path, context: Mapping[str, object]) -> Texts:
     """
     text, page, subject = (_rendered(name, suffix, folder, context) for suffix in (".txt", ".html", ".subject"))
     if text is None and page is None:
-        raise _mistake(f"there is no template {name}.txt or {name}.html in {folder} (executor.templates_dir)")
+        raise config_mistake(f"there is no template {name}.txt or {name}.html in {folder} (executor.templates_dir)")
     return Texts(text, page, subject)
 
 
@@ -64,7 +65,7 @@ def _source(file: str, folder: Path) -> str | None:
     except (OSError, ValueError, RuntimeError):
         return None
     if not found.is_relative_to(base):
-        raise _mistake(f"the template {file} is outside {base} (executor.templates_dir)")
+        raise config_mistake(f"the template {file} is outside {base} (executor.templates_dir)")
     if not found.is_file():
         return None
     try:
@@ -72,9 +73,9 @@ def _source(file: str, folder: Path) -> str | None:
         with found.open(encoding="utf-8") as opened:
             source = opened.read(MAX_SOURCE + 1)
     except (OSError, UnicodeError) as error:
-        raise _mistake(f"the template {file} cannot be read as UTF-8: {error}") from error
+        raise config_mistake(f"the template {file} cannot be read as UTF-8: {error}") from error
     if len(source) > MAX_SOURCE:
-        raise _mistake(f"the template {file} is longer than {MAX_SOURCE:,} characters")
+        raise config_mistake(f"the template {file} is longer than {MAX_SOURCE:,} characters")
     return source
 
 
@@ -105,7 +106,3 @@ class _HtmlEnvironment(Environment):
 
 _PLAIN = Environment()
 _HTML = _HtmlEnvironment()
-
-
-def _mistake(message: str) -> StepFailed:
-    return StepFailed(message, kind="config", retryable=False)

@@ -30,7 +30,7 @@ def validates_whole(check: Callable[[Any, Mapping[str, Any], Set[str]], None]) -
 
 
 class Parsed(fields.Field[T], Generic[T]):
-    """A value that `parse` makes of what was written; what it raises as ValueError is what is wrong."""
+    """A value that `parse` makes of what was written; it raises ValueError or ValidationError with what is wrong."""
 
     shape: Mapping[str, Any] = {}
 

@@ -16,15 +16,13 @@ from requests.auth import HTTPBasicAuth
 from orchestrator.config import Settings
 from orchestrator.errors import StepFailed
 from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType
-from workers.steps.fields import Duration, Text, validates_whole
-from workers.steps.http_call import Response, send, shown
+from workers.steps.fields import Duration, Parsed, Text, validates_whole
+from workers.steps.http_call import Response, encoded, may_pass, send, shown
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
-_WORTH_RETRYING = frozenset({408, 425, 429})
-"""Client errors that another attempt may not meet: request timeout, too early, too many requests."""
 
 
-class StatusCodes(fields.Field[tuple[range, ...]]):
+class StatusCodes(Parsed[tuple[range, ...]]):
     """Status codes: 200, "200-299", or a list of such."""
 
     def __init__(self, **options: Any) -> None:
@@ -33,13 +31,7 @@ class StatusCodes(fields.Field[tuple[range, ...]]):
         several = {"type": "array", "items": {"anyOf": [code, codes]}}
         super().__init__(metadata={"anyOf": [code, codes, several]}, **options)
 
-    def _deserialize(
-        self,
-        value: Any,
-        attr: str | None,  # noqa: ARG002
-        data: Mapping[str, Any] | None,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> tuple[range, ...]:
+    def parse(self, value: Any) -> tuple[range, ...]:
         return tuple(_codes(item) for item in (value if isinstance(value, list) else [value]))
 
 
@@ -133,30 +125,23 @@ def exchange(context: StepContext, request: requests.Request, *, redirects: bool
     Raises what `send` does, and StepFailed of the kind `http_status`.
     """
     config = context.config
-    remaining = context.remaining()
     response = send(
         request,
         egress=context.settings.egress.rules,
-        seconds=config["timeout"] if remaining is None else min(config["timeout"], remaining),
+        seconds=context.within(config["timeout"]),
         max_bytes=context.settings.executor.max_response,
         verify=config["verify"],
         redirects=redirects,
     )
     output = _output(response)
     if not _is_expected(response.status, config.get("expected_status")):
-        excerpt = response.body[:800].decode(errors="replace")[:200].replace("\0", "\ufffd")
         raise StepFailed(
-            f"{request.method} {shown(request.url)} answered {response.status} {response.reason}: {excerpt}",
+            f"{request.method} {shown(request.url)} answered {response.said}",
             kind="http_status",
-            retryable=response.status >= 500 or response.status in _WORTH_RETRYING,
+            retryable=may_pass(response.status),
             output=output,
         )
     return output
-
-
-def encoded(headers: Mapping[str, str]) -> dict[str, str | bytes]:
-    """`headers` as they are sent: as UTF-8. Left as texts they would have to be Latin-1."""
-    return {name: value if value.isascii() else value.encode() for name, value in headers.items()}
 
 
 def _request(config: Mapping[str, Any], idempotency_key: str) -> requests.Request:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from http.client import BadStatusLine, RemoteDisconnected
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,6 +28,7 @@ from urllib3.util.connection import allowed_gai_family
 
 from orchestrator.egress import Egress
 from orchestrator.errors import StepFailed, StepTimeout
+from workers.steps.causes import root_cause
 from workers.steps.egress import addresses
 from workers.stopping import ended_by
 
@@ -48,6 +48,12 @@ class Response:
     """Decompressed."""
     elapsed: float
     """Seconds, the body included."""
+
+    @property
+    def said(self) -> str:
+        """Its status, and the beginning of what it says, for a message."""
+        excerpt = self.body[:800].decode(errors="replace")[:200].replace("\0", "\ufffd")
+        return f"{self.status} {self.reason}: {excerpt}"
 
 
 def send(
@@ -76,6 +82,17 @@ def send(
         raise _translated(call.error, request, max_bytes) from call.error
     assert call.response is not None
     return call.response
+
+
+def may_pass(status: int) -> bool:
+    """Whether an error of this status may be gone at another try: 5xx, and 408 (request timeout), 425 (too early) and
+    429 (too many requests)."""
+    return status >= 500 or status in (408, 425, 429)
+
+
+def encoded(headers: Mapping[str, str]) -> dict[str, str | bytes]:
+    """`headers` as they are sent: as UTF-8. Left as texts they would have to be Latin-1."""
+    return {name: value if value.isascii() else value.encode() for name, value in headers.items()}
 
 
 def shown(url: str) -> str:
@@ -273,7 +290,7 @@ def _translated(error: Exception, request: requests.Request, max_bytes: int) -> 
             cause = _CAUSES.get(type(error), "it cannot be sent")
             return StepFailed(f"{what} is not valid: {cause}", kind="config", retryable=False)
         case requests.RequestException() | urllib3.exceptions.HTTPError() | OSError():
-            return StepFailed(f"{what}: {_root(error)}", kind="connection")
+            return StepFailed(f"{what}: {root_cause(error)}", kind="connection")
     return error
 
 
@@ -283,12 +300,3 @@ _CAUSES: Mapping[type[Exception], str] = {
     requests.exceptions.InvalidSchema: "its url, or one it redirects to, is neither http nor https",
     requests.exceptions.InvalidHeader: "a header has a line break or a leading space",
 }
-
-
-def _root(error: BaseException) -> str:
-    """What first went wrong: `Connection refused`, `certificate verify failed`."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    if isinstance(error, BadStatusLine) and not isinstance(error, RemoteDisconnected):
-        return f"the answer is not HTTP: {str(error)[:100]!r}"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

@@ -10,9 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
-import socket
-import ssl
 import threading
 from collections.abc import Coroutine, Mapping, Set
 from contextlib import suppress
@@ -35,9 +32,10 @@ from orchestrator.config import Settings
 from orchestrator.egress import Egress
 from orchestrator.errors import StepFailed, StepTimeout
 from orchestrator.metrics import TOKENS, tally
-from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType, Wait
-from workers.steps.fields import Duration, Text, validates_whole
-from workers.steps.http_call import shown
+from workers.steps.causes import root_cause
+from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType, Wait, config_mistake
+from workers.steps.fields import Duration, Parsed, Text, validates_whole
+from workers.steps.http_call import may_pass, shown
 from workers.stopping import ended_by
 
 if TYPE_CHECKING:
@@ -51,9 +49,6 @@ MAX_RESTS = 5
 
 MAX_REST = 600.0
 """Seconds of one such rest at most."""
-
-_WORTH_RETRYING = frozenset({408, 409, 425, 429})
-"""Client errors that another attempt may not meet: request timeout, conflict, too early, too many requests."""
 
 _USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
 _COUNT = {"type": ["integer", "null"], "minimum": 0}
@@ -86,16 +81,10 @@ _ANSWER = Draft202012Validator(
 """What of an answer is read here; services differ in the rest."""
 
 
-class Stop(fields.Field[list[str]]):
+class Stop(Parsed[list[str]]):
     """Where the answer ends: a text, or up to four of them."""
 
-    def _deserialize(
-        self,
-        value: Any,
-        attr: str | None,  # noqa: ARG002
-        data: Mapping[str, Any] | None,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> list[str]:
+    def parse(self, value: Any) -> list[str]:
         texts = value if isinstance(value, list) else [value]
         return [str(text) for text in _STOPS.deserialize(texts)]
 
@@ -161,7 +150,7 @@ class Llm(StepType):
         service = _service(context)
         request = _request(context.config, service.model)
         try:
-            body = service.complete(request, context.idempotency_key, _seconds(context))
+            body = service.complete(request, context.idempotency_key, context.within(context.config["timeout"]))
         except openai.APIStatusError as error:
             return _rest(context, service, error)
         answer = service.read(body)
@@ -174,13 +163,15 @@ def _service(context: StepContext) -> _Service:
     url, key = context.reveal(settings.base_url), context.reveal(settings.api_key)
     model = context.config.get("model") or context.reveal(settings.model)
     if not url:
-        raise _mistake("llm.base_url is not set; set it to the service's address, such as https://api.openai.com/v1")
+        raise config_mistake(
+            "llm.base_url is not set; set it to the service's address, such as https://api.openai.com/v1"
+        )
     if not _is_http(url):
-        raise _mistake(f"llm.base_url, {shown(url)}, must be a whole address, such as https://api.openai.com/v1")
+        raise config_mistake(f"llm.base_url, {shown(url)}, must be a whole address, such as https://api.openai.com/v1")
     if not (key.isascii() and key.isprintable()):
-        raise _mistake("llm.api_key has a line break or another character that cannot be sent; check its end")
+        raise config_mistake("llm.api_key has a line break or another character that cannot be sent; check its end")
     if not model:
-        raise _mistake("the step names no model, and neither does llm.model")
+        raise config_mistake("the step names no model, and neither does llm.model")
     return _Service(url, key, model, context.settings.executor.max_response, context.settings.egress.rules)
 
 
@@ -190,10 +181,6 @@ def _is_http(url: str) -> bool:
         return parts.scheme.lower() in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
-
-
-def _mistake(message: str) -> StepFailed:
-    return StepFailed(message, kind="config", retryable=False)
 
 
 def _request(config: Mapping[str, Any], model: str) -> dict[str, Any]:
@@ -209,12 +196,6 @@ def _request(config: Mapping[str, Any], model: str) -> dict[str, Any]:
         wanted = {"name": "response", "schema": config["response_schema"], "strict": True}
         request["response_format"] = {"type": "json_schema", "json_schema": wanted}
     return request
-
-
-def _seconds(context: StepContext) -> float:
-    remaining = context.remaining()
-    timeout: float = context.config["timeout"]
-    return timeout if remaining is None else min(timeout, remaining)
 
 
 @dataclass(frozen=True)
@@ -250,7 +231,7 @@ class _Service:
         except openai.APIConnectionError as error:
             if isinstance(error.__cause__, StepFailed):
                 raise StepFailed(f"{self.name}: {error.__cause__}", kind="egress", retryable=False) from None
-            raise StepFailed(f"{self.name}: {self.quote(_root(error))}", kind="connection") from error
+            raise StepFailed(f"{self.name}: {self.quote(root_cause(error))}", kind="connection") from error
         except _TooLarge:
             raise StepFailed(
                 f"{self.name}: the answer is larger than executor.max_response, {self.max_bytes} bytes",
@@ -258,7 +239,7 @@ class _Service:
                 retryable=False,
             ) from None
         except httpx2.InvalidURL as error:
-            raise _mistake(f"llm.base_url, {shown(self.url)}, is not valid: {error}") from None
+            raise config_mistake(f"llm.base_url, {shown(self.url)}, is not valid: {error}") from None
 
     async def _send(self, request: Mapping[str, Any], idempotency_key: str) -> bytes:
         from openai import AsyncOpenAI, omit
@@ -317,7 +298,7 @@ def _failure(service: _Service, error: openai.APIStatusError) -> StepFailed:
     return StepFailed(
         f"{service.name} answered {status}" + (f": {said}" if said else "") + (f" ({hint})" if hint else ""),
         kind="rate_limited" if status == 429 else "server" if status >= 500 else "http_status",
-        retryable=status >= 500 or status in _WORTH_RETRYING,
+        retryable=may_pass(status) or status == 409,
     )
 
 
@@ -403,7 +384,7 @@ def _parsed(service: _Service, output: Mapping[str, Any], schema: Mapping[str, A
     try:
         wrong = best_match(validator.iter_errors(parsed))
     except Unresolvable as error:
-        raise _mistake(f"response_schema refers to {error.ref!r}, which is not in it") from None
+        raise config_mistake(f"response_schema refers to {error.ref!r}, which is not in it") from None
     except RecursionError:
         raise StepFailed(
             "the model's answer cannot be checked: it, or response_schema, goes too deep", kind="output", output=output
@@ -415,19 +396,6 @@ def _parsed(service: _Service, output: Mapping[str, Any], schema: Mapping[str, A
             output=output,
         )
     return parsed
-
-
-def _root(error: BaseException) -> str:
-    """What first went wrong: `Connection refused`, `certificate verify failed`."""
-    while True:
-        cause = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__ or error.__context__
-        if cause is None:
-            break
-        error = cause
-    # asyncio puts the address in the place of the system's own words.
-    if isinstance(error, OSError) and error.errno and not isinstance(error, (ssl.SSLError, socket.gaierror)):
-        return os.strerror(error.errno)
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 # --- the loop that all calls of the process share -----------------------------------------------------------

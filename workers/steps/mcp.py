@@ -10,7 +10,7 @@ from marshmallow import INCLUDE, Schema, ValidationError, fields, post_load, val
 
 from orchestrator.config import McpServerSettings, McpSettings, Settings
 from orchestrator.errors import StepFailed
-from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType
+from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType, config_mistake
 from workers.steps.fields import Duration, Text, validates_whole
 
 if TYPE_CHECKING:
@@ -98,25 +98,21 @@ def _server(context: StepContext) -> Server:
     if settings.command and not settings.url:
         command = context.reveal(list(settings.command))
         return StdioServer(name, command, context.reveal(dict(settings.env or {})), context)
-    raise _mistake(f"the MCP server {name!r} needs either a url or a command (mcp.servers.{name})")
+    raise config_mistake(f"the MCP server {name!r} needs either a url or a command (mcp.servers.{name})")
 
 
 def _chosen(config: Mapping[str, Any], settings: McpSettings) -> tuple[str, McpServerSettings]:
     known = ", ".join(sorted(settings.servers))
     if not known:
-        raise _mistake("no MCP server is configured; add one to mcp.servers")
+        raise config_mistake("no MCP server is configured; add one to mcp.servers")
     name = config.get("server") or settings.default_server
     if not name:
         if len(settings.servers) > 1:
-            raise _mistake(f"which MCP server? Name it as `server`, or set mcp.default_server; there are {known}")
+            raise config_mistake(f"which MCP server? Name it as `server`, or set mcp.default_server; there are {known}")
         (name,) = settings.servers
     if name not in settings.servers:
-        raise _mistake(f"there is no MCP server {name!r} in mcp.servers; there are {known}")
+        raise config_mistake(f"there is no MCP server {name!r} in mcp.servers; there are {known}")
     return name, settings.servers[name]
-
-
-def _mistake(message: str) -> StepFailed:
-    return StepFailed(message, kind="config", retryable=False)
 
 
 def _output(result: CallToolResult) -> dict[str, Any]:

@@ -8,7 +8,6 @@ caller leaves the thread a moment later.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -32,7 +31,9 @@ from mcp_types import (
 
 from orchestrator import __version__
 from orchestrator.errors import StepFailed, StepTimeout
+from workers.steps.causes import root_cause
 from workers.steps.contract import LogLevel, StepContext
+from workers.steps.http_call import may_pass
 from workers.steps.mcp_transports import Link, Server
 from workers.stopping import ended_by
 
@@ -47,7 +48,6 @@ _NAMED = 10
 """Tools that an error message names at most."""
 _HTTP_ALONE = frozenset({401, 403, 407, 408, 425, 429})
 """Statuses that say nothing of MCP; 5xx too. Others come with an error of the protocol."""
-_WORTH_RETRYING = frozenset({408, 425, 429})
 _FOR_GOOD = frozenset({INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND})
 _GONE = ("Connection closed", "SSE stream")
 """How the SDK says that the server went away; the code that it gives is one that servers use for their own errors."""
@@ -57,9 +57,7 @@ _LEVELS: Mapping[str, LogLevel] = {"debug": "debug", "info": "info", "notice": "
 def call_tool(server: Server, context: StepContext) -> CallToolResult:
     """The result, an error that the tool reports included. Raises StepTimeout, or StepFailed of the kinds `mcp`,
     `connection`, `http_status`, `response_too_large` and `config`."""
-    remaining = context.remaining()
-    timeout: float = context.config["timeout"]
-    call = _Call(server, context, timeout if remaining is None else min(timeout, remaining))
+    call = _Call(server, context, context.within(context.config["timeout"]))
     call.start()
     try:
         with ended_by(call.stop):
@@ -214,7 +212,7 @@ class _Call(threading.Thread, Link):
                 message = f"{shown} cannot be asked: its url or one of its headers is not valid (mcp.servers)"
                 return StepFailed(message, kind="config", retryable=False)
             case httpx2.HTTPError() | OSError() as cause:
-                return StepFailed(f"{shown}: {_root(cause)}{self._server.said()}", kind="connection")
+                return StepFailed(f"{shown}: {root_cause(cause)}{self._server.said()}", kind="connection")
             case MCPError(code=code, message=text) if code == CONNECTION_CLOSED and text.startswith(_GONE):
                 return StepFailed(f"{shown} went away before it answered{self._server.said()}", kind="connection")
             case MCPError() as cause:
@@ -229,7 +227,7 @@ class _Call(threading.Thread, Link):
             return StepFailed(
                 f"{self._server.shown} answered {status}: {_short(error)}",
                 kind="http_status",
-                retryable=status >= 500 or status in _WORTH_RETRYING,
+                retryable=may_pass(status),
             )
         return StepFailed(
             f"{self._server.shown} refused the call of {self._tool!r}: {_short(error)} (error {error.code}"
@@ -258,15 +256,6 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(inner)
     else:
         yield error
-
-
-def _root(error: BaseException) -> str:
-    """What first went wrong: `Connection refused`, `certificate verify failed`."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = next(_leaves(cause))
-    if isinstance(error, ConnectionError) and error.errno:
-        return os.strerror(error.errno)  # asyncio puts the address in its place
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 def _short(error: BaseException) -> str:

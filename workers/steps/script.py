@@ -19,7 +19,7 @@ from marshmallow import Schema, ValidationError, fields, validate
 from orchestrator.errors import StepFailed, StepTimeout
 from orchestrator.isolation import Isolation, enclosure, in_force
 from workers.steps import processes
-from workers.steps.contract import Done, QueueClass, StepContext, StepType
+from workers.steps.contract import Done, QueueClass, StepContext, StepType, config_mistake
 from workers.steps.fields import Duration, Text, validates_whole
 from workers.steps.program_output import LastLine, LogBudget, LogLines, clean
 
@@ -121,14 +121,14 @@ class _Run:
         except (OSError, ValueError, RuntimeError):
             found = None
         if found is None or not found.is_file():
-            raise _mistake(f"there is no script {config['script']!r} in {base} (executor.scripts_dir)")
+            raise config_mistake(f"there is no script {config['script']!r} in {base} (executor.scripts_dir)")
         if not found.is_relative_to(base):
-            raise _mistake(f"the script {config['script']!r} is outside {base} (executor.scripts_dir)")
+            raise config_mistake(f"the script {config['script']!r} is outside {base} (executor.scripts_dir)")
         return found, config.get("runtime") or _SUFFIXES.get(file.suffix.lower(), "python")
 
     def _seconds(self) -> float | None:
-        bounds = [self._context.config.get("timeout"), self._context.remaining()]
-        return min((seconds for seconds in bounds if seconds is not None), default=None)
+        timeout: float | None = self._context.config.get("timeout")
+        return self._context.remaining() if timeout is None else self._context.within(timeout)
 
     def _run(self, runtime: tuple[list[str], int | None], program: Path, seconds: float | None) -> int | None:
         (interpreter, *options), memory = runtime
@@ -154,13 +154,13 @@ class _Run:
                     on_stderr=self._stderr.feed,
                 )
             except processes.CannotStart as error:
-                raise _mistake(f"the script cannot be started with these args and env: {error}") from error
+                raise config_mistake(f"the script cannot be started with these args and env: {error}") from error
 
     def _isolation(self) -> Isolation:
         settings = self._context.settings
         found = in_force(settings)
         if settings.executor.isolation == "bubblewrap" and found.mode != "bubblewrap":
-            raise _mistake(
+            raise config_mistake(
                 f"executor.isolation asks for bubblewrap, and {found.reason}; install it, let the worker use user "
                 "namespaces, or set executor.isolation to auto"
             )
@@ -227,7 +227,7 @@ def _command(runtime: str, max_memory: int) -> tuple[list[str], int | None]:
         return [sys.executable], max_memory
     found = shutil.which(runtime)
     if found is None:
-        raise _mistake(f"{runtime} is not installed where the worker runs; install {_PACKAGES[runtime]}")
+        raise config_mistake(f"{runtime} is not installed where the worker runs; install {_PACKAGES[runtime]}")
     if runtime == "node":
         # V8 reserves far more addresses than it uses: its heap is limited, not its address space.
         return [found, f"--max-old-space-size={max(1, max_memory // 1024**2)}"], None
@@ -235,10 +235,6 @@ def _command(runtime: str, max_memory: int) -> tuple[list[str], int | None]:
 
 
 _PACKAGES = {"node": "Node.js (https://nodejs.org)", "bash": "the package bash"}
-
-
-def _mistake(message: str) -> StepFailed:
-    return StepFailed(message, kind="config", retryable=False)
 
 
 def _log(context: StepContext, level: Any, line: str) -> None:

@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from orchestrator.config import EmailSettings
 from orchestrator.errors import StepFailed, StepTimeout
+from workers.steps.contract import config_mistake
 from workers.stopping import ended_by
 
 _MAX_REPLY = 64 * 1024
@@ -36,7 +37,7 @@ def deliver(
     the message all the same: another attempt repeats it under the same Message-ID.
     """
     if not (server.username + server.password).isascii():
-        raise _mistake("the login at the mail server must be ASCII; see email.username and email.password")
+        raise config_mistake("the login at the mail server must be ASCII; see email.username and email.password")
     delivery = _Delivery(server, message, sender, recipients, seconds, _tls(server))
     delivery.start()
     try:
@@ -170,7 +171,9 @@ def _tls(server: EmailSettings) -> ssl.SSLContext | None:
         changed = Path(server.ca_file).stat().st_mtime_ns if server.ca_file else 0
         return _context(server.ca_file, changed, server.verify)
     except OSError as error:
-        raise _mistake(f"email.ca_file, {server.ca_file}, cannot be read as certificates: {error.strerror}") from error
+        raise config_mistake(
+            f"email.ca_file, {server.ca_file}, cannot be read as certificates: {error.strerror}"
+        ) from error
 
 
 @lru_cache(maxsize=4)
@@ -181,10 +184,6 @@ def _context(ca_file: str, _changed: int, verify: bool) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def _mistake(message: str) -> StepFailed:
-    return StepFailed(message, kind="config", retryable=False)
 
 
 def _translated(error: Exception, what: str) -> Exception:
@@ -219,7 +218,7 @@ def _translated(error: Exception, what: str) -> Exception:
         case OSError():
             return StepFailed(f"{what}: {error.strerror or error}", kind="connection")
         case UnicodeError():
-            return _mistake(f"{what} has a name that cannot be looked up; see email.host")
+            return config_mistake(f"{what} has a name that cannot be looked up; see email.host")
     return error
 
 

@@ -19,7 +19,8 @@ from orchestrator.config import Settings
 from orchestrator.engine.signatures import signing_key
 from workers.steps.contract import Done, Json, QueueClass, Rate, StepContext, StepType
 from workers.steps.fields import Duration, Text
-from workers.steps.http import StatusCodes, encoded, exchange, http_url, rate_of_host
+from workers.steps.http import StatusCodes, exchange, http_url, rate_of_host
+from workers.steps.http_call import encoded
 
 _OURS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 
