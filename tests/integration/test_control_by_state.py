@@ -40,7 +40,6 @@ def answered(servers: Deployment, method: str, path: str, body: Any, state: str,
         ("rerun", {"from_step": "a"}, 202, EXECUTION_TERMINAL),
         ("signals", {"name": "paid"}, 202, LIVE),
     ],
-    ids=str,
 )
 def test_of_an_execution(servers: Deployment, state: str, call: str, body: Any, done: int, allowed: Collection[str]):
     execution_id = servers.execute(servers.create(workflow(step("a"))))
@@ -56,7 +55,6 @@ def test_of_an_execution(servers: Deployment, state: str, call: str, body: Any, 
 @pytest.mark.parametrize(
     ("call", "body", "done", "allowed"),
     [("retry", None, 200, ("failed", "cancelled")), ("decision", {"approved": True}, 202, ("waiting",))],
-    ids=str,
 )
 def test_of_a_step(servers: Deployment, state: str, call: str, body: Any, done: int, allowed: Collection[str]):
     execution_id = servers.execute(servers.create(workflow({"id": "ok", "type": "approval", "config": {}})))
