@@ -76,7 +76,7 @@ class Prepared:
     roots: frozenset[str]
     """What the templates start from."""
     loaded: Mapping[str, Any] | None
-    """The checked configuration, if it has no templates."""
+    """The configuration, if it is checked once for all; what its `variable` fields come to is put in their place."""
     has_pure_bodies: bool
 
 
@@ -95,14 +95,25 @@ class Tree:
         self.parts: list[Compiled] = []
         self.deferred: dict[str, Compiled] = {}
         """What the type evaluates itself, by its place."""
-        self._root = self._compile(dict(config), "")
-        self.constant = all(part.constant for part in self.parts)
+        self._fields: dict[str, Any] = {}
+        variable = set()
+        for name, value in config.items():
+            known = len(self.parts)
+            self._fields[name] = self._compile(value, name)
+            if not all(part.constant for part in self.parts[known:]):
+                variable.add(name)
+        self.variable = frozenset(variable)
+        """The fields that depend on the context."""
 
-    def render(self, context: Mapping[str, object]) -> Any:
-        return self._render(self._root, context)
+    def render(self, context: Mapping[str, object]) -> dict[str, Any]:
+        return {name: self._render(node, context) for name, node in self._fields.items()}
+
+    def constants(self) -> dict[str, Any]:
+        """With None for each variable field."""
+        return {name: None if name in self.variable else self._render(node, {}) for name, node in self._fields.items()}
 
     def _compile(self, value: Any, path: str) -> Any:
-        if path and path in self._type.raw_fields:
+        if path in self._type.raw_fields:
             return value
         if path in self._type.deferred_fields:
             self.deferred[path] = compile_expression(value) if isinstance(value, str) else compile_value(value)
@@ -110,7 +121,7 @@ class Tree:
         if path in self._type.expression_fields and isinstance(value, str):
             return self._part(compile_expression(value))
         if isinstance(value, dict):
-            return {key: self._compile(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()}
+            return {key: self._compile(item, f"{path}.{key}") for key, item in value.items()}
         if isinstance(value, list):
             return [self._compile(item, path) for item in value]
         return self._part(compile_value(value)) if isinstance(value, str) else value
@@ -155,7 +166,7 @@ def prepare(program: Program, step: Step, catalogue: Mapping[str, Any]) -> Prepa
         cache_key,
         frozenset(reference for part in parts for reference in part.steps),
         frozenset(root for part in (*parts, *config.deferred.values()) for root in part.roots),
-        _load(step_type, config.render({})) if config.constant else None,
+        _load(step_type, config.constants()) if config.variable <= step_type.unchecked_fields else None,
         bool(step.bodies) and has_pure_bodies(step, catalogue),
     )
     program.prepared[step.id] = prepared
@@ -324,7 +335,10 @@ class Attempt:
         rendered = prepared.config.render(context)
         mapped = None if prepared.input_mapping is None else prepared.input_mapping.render(context)
         self.recorded_input = self.secrets.mask(self._worth_recording(rendered) if mapped is None else mapped)
-        config = _load(prepared.type, rendered) if prepared.loaded is None else prepared.loaded
+        if prepared.loaded is None:
+            config = _load(prepared.type, rendered)
+        else:
+            config = {**prepared.loaded, **{name: rendered[name] for name in prepared.config.variable}}
         return StepContext(
             execution_id=self.execution.id,
             step_execution_id=self.claim.id,

@@ -3,13 +3,16 @@ its worker off its way."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 from deployment import Deployment
 from test_execution import rows_of, step, workflow
 from test_inline_bodies import OneWorker
+
+from workers import attempt
+from workers.steps.contract import StepType
 
 SECRET = "s3cr3t-of-the-outcomes"
 
@@ -72,3 +75,26 @@ def test_an_odd_log_line_takes_no_other_with_it(worker: OneWorker) -> None:
     execution = worker.run(workflow(misbehaving("odd log lines")))
     logs = worker.servers.client.get(f"/api/v1/executions/{execution['id']}/logs").json["items"]
     assert [line["message"] for line in logs] == ["half ?", "whole"]
+
+
+def test_a_config_of_which_only_unchecked_values_change_is_checked_once(
+    worker: OneWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, checked = attempt._load, []
+
+    def counted(step_type: StepType, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        checked.append(step_type.type)
+        return load(step_type, config)
+
+    monkeypatch.setattr(attempt, "_load", counted)
+    workflow_id = worker.servers.create(workflow(step("x", "condition", expression="input.n")))
+    for given, result in ((3, True), (0, False), (None, False), ([1], True)):
+        execution_id = worker.servers.execute(workflow_id, {"n": given})
+        worker.perform(execution_id)
+        assert worker.servers.execution(execution_id)["step_executions"][0]["output"]["result"] is result
+    assert checked == ["condition"]
+
+
+def test_a_config_whose_checked_values_change_is_checked_at_each_attempt(worker: OneWorker) -> None:
+    row = rows_of(worker.run(workflow(step("x", "set", values="{{ input.n }}"))))["x"]
+    assert (row["status"], row["error_kind"]) == ("failed", "config")

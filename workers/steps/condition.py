@@ -41,6 +41,7 @@ class Condition(StepType):
     queue: ClassVar[QueueClass] = "control"
     pure: ClassVar[bool] = True
     expression_fields: ClassVar[frozenset[str]] = frozenset({"expression", "cases.when"})
+    unchecked_fields: ClassVar[frozenset[str]] = frozenset({"expression"})
 
     class Config(Schema):
         expression = fields.Raw(allow_none=True)

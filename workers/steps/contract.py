@@ -201,6 +201,10 @@ class StepType(ABC):
     deferred_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields of the config whose text is an expression that `perform` evaluates itself, by `context.evaluate`."""
 
+    unchecked_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields of the config in which `Config` takes any value. A config that has templates in none but these is checked
+    once, not at each attempt, with None for their values."""
+
     @abstractmethod
     def perform(self, context: StepContext) -> Done | Wait | Spawn:
         """Do it. Raises StepFailed (or StepTimeout) when the attempt failed; anything else that is raised is
