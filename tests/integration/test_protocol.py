@@ -939,7 +939,7 @@ def test_every_execution_ends_as_it_should_whatever_is_lost_doubled_late_or_dead
     run_state_machine_as_test(
         partial(Protocol, stage),
         settings=settings(
-            max_examples=EXAMPLES or 40,
+            max_examples=EXAMPLES or 20,
             stateful_step_count=40,
             deadline=None,
             derandomize=not EXAMPLES,
