@@ -38,6 +38,22 @@ def id_argument(name: str) -> Callable[[Function], Function]:
     return click.argument(name, metavar="ID", type=click.UUID, callback=lambda _, __, value: str(value))
 
 
+def id_of(given: str, what: str, find: Callable[[str], Any], *, listed_by: str) -> str:
+    """The id of what has this id, or this name, by which `find` finds it. Raises NotFound."""
+    from uuid import UUID
+
+    from orchestrator.errors import NotFound
+
+    try:
+        return str(UUID(given))
+    except ValueError:
+        found = find(given)
+    if found is None:
+        raise NotFound(f"{what} named", f"{given!r}; see `orchestrator {listed_by} list`")
+    id: str = found["id"]
+    return id
+
+
 def at_most(command: Function) -> Function:
     """--limit, for lists."""
     option = click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Items at most.")

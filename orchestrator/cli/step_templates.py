@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from orchestrator.cli.connection import asked_before, at_most, connected
+from orchestrator.cli.connection import asked_before, at_most, connected, id_of
 from orchestrator.cli.output import Output, field, moment
 from orchestrator.cli.workflows import reading
 
@@ -109,14 +109,4 @@ def _said(definition: DefinitionFile) -> dict[str, Any]:
 
 def _id(client: Client, given: str) -> str:
     """The id of the template that has this id or name. Raises NotFound."""
-    from uuid import UUID
-
-    from orchestrator.errors import NotFound
-
-    try:
-        return str(UUID(given))
-    except ValueError:
-        found = client.step_templates.find(given)
-    if found is None:
-        raise NotFound("step template named", f"{given!r}; see `orchestrator step-templates list`")
-    return found["id"]
+    return id_of(given, "step template", client.step_templates.find, listed_by="step-templates")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from orchestrator.cli.connection import asked_before, at_most, connected
+from orchestrator.cli.connection import asked_before, at_most, connected, id_of
 from orchestrator.cli.inputs import input_options, read_inputs
 from orchestrator.cli.output import Output, field, moment
 
@@ -220,14 +220,4 @@ def reading(file: Path) -> Iterator[DefinitionFile]:
 
 def workflow_id(client: Client, given: str) -> str:
     """The id of the workflow that has this id or name. Raises NotFound."""
-    from uuid import UUID
-
-    from orchestrator.errors import NotFound
-
-    try:
-        return str(UUID(given))
-    except ValueError:
-        found = client.workflows.find(given)
-    if found is None:
-        raise NotFound("workflow named", f"{given!r}; see `orchestrator workflows list`")
-    return found["id"]
+    return id_of(given, "workflow", client.workflows.find, listed_by="workflows")

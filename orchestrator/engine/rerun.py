@@ -1,7 +1,7 @@
 """Do an execution again, from its beginning or from one of its steps on, perhaps with other input or another version.
 
 The new execution is one like any other and waits for its place. From a step on, it keeps of the original what stands
-before that (engine/kept.py).
+before that (engine/reuse.py).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from sqlalchemy.engine import Connection
 from orchestrator.engine.admission import admit, plans_of_admitted
 from orchestrator.engine.advance import replan
 from orchestrator.engine.bodies import row_of
-from orchestrator.engine.kept import Kept, New, kept
 from orchestrator.engine.plan import Frontier, Plan, whole_frontier
 from orchestrator.engine.programs import Program, Programs
+from orchestrator.engine.reuse import Kept, New, kept
 from orchestrator.engine.start import check_payload, check_startable
 from orchestrator.errors import InputError, NotFound, Problem
 from orchestrator.lifecycle import StepStatus

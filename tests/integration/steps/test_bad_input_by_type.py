@@ -17,8 +17,8 @@ from typing import Any
 
 import psutil
 import pytest
-from crooked import Crooked, crooked
 from deployment import TERMINAL, Deployment, wait_until
+from faulty_servers import Crooked, crooked
 
 from orchestrator.config import (
     AgentSettings,
