@@ -20,8 +20,9 @@ from flask.testing import FlaskClient
 
 from orchestrator.config import BrokerSettings, DatabaseSettings, Settings, VaultSettings, environment_of
 from orchestrator.embedded import Embedded, embedded_servers
-from orchestrator.store import Store, executions
+from orchestrator.store import Store, executions, new_id, steps, workers
 from orchestrator.store.migrate import migrate
+from orchestrator.store.steps import Claim, ExecutionFacts
 from orchestrator.vault import new_key
 
 T = TypeVar("T")
@@ -172,6 +173,17 @@ class Deployment:
 
         wait_until(has_ended, seconds, f"the end of execution {execution_id}")
         return self.execution(execution_id)
+
+    def claim(self, execution_id: str, path: str = "a") -> tuple[Claim, ExecutionFacts] | None:
+        """By a worker process of which nobody hears any more."""
+        id = new_id()
+        with self.store.single() as connection:
+            workers.register(connection, id, node="gone@test", host="elsewhere", pid=1, born=0)
+        try:
+            return steps.claim(self.store, execution_id, path, id)
+        finally:
+            with self.store.single() as connection:
+                workers.remove(connection, [id])
 
     def pass_its_time(self, execution_id: str) -> None:
         """As if the `timeout` of the execution were over."""

@@ -97,8 +97,10 @@ class Lease:
         self._interval = interval
         self._disowned: set[str] = set()
         self._taken = threading.Event()
+        self._kept_at = 0.0
+        self._beating = threading.Lock()
         try:
-            self._register()
+            self._beat()
         except Exception:  # whoever starts this process has other things to do as well
             logger.warning("a lease could not be taken; that is tried again every second", exc_info=True)
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -107,6 +109,14 @@ class Lease:
     def is_taken(self) -> bool:
         """Once it is; False if that takes too long. What is claimed without a lease has lost its worker."""
         return self._taken.wait(PATIENCE)
+
+    def current(self) -> str:
+        """Its id, under which a step may be claimed. A process that stood still for so long that others may have taken
+        its lease finds out here: until its next beat it would take messages, and could claim nothing.
+        """
+        if time.monotonic() - self._kept_at > 2 * self._interval:
+            self._beat()
+        return self.id
 
     def _register(self) -> None:
         id = new_id()
@@ -136,14 +146,17 @@ class Lease:
                 logger.warning("the lease could not be kept", exc_info=True)
 
     def _beat(self) -> None:
-        if not self._taken.is_set():
-            self._register()
-            return
-        with self._store.single() as connection:
-            kept = workers.beat(connection, self.id)
-        if not kept:
-            logger.warning("the lease of %s lapsed; its steps were given to others", self.id)
-            self._register()
+        with self._beating:
+            now = time.monotonic()
+            if not self._taken.is_set():
+                self._register()
+            else:
+                with self._store.single() as connection:
+                    kept = workers.beat(connection, self.id)
+                if not kept:
+                    logger.warning("the lease of %s lapsed; its steps were given to others", self.id)
+                    self._register()
+            self._kept_at = now
 
     def disown(self, execution_id: str) -> None:
         """Leave to reconcile whatever this process holds of an execution, as soon as the database is there.

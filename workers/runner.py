@@ -320,7 +320,7 @@ class Lane:
     def claim_next(self) -> Claim | None:
         """The next start of the pack that is to be had."""
         while (start := self.pack.take()) is not None:
-            claimed = steps.claim(self.store, self.execution_id, start, self.process.lease.id)
+            claimed = steps.claim(self.store, self.execution_id, start, self.process.lease.current())
             if claimed is None:
                 continue
             claim, self.facts = claimed
@@ -487,7 +487,7 @@ class Lane:
         canvas counts on this task's end, if it has something to ring for.)"""
         if self.rung or self._over_budget():
             return None
-        return steps.claim_queued(self.store, self.execution_id, self.served, self.process.lease.id)
+        return steps.claim_queued(self.store, self.execution_id, self.served, self.process.lease.current())
 
     def _keeper(self) -> Worker | None:
         return None if self._over_budget() else Worker(self.process.lease.id, self.queue)

@@ -172,13 +172,17 @@ def holding(execution_id: str, held: Claim) -> Call:
     return Call(_HOLD_ROUTINE, {"execution": execution_id, "id": held.id, "held_token": held.token})
 
 
+# What is claimed without a lease has lost its worker, and may do so as often as it is claimed again, until the step is
+# taken for what kills its workers.
+_HAS_LEASE = "EXISTS (SELECT FROM worker_processes w WHERE w.id = %(worker)s::uuid)"
+
 _CLAIM = f"""
 WITH claimed AS (
     UPDATE step_executions s SET {CLAIM.assignment}, {_TAKE}
     FROM executions e
     WHERE s.execution_id = %(execution)s::uuid AND s.path = %(path)s AND s.{CLAIM.guard}
       AND e.id = s.execution_id AND e.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')
-      AND e.admitted_at IS NOT NULL
+      AND e.admitted_at IS NOT NULL AND {_HAS_LEASE}
     RETURNING {_CLAIMED_ROW}, e.workflow_id::text AS workflow_id, e.version, e.input,
         e.priority, e.trigger_id::text AS trigger_id,
         coalesce(extract(epoch FROM e.deadline - clock_timestamp())::float8, e.timeout) AS seconds_left,
@@ -220,7 +224,8 @@ _CLAIM_ROUTINE = Routine(
 
 
 def claim(store: Store, execution_id: str, path: str, worker_id: str) -> tuple[Claim, ExecutionFacts] | None:
-    """Take on a queued step of an execution that is not paused or ended; None if somebody else has it.
+    """Take on a queued step of an execution that is not paused or ended; None if somebody else has it, or the worker
+    has no lease.
 
     The first claim of an execution begins it.
     """
@@ -248,7 +253,7 @@ _CLAIM_QUEUED_ROUTINE = Routine(
     f"""
     UPDATE step_executions s SET {CLAIM.assignment}, {_TAKE}, {_UNRUNG}
     FROM executions e
-    WHERE e.id = %(execution)s AND e.status = '{ExecutionStatus.RUNNING}' AND s.{CLAIM.guard}
+    WHERE e.id = %(execution)s AND e.status = '{ExecutionStatus.RUNNING}' AND s.{CLAIM.guard} AND {_HAS_LEASE}
       AND (SELECT count(*) FROM (SELECT FROM step_executions q WHERE q.execution_id = %(execution)s
                                  AND q.{CLAIM.guard} LIMIT {_FEW} + 1) AS few) <= {_FEW}
       AND s.id = (SELECT q.id FROM step_executions q
@@ -264,7 +269,7 @@ _CLAIM_QUEUED_ROUTINE = Routine(
 def claim_queued(store: Store, execution_id: str, queues: Collection[str], worker_id: str) -> Claim | None:
     """Take on the highest step of a running execution that is queued on one of `queues`.
 
-    None too if many are queued.
+    None too if many are queued, or the worker has no lease.
     """
     token = new_id()
     params = {"execution": execution_id, "queues": list(queues), "worker": worker_id, "token": token}

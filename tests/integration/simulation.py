@@ -323,6 +323,10 @@ class Lease:
             workers.register(connection, id, node="simulated", host="elsewhere", pid=1, born=0.0)
         return id
 
+    def current(self) -> str:
+        """It may be none any more: the worst case, in which the process does not know that it stood still."""
+        return self.id
+
     def beat(self) -> None:
         with self._world.store.single() as connection:
             kept = workers.beat(connection, self.id)

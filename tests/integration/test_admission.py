@@ -59,11 +59,10 @@ def test_no_more_run_than_there_are_places(two_places: Deployment):
 
 
 def test_a_step_of_one_that_waits_is_not_claimed_nor_rung_for(two_places: Deployment):
-    from orchestrator.store import new_id, steps
 
     workflow_id = two_places.create(SINGLE)
     *_, waiting = (two_places.execute(workflow_id) for _ in range(3))
-    assert steps.claim(two_places.store, waiting, "a", new_id()) is None
+    assert two_places.claim(waiting, "a") is None
     with two_places.store.single() as connection:
         unclaimed = recovery.unclaimed(connection, older_than=0, limit=100)
     assert unclaimed

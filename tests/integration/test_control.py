@@ -22,7 +22,6 @@ from orchestrator.engine.programs import Programs
 from orchestrator.engine.start import start_execution
 from orchestrator.engine.waiting import rest_awaiting
 from orchestrator.plugins import load_catalogue
-from orchestrator.store import new_id, steps
 from orchestrator.store.executions import Parent
 
 
@@ -161,7 +160,7 @@ def test_a_child_of_one_that_was_paused_while_it_was_started_is_paused(servers: 
     workflow_id = servers.create(workflow(wait_for_it))
     parent = servers.execute(workflow_id)
     programs = Programs(load_catalogue("sample_steps"), servers.settings)
-    claimed = steps.claim(servers.store, parent, "child", new_id())
+    claimed = servers.claim(parent, "child")
     assert claimed is not None
     call(servers, parent, "pause")
     child = start_execution(servers.store, programs, child_of, {}, parent=Parent(claimed[0].id, 0)).execution_id

@@ -48,7 +48,7 @@ class Hand:
         self.programs = Programs(load_catalogue("sample_steps"), deployment.settings)
 
     def claim(self, execution_id: str, path: str) -> Claim:
-        claimed = steps.claim(self.store, execution_id, path, new_id())
+        claimed = self.deployment.claim(execution_id, path)
         assert claimed is not None, f"{path} was not to be had"
         return claimed[0]
 
@@ -495,18 +495,18 @@ def test_an_execution_that_is_retried_waits_for_a_place(single_place: Deployment
     call(single_place, first, "cancel")
     second = single_place.execute(workflow_id)
     assert call(single_place, first, "retry")["status"] == "queued"
-    assert steps.claim(single_place.store, first, "a", new_id()) is None
+    assert single_place.claim(first, "a") is None
     call(single_place, first, "pause")
     assert call(single_place, first, "resume")["status"] == "queued"
     assert end(single_place, second) == [first]
-    assert steps.claim(single_place.store, first, "a", new_id()) is not None
+    assert single_place.claim(first, "a") is not None
 
 
 def test_an_execution_that_is_retried_begins_at_once_if_there_is_a_place(single_place: Deployment):
     first = single_place.execute(single_place.create(SINGLE))
     call(single_place, first, "cancel")
     call(single_place, first, "retry")
-    assert steps.claim(single_place.store, first, "a", new_id()) is not None
+    assert single_place.claim(first, "a") is not None
 
 
 def test_a_retry_heeds_the_limits_of_the_workflow(single_place: Deployment):
@@ -515,7 +515,7 @@ def test_a_retry_heeds_the_limits_of_the_workflow(single_place: Deployment):
     call(single_place, first, "cancel")
     second = single_place.execute(limited, {"k": 1})
     call(single_place, first, "retry")
-    assert steps.claim(single_place.store, first, "a", new_id()) is None
+    assert single_place.claim(first, "a") is None
     assert end(single_place, second) == [first]
 
 
@@ -547,7 +547,7 @@ def test_a_child_that_is_retried_does_not_begin_before_its_parent_has_a_place(
         parent, child = a_parent_that_failed(worker, **limits)
         other = single_place.execute(single_place.create(SINGLE))
         assert call(single_place, parent, "retry")["status"] == "queued"
-        assert steps.claim(single_place.store, child, "x", new_id()) is None
+        assert single_place.claim(child, "x") is None
         why = single_place.client.get(f"/api/v1/executions/{child}/why").json
         assert (why["reason"], why["facts"]["execution_id"]) == ("waiting_for_dependencies", parent)
         assert admit_all(single_place.store, single_place.settings) == []
@@ -565,7 +565,7 @@ def test_a_child_that_is_retried_while_its_parent_is_paused_goes_on_with_it(work
     call(worker.servers, parent, "pause")
     step_id = rows_of(worker.servers.execution(parent))["child"]["id"]
     assert worker.servers.client.post(f"/api/v1/step-executions/{step_id}/retry").status_code == 200
-    assert steps.claim(worker.servers.store, child, "x", new_id()) is None
+    assert worker.servers.claim(child, "x") is None
     call(worker.servers, parent, "resume")
     perform(worker, parent)
     assert worker.servers.statuses(parent) == {"child": "completed", "asked": "waiting"}
@@ -666,7 +666,7 @@ def ended_while(deployment: Deployment, execution_id: str, move: Callable[[], An
 
 def test_a_first_claim_and_a_cancellation_do_not_lock_each_other_out(hand: Hand):
     execution_id = hand.deployment.execute(hand.deployment.create(SINGLE))
-    outcome = ended_while(hand.deployment, execution_id, lambda: steps.claim(hand.store, execution_id, "a", new_id()))
+    outcome = ended_while(hand.deployment, execution_id, lambda: hand.deployment.claim(execution_id, "a"))
     assert outcome is None
 
 

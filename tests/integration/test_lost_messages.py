@@ -17,7 +17,7 @@ from orchestrator.engine.plan import Message, Plan
 from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import Reconciler
 from orchestrator.plugins import load_catalogue
-from orchestrator.store import new_id, steps
+from orchestrator.store import new_id
 from workers.broker import Broker
 from workers.canvas import dispatch, look, trial
 from workers.dispatch import send_all
@@ -122,7 +122,7 @@ def test_a_step_that_is_claimed_by_the_second_look_was_only_on_its_way(queues: Q
     (execution_id,) = queues.backlog(1)
     queues.lose(execution_id)  # a worker has taken it
     assert queues.look(times=1) == []
-    assert steps.claim(queues.deployment.store, execution_id, "a", new_id()) is not None
+    assert queues.deployment.claim(execution_id, "a") is not None
     assert queues.look() == []
 
 
@@ -172,7 +172,7 @@ def test_a_message_that_was_lost_in_the_middle_is_missed_when_its_turn_is_near(q
     assert queues.look() == []
     queues.lose(*ids[:18])  # they are taken, and claimed
     for execution_id in ids[:18]:
-        assert steps.claim(queues.deployment.store, execution_id, "a", new_id()) is not None
+        assert queues.deployment.claim(execution_id, "a") is not None
     assert queues.look() == [ids[20]]
 
 
@@ -253,7 +253,7 @@ def test_what_lost_its_worker_goes_before_all_that_waits_at_its_priority(queues:
     lost, *others = queues.backlog(4, priority=5)
     urgent = queues.backlog(2, priority=9)
     queues.lose(lost)  # a worker that has no lease any more has taken it
-    assert steps.claim(queues.deployment.store, lost, "a", new_id()) is not None
+    assert queues.deployment.claim(lost, "a") is not None
     plans: list[Plan] = []
     queues.reconciler.send = plans.append if with_many else dispatch
     queues.reconciler.recover_orphans()

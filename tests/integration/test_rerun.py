@@ -13,7 +13,7 @@ from orchestrator.engine.advance import Failure, end_failed_attempt
 from orchestrator.engine.programs import Programs
 from orchestrator.lifecycle import StepStatus
 from orchestrator.plugins import load_catalogue
-from orchestrator.store import bodies, new_id, steps
+from orchestrator.store import bodies
 from orchestrator.store.bodies import InnerRow
 
 NOBODY = "00000000-0000-7000-8000-000000000000"
@@ -493,7 +493,7 @@ def test_a_step_that_fails_before_it_comes_to_its_bodies_leaves_nothing_to_do_in
     row = InnerRow("each[0].a", "a", "each[0]", "noop", "cpu", StepStatus.PENDING, 1, None, None)
     with servers.store.single() as connection:
         bodies.insert(connection, execution_id, [row], container="each")
-    claimed = steps.claim(servers.store, execution_id, "each", new_id())
+    claimed = servers.claim(execution_id, "each")
     assert claimed is not None
     held, facts = claimed
     program = Programs(load_catalogue("sample_steps"), servers.settings).get(

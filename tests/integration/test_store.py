@@ -75,6 +75,11 @@ def claimed(servers: Deployment, execution_id: str, path: str = "a", worker: str
     return found[0]
 
 
+def lost(servers: Deployment, execution_id: str) -> None:
+    """A step whose worker has no lease any more."""
+    assert servers.claim(execution_id) is not None
+
+
 def row(servers: Deployment, execution_id: str, path: str = "a") -> Any:
     (found,) = servers.sql(
         "SELECT * FROM step_executions WHERE execution_id = %(id)s::uuid AND path = %(path)s",
@@ -92,6 +97,16 @@ def test_a_step_is_claimed_by_one_worker_only(at_rest: Deployment):
     claim = claimed(at_rest, execution_id)
     assert (claim.path, claim.attempt, claim.losses) == ("a", 1, 0)
     assert steps.claim(at_rest.store, execution_id, "a", leased(at_rest)) is None
+
+
+def test_a_step_is_claimed_by_nobody_without_a_lease(at_rest: Deployment):
+    """It would have lost its worker at once, and with the third time have failed for that."""
+    execution_id = started(at_rest)
+    assert steps.claim(at_rest.store, execution_id, "a", new_id()) is None
+    at_rest.sql("UPDATE executions SET status = 'running' WHERE id = %(id)s::uuid", id=execution_id)
+    assert steps.claim_queued(at_rest.store, execution_id, ["cpu"], new_id()) is None
+    assert (row(at_rest, execution_id).status, row(at_rest, execution_id).attempt) == ("queued", 0)
+    assert steps.claim_queued(at_rest.store, execution_id, ["cpu"], leased(at_rest)) is not None
 
 
 def test_a_step_that_waits_for_another_is_not_claimed(at_rest: Deployment):
@@ -336,7 +351,7 @@ def test_the_step_of_a_worker_without_a_lease_is_queued_again(at_rest: Deploymen
 def test_a_step_that_lost_its_worker_too_often_fails(at_rest: Deployment, bench: Bench):
     execution_id = started(at_rest)
     for _ in range(3):
-        claimed(at_rest, execution_id, worker=new_id())  # a worker that nobody knows
+        lost(at_rest, execution_id)
         bench.reconciler.recover_orphans()
     execution = at_rest.execution(execution_id)
     assert execution["status"] == "failed"
@@ -408,7 +423,7 @@ def test_one_reconciler_at_a_time_is_active(at_rest: Deployment, bench: Bench):
     bench.reconciler.tick(0.0)
     second = Bench(at_rest)
     execution_id = started(at_rest)
-    claimed(at_rest, execution_id, worker=new_id())
+    lost(at_rest, execution_id)
     second.reconciler.tick(0.0)
     assert second.sent == []
     at_rest.sql("UPDATE duties SET at = now() - interval '1 minute'")
@@ -432,7 +447,7 @@ def test_a_tick_that_takes_long_is_no_time_in_which_nobody_could_keep_a_lease(
 
 
 def test_a_lost_step_is_counted(at_rest: Deployment, bench: Bench):
-    claimed(at_rest, started(at_rest), worker=new_id())
+    lost(at_rest, started(at_rest))
     tally.take()
     bench.reconciler.recover_orphans()
     assert tally.take() == {(LOSSES.name, ()): 1.0}
@@ -446,7 +461,7 @@ def test_what_one_act_stumbles_over_keeps_no_other_from_its_work(
 
     monkeypatch.setattr(bench.reconciler, "find_lost_workers", find_lost_workers)
     execution_id = started(at_rest)
-    claimed(at_rest, execution_id, worker=new_id())
+    lost(at_rest, execution_id)
     tally.take()
     bench.reconciler.tick(0.0)
     bench.reconciler.tick(1.0)
@@ -458,7 +473,7 @@ def test_what_one_act_stumbles_over_keeps_no_other_from_its_work(
 def test_one_odd_execution_keeps_no_other_from_being_seen_to(at_rest: Deployment, bench: Bench):
     odd, sound = started(at_rest), started(at_rest)
     for execution_id in (odd, sound):
-        claimed(at_rest, execution_id, worker=new_id())
+        lost(at_rest, execution_id)
     # As if its version had been written by a later release.
     with at_rest.store.transaction() as connection:
         connection.exec_driver_sql("SET LOCAL session_replication_role = replica")  # versions are immutable
@@ -483,7 +498,7 @@ def test_a_broker_that_is_away_is_tried_once_a_tick(at_rest: Deployment, bench: 
     monkeypatch.setattr(bench.reconciler, "send", away)
     ids = [started(at_rest) for _ in range(3)]
     for execution_id in ids:
-        claimed(at_rest, execution_id, worker=new_id())
+        lost(at_rest, execution_id)
     tally.take()
     bench.reconciler.tick(0.0)
     assert len(tried) == 1

@@ -12,7 +12,7 @@ from test_control_flow import approval, child_of, completed, loop, parallel, sen
 from test_execution import rows_of, states_of, step, workflow
 from test_store import at_rest as at_rest
 
-from orchestrator.store import new_id, recovery, steps
+from orchestrator.store import recovery, steps
 from orchestrator.store.steps import GRACE, Claim, Result
 
 NO_RETRY = {"max_attempts": 1}
@@ -205,7 +205,7 @@ def a_step(at_rest: Deployment, timeout: str | None = "1h") -> str:
 
 
 def claimed(at_rest: Deployment, execution_id: str) -> Claim:
-    found = steps.claim(at_rest.store, execution_id, "x", new_id())
+    found = at_rest.claim(execution_id, "x")
     assert found is not None
     return found[0]
 

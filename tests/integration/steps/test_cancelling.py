@@ -16,7 +16,6 @@ from performing import context_of
 from test_connecting import CALLS
 
 from orchestrator.config import AgentSettings, EmailSettings, LlmSettings, McpServerSettings, McpSettings, Settings
-from orchestrator.store import new_id, steps
 from workers.steps.contract import StepType
 from workers.steps.email import Email
 from workers.stopping import Watch
@@ -71,7 +70,7 @@ def test_cancelling_lets_go_of_a_silent_other_side(
     servers: Deployment, silent: Silent, step_type: StepType, config: dict[str, Any]
 ) -> None:
     execution_id = servers.execute(servers.create({"steps": [{"id": "a", "type": "noop"}]}))
-    claimed = steps.claim(servers.store, execution_id, "a", new_id())
+    claimed = servers.claim(execution_id, "a")
     assert claimed is not None
     given = {key: value.replace("{url}", f"http://127.0.0.1:{silent.port}/x") for key, value in config.items()}
     if "timeout" in step_type.Config().fields:
