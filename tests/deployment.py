@@ -121,20 +121,15 @@ class Deployment:
         return psutil.Process(worker.pid).children(recursive=True)
 
     def stop(self) -> None:
+        """All of it is thrown away: there is nothing for anybody to see to."""
         for worker in list(self.workers):
-            worker.send_signal(signal.SIGTERM)
-        for worker in list(self.workers):
-            family = self._family(worker)
-            with suppress(subprocess.TimeoutExpired):
-                worker.wait(10)
-            kill(family)
-            worker.wait()
-        self.workers.clear()
+            self.kill_worker(worker)
         self.store.close()
 
     def _family(self, worker: subprocess.Popen[bytes]) -> list[psutil.Process]:
         try:
-            return [*self.children_of(worker), psutil.Process(worker.pid)]
+            # The worker first: it would start others in the place of its children.
+            return [psutil.Process(worker.pid), *self.children_of(worker)]
         except psutil.NoSuchProcess:
             return []
 

@@ -45,13 +45,13 @@ def test_a_loop_keeps_the_order_of_its_items(deployment: Deployment):
 
 def test_a_loop_of_many_items_does_each_once(deployment: Deployment):
     definition = workflow(
-        loop("each", step("one", value="{{ loop.index }}"), items="{{ range(3000) | list }}"),
-        outputs={"count": "{{ steps.each.output.count }}", "last": "{{ steps.each.output.results[2999] }}"},
+        loop("each", step("one", value="{{ loop.index }}"), items="{{ range(1000) | list }}"),
+        outputs={"count": "{{ steps.each.output.count }}", "last": "{{ steps.each.output.results[999] }}"},
     )
     execution = deployment.run(definition, seconds=200)
-    assert completed(execution) == {"count": 3000, "last": {"result": 2999}}
+    assert completed(execution) == {"count": 1000, "last": {"result": 999}}
     assert {row["attempt"] for row in execution["step_executions"]} == {1}
-    assert len(execution["step_executions"]) == 3001
+    assert len(execution["step_executions"]) == 1001
 
 
 def test_a_loop_over_nothing_is_done_at_once(deployment: Deployment):
