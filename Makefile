@@ -13,7 +13,7 @@ run: .venv/installed
 	@"$(BIN)/orchestrator" up --data-dir "$(DATA)" --demo examples/hello.yaml $(ARGS)
 
 test: .venv/installed-dev check
-	"$(BIN)/python" -m pytest -n 2 --dist loadfile $(ARGS)
+	"$(BIN)/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/installed-dev
 	"$(BIN)/ruff" check .
@@ -33,7 +33,7 @@ bench: .venv/installed-dev
 	"$(BIN)/python" -m benchmarks $(ARGS)
 
 chaos: .venv/installed-dev
-	"$(BIN)/python" -m pytest -m chaos --soak=1000 --patience=1 $(ARGS)
+	"$(BIN)/python" -m pytest -m chaos --thorough --soak=1000 --patience=1 $(ARGS)
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

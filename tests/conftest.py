@@ -17,9 +17,18 @@ settings.load_profile("steady")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--soak", type=int, default=100, help="executions of the soak; `make chaos` has 1,000")
+    parser.addoption("--thorough", action="store_true", help="also what takes long")
+    parser.addoption("--soak", type=int, default=60, help="executions of the soak; `make chaos` has 1,000")
     parser.addoption("--patience", type=float, default=6, help="times the seconds of a recovery; `make chaos` has 1")
     parser.addoption("--soak-seed", type=int, default=1, help="what its faults are chosen by")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--thorough"):
+        return
+    left = [item for item in items if item.get_closest_marker("thorough")]
+    items[:] = [item for item in items if item not in left]
+    config.hook.pytest_deselected(items=left)
 
 
 def pytest_report_header() -> str:

@@ -100,7 +100,7 @@ class Tree:
         for name, value in config.items():
             known = len(self.parts)
             self._fields[name] = self._compile(value, name)
-            if not all(part.constant for part in self.parts[known:]):
+            if len(self.parts) > known:
                 variable.add(name)
         self.variable = frozenset(variable)
         """The fields that depend on the context."""
@@ -126,7 +126,9 @@ class Tree:
             return [self._compile(item, path) for item in value]
         return self._part(compile_value(value)) if isinstance(value, str) else value
 
-    def _part(self, compiled: Compiled) -> Compiled:
+    def _part(self, compiled: Compiled) -> Any:
+        if compiled.constant:
+            return compiled.render({})
         self.parts.append(compiled)
         return compiled
 

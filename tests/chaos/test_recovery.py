@@ -14,6 +14,12 @@ from stack import WORKERS, Stack, stacked
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
+
+def thoroughly(break_it: Callable[..., None]) -> pytest.ParameterSet:
+    """A way to break things that `make chaos` tries and `make test` does not."""
+    return pytest.param(break_it, marks=pytest.mark.thorough)
+
+
 HANDED_ON_WITHIN = 5.0
 GONE_WITHIN = 12.0
 LOST_WITHIN = 15.0
@@ -65,6 +71,7 @@ def test_a_worker_that_is_asked_to_stop_hands_its_steps_on(stack: Stack, tmp_pat
     assert gated.open() == ("completed", 1, 0)  # a deploy is no failure of the step
 
 
+@pytest.mark.thorough
 def test_a_worker_that_is_asked_to_stop_comes_to_the_end_of_a_short_step(stack: Stack, tmp_path: Path):
     stack.start("cpu-1", "cpu-2")
     marks = tmp_path / "marks"
@@ -78,7 +85,7 @@ def test_a_worker_that_is_asked_to_stop_comes_to_the_end_of_a_short_step(stack: 
     assert [line.split()[1:] for line in marks.read_text().splitlines()] == [[f"s{n}", "1"] for n in range(6)]
 
 
-@pytest.mark.parametrize("break_it", [Stack.kill, Stack.freeze])
+@pytest.mark.parametrize("break_it", [Stack.kill, thoroughly(Stack.freeze)])
 def test_the_step_of_a_worker_that_is_gone_runs_again(
     stack: Stack, tmp_path: Path, break_it: Callable[[Stack, str], None]
 ):
@@ -109,6 +116,7 @@ def asked_to_stop(stack: Stack, name: str) -> None:
     stack.running[name].signal(signal.SIGTERM)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("break_it", [Stack.kill, asked_to_stop])
 def test_what_had_its_turn_does_not_wait_for_another_behind_a_backlog(
     stack: Stack, tmp_path: Path, break_it: Callable[[Stack, str], None]
@@ -165,6 +173,7 @@ def killed_while_the_reconciler_is_frozen(stack: Stack, name: str) -> None:
     stack.kill(name)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("break_it", [killed_with_valkey, killed_with_postgres, killed_while_the_reconciler_is_frozen])
 def test_the_step_of_a_killed_worker_runs_again_soon_whatever_else_is_broken(
     stack: Stack, tmp_path: Path, break_it: Callable[[Stack, str], None]
@@ -201,7 +210,7 @@ def test_messages_that_are_lost_under_a_steady_load_are_missed_soon(stack: Stack
     assert len(performed) == len(set(performed))
 
 
-@pytest.mark.parametrize("forget", [Stack.forget, Stack.kill_valkey, kill_valkey_for_long])
+@pytest.mark.parametrize("forget", [Stack.forget, thoroughly(Stack.kill_valkey), thoroughly(kill_valkey_for_long)])
 def test_what_was_queued_at_a_broker_that_lost_it_is_rung_for_again(
     stack: Stack, tmp_path: Path, forget: Callable[[Stack], None]
 ):
