@@ -244,6 +244,8 @@ class Attempt:
     """Signals that are taken when the result is recorded; None to take them at once."""
     besides: list[Call] = field(default_factory=list)
     """What is recorded with the result, or neither is."""
+    signals: list[str] = field(default_factory=list)
+    """The ids of those of the pending signals that it took."""
 
     @property
     def artifacts(self) -> Artifacts:
@@ -498,7 +500,7 @@ class Attempt:
         if found is None:
             return None
         signal_id, signal = found
-        self.besides.append(signals.taking(self.claim, signal_id))
+        self.signals.append(signal_id)
         return signal
 
     def _deadline(self) -> float | None:

@@ -354,7 +354,13 @@ class Lane:
             if attempt.body:
                 insertion = bodies.insertion_of_ended(self.execution_id, attempt.body, self.process.lease.id)
                 besides += (steps.holding(self.execution_id, claim), insertion)
-            result = Result(given, outcome.output, variables=attempt.variables, besides=tuple(besides))
+            result = Result(
+                given,
+                outcome.output,
+                variables=attempt.variables,
+                besides=tuple(besides),
+                signals=tuple(attempt.signals),
+            )
             return self._completed(claim, attempt, result, outcome.skip)
         if isinstance(outcome, Wait):
             return self._rested(claim, given, outcome)
@@ -408,7 +414,7 @@ class Lane:
         self.seen[path] = steps.as_seen_by_templates("completed", result.output, variables=result.variables)
         if attempt.step.bodies and claim.state is None and not attempt.body:  # it did not come to its bodies
             return self._advanced(End(path, claim, result))
-        following = None if skip else self._straight_on(path, alone=bool(result.besides))
+        following = None if skip else self._straight_on(path, alone=bool(result.besides or result.signals))
         if following is not None:
             return self._complete_and_follow(claim, result, following)
         if self._ends_execution(path):

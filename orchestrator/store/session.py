@@ -96,13 +96,14 @@ class Store:
     def transaction_from(
         self, first: str, params: Params, before: Sequence[Call] = ()
     ) -> Iterator[tuple[Connection, Row[Any] | None]]:
-        """A transaction whose first statements, `first`, travel with its BEGIN; the first row of their last. What is
-        called `before` may refuse: Refused."""
+        """A transaction whose first statements, `first`, travel with its BEGIN; the first row of their last. They may
+        refuse, as may what is called `before`: Refused."""
         with self.engine.connect() as connection:
             try:
                 if before:
                     _call_all(connection, before)
-                row = run(connection, first if before else f"BEGIN; {first}", params).first()
+                with _refusals():
+                    row = run(connection, first if before else f"BEGIN; {first}", params).first()
                 yield connection, row
                 connection.exec_driver_sql("COMMIT")
             except BaseException:
@@ -117,7 +118,7 @@ class Store:
 
     def call(self, routine: Routine, params: Params, first: Sequence[Call] = ()) -> list[tuple[Any, ...]]:
         """The rows of one of the hot statements, past everything that SQLAlchemy would add to it. What is called
-        `first` travels with it, in one transaction; Refused if one of these refuses."""
+        `first` travels with it, in one transaction; Refused if one of them all refuses."""
         connection = self.engine.raw_connection()
         try:
             cursor = connection.cursor()
@@ -128,7 +129,7 @@ class Store:
                 cursor.execute(routine.call, cast(Any, params))
             return cast("list[tuple[Any, ...]]", cursor.fetchall())
         except Exception as error:
-            if first and _is_refusal(error):
+            if _is_refusal(error):
                 raise Refused from error
             connection.invalidate(error)
             if isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError)):
@@ -145,9 +146,15 @@ class Store:
 
 def _call_all(connection: Connection, calls: Sequence[Call]) -> None:
     connection.exec_driver_sql("BEGIN")
-    try:
+    with _refusals():
         for call in calls:
             run(connection, call.routine.call, call.params)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
     except sa.exc.DBAPIError as error:
         if _is_refusal(error.orig):
             raise Refused from error

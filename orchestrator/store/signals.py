@@ -13,7 +13,7 @@ from orchestrator.store.admission import PRIORITY
 from orchestrator.store.executions import AWAITS_CHILD
 from orchestrator.store.recovery import Ring
 from orchestrator.store.routines import Routine
-from orchestrator.store.session import REFUSE, Call, Store, new_id, run, to_json
+from orchestrator.store.session import Store, new_id, run, to_json
 from orchestrator.store.steps import HELD, Claim
 
 AWAITS_DECISION = "decision"
@@ -77,33 +77,6 @@ def untaken(store: Store, execution_id: str, name: str, most: int) -> list[tuple
     """(id, signal) of the oldest of this name that nobody has taken."""
     rows = store.call(_UNTAKEN_ROUTINE, {"execution": execution_id, "name": name, "most": most})
     return [(id, signal) for id, signal in rows]
-
-
-_TAKE_THIS_ROUTINE = Routine(
-    "take_this_signal",
-    f"""
-    DECLARE
-    BEGIN
-        UPDATE signals SET taken_by = %(id)s
-        WHERE signals.id = %(signal)s AND taken_by IS NULL AND EXISTS (SELECT FROM step_executions WHERE {HELD});
-        IF NOT FOUND THEN
-            {REFUSE};
-        END IF;
-    END
-    """,
-    {"signal": "uuid", "id": "uuid", "held_token": "uuid"},
-    {"nothing": "bool"},
-)
-
-
-def taking(held: Claim, signal_id: str) -> Call:
-    """Gives a signal to the step that runs under `held`, before that is recorded. It refuses if somebody has taken the
-    signal, or the claim is held no longer.
-
-    The claim may be lost between the two, since to keep it would cost two more writes: then the signal is the
-    step's all the same, and its next attempt takes it as it takes what was lost with a worker.
-    """
-    return Call(_TAKE_THIS_ROUTINE, {"signal": signal_id, "id": held.id, "held_token": held.token})
 
 
 def deliver(connection: Connection, execution_id: str, name: str) -> str | None:

@@ -90,6 +90,8 @@ class Result:
     variables: Any = None
     besides: tuple[Call, ...] = ()
     """What is done before that, in the same transaction; Refused, and nothing is, if one of these refuses."""
+    signals: tuple[str, ...] = ()
+    """The ids of those that the step has taken; Refused, and nothing is written, if somebody else has one of them."""
 
 
 EMPTY = Result()
@@ -279,6 +281,17 @@ def claim_queued(store: Store, execution_id: str, queues: Collection[str], worke
     return _claim(rows[0], token)
 
 
+# After the statement that records the step; FOUND says whether that counted.
+_TAKE_SIGNALS = f"""
+        IF FOUND AND %(signals)s IS NOT NULL THEN
+            UPDATE signals SET taken_by = %(id)s WHERE signals.id = ANY(%(signals)s) AND taken_by IS NULL;
+            GET DIAGNOSTICS taken = ROW_COUNT;
+            IF taken < cardinality(%(signals)s) THEN
+                {REFUSE};
+            END IF;
+        END IF;
+"""
+
 # It holds the one row when it comes to the other, and must not wait for that: whoever cancels all of an execution takes
 # them in an order of their own.
 _COMPLETE_AND_FOLLOW = f"""
@@ -294,10 +307,8 @@ WITH recorded AS (
       AND e.id = %(execution)s::uuid AND e.status = '{ExecutionStatus.RUNNING}' AND EXISTS (SELECT FROM recorded)
     RETURNING {_CLAIMED_ROW}
 )
-SELECT EXISTS (SELECT FROM recorded) AS recorded, claimed.* FROM (SELECT) AS one LEFT JOIN claimed ON true
+SELECT claimed.* FROM recorded LEFT JOIN claimed ON true
 """
-
-
 _WRITTEN = {
     "id": "uuid",
     "held_token": "uuid",
@@ -306,12 +317,20 @@ _WRITTEN = {
     "error_kind": "text",
     "error_message": "text",
     "variables": "jsonb",
+    "signals": "uuid[]",
 }
 _COMPLETE_AND_FOLLOW_ROUTINE = Routine(
     "complete_and_follow",
-    _COMPLETE_AND_FOLLOW,
+    f"""
+    DECLARE
+        taken int;
+    BEGIN
+        RETURN QUERY {_COMPLETE_AND_FOLLOW};
+        {_TAKE_SIGNALS}
+    END
+    """,
     _WRITTEN | {"execution": "uuid", "path": "text", "worker": "uuid", "token": "uuid"},
-    {"recorded": "bool"} | _CLAIMED,
+    _CLAIMED,
 )
 
 
@@ -330,8 +349,8 @@ def complete_and_follow(
         "worker": worker_id,
         "token": token,
     }
-    ((recorded, *claimed),) = store.call(_COMPLETE_AND_FOLLOW_ROUTINE, params, result.besides)
-    return recorded, _claim(claimed, token) if claimed[0] else None
+    rows = store.call(_COMPLETE_AND_FOLLOW_ROUTINE, params, result.besides)
+    return bool(rows), _claim(rows[0], token) if rows and rows[0][0] else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,12 +370,14 @@ _COMPLETE_AND_GO_ON_ROUTINE = Routine(
         ready text[];
         is_waited_for bool;
         is_plain bool;
+        taken int;
     BEGIN
         settled := false;
         SELECT e.status INTO execution_status FROM executions e WHERE e.id = %(execution)s FOR NO KEY UPDATE;
         UPDATE step_executions SET {COMPLETE.assignment}, {_RECORD}, finished_at = clock_timestamp()
         WHERE {HELD} AND {COMPLETE.guard};
         recorded := FOUND;
+        {_TAKE_SIGNALS}
         IF NOT recorded OR execution_status <> '{ExecutionStatus.RUNNING}' THEN
             RETURN NEXT;
             RETURN;
@@ -461,22 +482,23 @@ WITH recorded AS (
         output = jsonb_build_object(%(path)s, %(output)s::jsonb)
     WHERE id = %(execution)s::uuid AND {FINISH.guard} AND EXISTS (SELECT FROM recorded) RETURNING id
 )
-SELECT EXISTS (SELECT FROM recorded) AS recorded, EXISTS (SELECT FROM finished) AS finished, {ASKED} AS asked,
+SELECT EXISTS (SELECT FROM finished) AS finished, {ASKED} AS asked,
        (SELECT limit_keys FROM executions WHERE id = %(execution)s::uuid) AS limit_keys
+FROM recorded
 """
-
-
 _COMPLETE_AND_FINISH_ROUTINE = Routine(
     "complete_and_finish",
     f"""
     DECLARE
+        taken int;
     BEGIN
         PERFORM FROM executions WHERE id = %(execution)s FOR NO KEY UPDATE;
         RETURN QUERY {_COMPLETE_AND_FINISH};
+        {_TAKE_SIGNALS}
     END
     """,
     _WRITTEN | {"execution": "uuid", "path": "text"},
-    {"recorded": "bool", "finished": "bool", "asked": "bool", "limit_keys": "text[]"},
+    {"finished": "bool", "asked": "bool", "limit_keys": "text[]"},
 )
 
 
@@ -489,8 +511,11 @@ def complete_and_finish(
     Only for the last step of an execution that is a single run: nobody else can be ending a step of it.
     """
     params = _written(held, result) | {"execution": execution_id, "path": held.path}
-    ((recorded, finished, asked, keys),) = store.call(_COMPLETE_AND_FINISH_ROUTINE, params, result.besides)
-    return recorded, finished, Freed(tuple(keys or ())) if finished and (asked or keys) else None
+    rows = store.call(_COMPLETE_AND_FINISH_ROUTINE, params, result.besides)
+    if not rows:
+        return False, False, None
+    ((finished, asked, keys),) = rows
+    return True, finished, Freed(tuple(keys or ())) if finished and (asked or keys) else None
 
 
 _END = f"""
@@ -498,19 +523,25 @@ WITH recorded AS (
     UPDATE step_executions SET status = %(status)s{numbered()}, {_RECORD}, finished_at = clock_timestamp()
     WHERE {HELD} AND {COMPLETE.guard} RETURNING id
 )
-SELECT %(id)s IS NULL OR EXISTS (SELECT FROM recorded), e.workflow_id::text, e.version, e.status, e.input, e.priority,
+SELECT e.workflow_id::text, e.version, e.status, e.input, e.priority,
        e.trigger_id::text, e.outcome, e.error_message, e.parent_step_id::text,
        (SELECT jsonb_object_agg(path, status) FROM step_executions
         WHERE execution_id = e.id AND path = ANY(%(outlook)s))
-FROM executions e WHERE e.id = %(execution)s
+FROM executions e WHERE e.id = %(execution)s AND (%(id)s IS NULL OR EXISTS (SELECT FROM recorded))
 """
 assert COMPLETE.sources == FAIL.sources == DECLINE.sources
 _END_ROUTINE = Routine(
     "end_step",
-    _END,
+    f"""
+    DECLARE
+        taken int;
+    BEGIN
+        RETURN QUERY {_END};
+        {_TAKE_SIGNALS}
+    END
+    """,
     _WRITTEN | {"status": "text", "execution": "uuid", "outlook": "text[]"},
     {
-        "recorded": "bool",
         "workflow_id": "text",
         "version": "int",
         "status": "text",
@@ -543,7 +574,7 @@ def ending(
     written = _written(held, result) if held is not None else dict.fromkeys(_WRITTEN)
     params = written | {"status": status, "execution": execution_id, "outlook": list(outlook)}
     with store.transaction_from(_LOCK + _END_ROUTINE.call, params, result.besides) as (connection, row):
-        if row is None or not row.recorded:
+        if row is None:
             yield None
             return
         locked = locked_row(row, execution_id)
@@ -690,6 +721,7 @@ def _written(held: Claim, result: Result) -> dict[str, Any]:
         "error_kind": result.error_kind,
         "error_message": result.error_message,
         "variables": _json(result.variables),
+        "signals": list(result.signals) or None,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 from test_execution import step, workflow
 from test_inline_bodies import OneWorker, a_set, worker
 
-from orchestrator.store import new_id, recovery, signals, steps
-from orchestrator.store.session import Call, Refused
-from orchestrator.store.steps import Claim
+from orchestrator.lifecycle import StepStatus
+from orchestrator.store import Store, new_id, recovery, signals, steps
+from orchestrator.store.session import Refused
+from orchestrator.store.steps import Claim, Result, Surroundings
 from workers.pending_signals import PendingSignals
 from workers.runner import Lane
 
@@ -65,19 +67,24 @@ def test_each_step_has_the_next_signal(worker: OneWorker, definition: dict[str, 
     assert all(rows[path]["attempt"] == 1 for path in "abc")
 
 
+def once_seen(monkeypatch: pytest.MonkeyPatch, act: Callable[[str], object]) -> None:
+    """`act` comes between a worker's look at a signal, whose id it gets, and the record of the step that takes it."""
+    look = PendingSignals.next
+
+    def look_and_act(self: PendingSignals, name: str) -> tuple[str, Any] | None:
+        found = look(self, name)
+        if found is not None:
+            act(found[0])
+        return found
+
+    monkeypatch.setattr(PendingSignals, "next", look_and_act)
+
+
 @pytest.fixture
 def too_late(worker: OneWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody else takes each signal that is to be taken together with a result."""
-    taking = signals.taking
-    somebody = new_id()
-
-    def taken_before(held: Claim, signal_id: str) -> Call:
-        worker.servers.sql(
-            "UPDATE signals SET taken_by = %(by)s::uuid WHERE id = %(id)s::uuid RETURNING 1", by=somebody, id=signal_id
-        )
-        return taking(held, signal_id)
-
-    monkeypatch.setattr(signals, "taking", taken_before)
+    sql = "UPDATE signals SET taken_by = %(by)s::uuid WHERE id = %(id)s::uuid"
+    once_seen(monkeypatch, lambda id: worker.servers.sql(sql, by=new_id(), id=id))
 
 
 @pytest.mark.usefixtures("too_late")
@@ -93,34 +100,73 @@ def test_one_that_somebody_else_took_meanwhile_stays_theirs(worker: OneWorker) -
 def test_one_stays_untaken_whose_step_was_cancelled_meanwhile(
     worker: OneWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taking = signals.taking
-
-    def cancelled_before(held: Claim, signal_id: str) -> Call:
+    def cancel(_id: str) -> None:
         assert worker.servers.client.post(f"/api/v1/executions/{execution_id}/cancel").status_code < 300
-        return taking(held, signal_id)
 
-    monkeypatch.setattr(signals, "taking", cancelled_before)
+    once_seen(monkeypatch, cancel)
     execution_id = started(worker, workflow(a_signal("a"), a_set("b", "a", v=1)), 1)
     worker.perform(execution_id)
     assert worker.servers.statuses(execution_id) == {"a": "cancelled", "b": "cancelled"}
     assert taken(worker, execution_id) == [(1, None)]
 
 
-def test_one_whose_claim_is_lost_before_its_record_is_the_next_attempts(worker: OneWorker) -> None:
-    servers = worker.servers
+Recording = Callable[[Store, str, Claim, Result], object]
+
+
+def advanced(store: Store, execution_id: str, claim: Claim, result: Result) -> bool:
+    with steps.ending(store, execution_id, claim, result, StepStatus.COMPLETED, ()) as recorded:
+        return recorded is not None
+
+
+RECORDINGS: dict[str, Recording] = {
+    "and followed": lambda *given: steps.complete_and_follow(*given, "b", new_id())[0],
+    "and gone on": lambda *given: (
+        steps.complete_and_go_on(*given, Surroundings(("b",), ()), queues=["cpu"], worker_id=new_id()).recorded
+    ),
+    "and finished": lambda *given: steps.complete_and_finish(*given)[0],
+    "and advanced": advanced,
+}
+
+
+@pytest.fixture(params=RECORDINGS.values(), ids=RECORDINGS.keys())
+def record(request: pytest.FixtureRequest) -> Recording:
+    recording: Recording = request.param
+    return recording
+
+
+def claimed_with_its_signal(worker: OneWorker) -> tuple[str, Claim, Result]:
+    """An execution with two signals, its first step, and a result of that which has taken the first one."""
+    store = worker.servers.store
     execution_id = started(worker, workflow(a_signal("a"), a_set("b", "a", v=1)), 1, 2)
-    claimed = steps.claim(servers.store, execution_id, "a", worker.process.lease.id)
+    claimed = steps.claim(store, execution_id, "a", worker.process.lease.id)
     assert claimed is not None
-    (oldest, *_) = signals.untaken(servers.store, execution_id, "go", 2)
-    taking = signals.taking(claimed[0], oldest[0])
-    servers.store.call(taking.routine, taking.params)
-    with servers.store.transaction() as connection:
-        assert recovery.lose(connection, claimed[0])
-    with pytest.raises(Refused):
-        servers.store.call(taking.routine, taking.params, [taking])
-    worker.perform(execution_id)
-    assert servers.execution(execution_id)["status"] == "completed"
+    ((oldest, signal), *_) = signals.untaken(store, execution_id, "go", 2)
+    return execution_id, claimed[0], Result(output=signal, signals=(oldest,))
+
+
+def test_one_is_taken_with_the_record_of_its_step(worker: OneWorker, record: Recording) -> None:
+    execution_id, claim, result = claimed_with_its_signal(worker)
+    assert record(worker.servers.store, execution_id, claim, result)
     assert taken(worker, execution_id) == [(1, "a"), (2, None)]
+
+
+def test_none_is_taken_under_a_claim_that_is_lost(worker: OneWorker, record: Recording) -> None:
+    execution_id, claim, result = claimed_with_its_signal(worker)
+    with worker.servers.store.transaction() as connection:
+        assert recovery.lose(connection, claim)
+    assert not record(worker.servers.store, execution_id, claim, result)
+    assert taken(worker, execution_id) == [(1, None), (2, None)]
+
+
+def test_nothing_is_recorded_with_one_that_somebody_has(worker: OneWorker, record: Recording) -> None:
+    execution_id, claim, result = claimed_with_its_signal(worker)
+    worker.servers.sql(
+        "UPDATE signals SET taken_by = %(by)s::uuid WHERE id = %(id)s::uuid", by=new_id(), id=result.signals[0]
+    )
+    with pytest.raises(Refused):
+        record(worker.servers.store, execution_id, claim, result)
+    assert worker.servers.statuses(execution_id) == {"a": "running", "b": "pending"}
+    assert worker.servers.execution(execution_id)["status"] == "running"
 
 
 @pytest.mark.usefixtures("too_late")
