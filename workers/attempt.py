@@ -87,6 +87,9 @@ class Skipped:
     reason: str
 
 
+Outcome = Done | Wait | Spawn | Skipped | StepFailed
+
+
 class Tree:
     """A configuration compiled field by field: expressions as such, raw fields not at all."""
 
@@ -206,7 +209,7 @@ def own_store() -> Iterator[None]:
         raise StoreFailed from error
 
 
-def _counted_as(outcome: Done | Wait | Spawn | Skipped | StepFailed) -> str:
+def _counted_as(outcome: Outcome) -> str:
     if isinstance(outcome, Done):
         return "completed"
     if isinstance(outcome, StepFailed):
@@ -251,7 +254,7 @@ class Attempt:
     def artifacts(self) -> Artifacts:
         return self.program.artifacts
 
-    def perform(self) -> Done | Wait | Spawn | Skipped | StepFailed:
+    def perform(self) -> Outcome:
         """The outcome, fit to be stored: secrets masked, JSON, within the size limit."""
         began = time.monotonic()
         outcome = self._tried(self._perform)

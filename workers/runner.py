@@ -34,14 +34,13 @@ from orchestrator.engine.advance import (
 from orchestrator.engine.plan import Plan, singly
 from orchestrator.engine.programs import Program
 from orchestrator.engine.waiting import rest, rest_awaiting
-from orchestrator.errors import StepFailed
 from orchestrator.lifecycle import StepStatus
 from orchestrator.metrics import RETRIES, tally
 from orchestrator.store import bodies, executions, steps
 from orchestrator.store.admission import Freed, all_freed
-from orchestrator.store.session import Call, Refused
+from orchestrator.store.session import Call, DatabaseAway, Refused
 from orchestrator.store.steps import Claim, ExecutionFacts, Result
-from workers.attempt import Attempt, Skipped
+from workers.attempt import Attempt, Outcome, Skipped
 from workers.children import Children
 from workers.dispatch import Doorbell
 from workers.hooks import Report
@@ -72,6 +71,13 @@ takes on its way."""
 
 ONWARD_PATIENCE = 0.01
 """The same for the first message of another execution: about what it takes to come to rest before going there."""
+
+AWAY_PATIENCE = 30.0
+"""Seconds for which a result is kept that the database was not there to record; workers keep their leases for as long
+as nobody can keep any."""
+
+AWAY_PAUSE = 0.2
+"""Seconds before it is tried again."""
 
 MOST_SEEN = 256
 """Steps whose outputs a lane has at hand for the templates of others; it may come to ten thousand in its time."""
@@ -266,20 +272,42 @@ class Lane:
         if self.report is not None:
             self.report.performed(outcome)
         try:
-            return self._record(claim, attempt, outcome)
+            return self._record_surely(claim, attempt, outcome)
         except Refused:
             return self._perform_again(claim)
+
+    def _record_surely(self, claim: Claim, attempt: Attempt, outcome: Outcome) -> Claim | None:
+        """What was performed is not performed again, nor lost, because the database went away over its result: if the
+        claim still holds when that is back, nothing has been recorded, and the same is recorded then."""
+        patient_until = time.monotonic() + AWAY_PATIENCE
+        while True:
+            try:
+                return self._record(claim, attempt, outcome)
+            except DatabaseAway:
+                if not self._holds_when_back(claim, patient_until):
+                    raise
+
+    def _holds_when_back(self, claim: Claim, patient_until: float) -> bool:
+        while time.monotonic() < patient_until:
+            time.sleep(AWAY_PAUSE)
+            try:
+                return self._is_held(claim)
+            except DatabaseAway:  # still
+                continue
+        return False
+
+    def _is_held(self, claim: Claim) -> bool:
+        with self.store.single() as connection:
+            return bool(steps.held(connection, [claim]))
 
     def _perform_again(self, claim: Claim) -> Claim | None:
         """What was to be recorded besides is done already, or what it took is somebody else's: the long way, then. Or
         the claim is not held any more."""
         self.seen.pop(claim.path, None)
-        with self.store.single() as connection:
-            is_held = bool(steps.held(connection, [claim]))
-        if not is_held:
+        if not self._is_held(claim):
             return self._settled(Advance(counted=False))
         attempt = self._attempt(claim, may_repeat=False)
-        return self._record(claim, attempt, attempt.perform())
+        return self._record_surely(claim, attempt, attempt.perform())
 
     def _attempt(self, claim: Claim, *, may_repeat: bool = True) -> Attempt:
         catalogue, step = self.process.programs.catalogue, self.program.scopes.step(claim.path)
@@ -345,12 +373,10 @@ class Lane:
 
     # --- what follows an attempt -----------------------------------------------------------------------------
 
-    def _record(
-        self, claim: Claim, attempt: Attempt, outcome: Done | Wait | Spawn | Skipped | StepFailed
-    ) -> Claim | None:
+    def _record(self, claim: Claim, attempt: Attempt, outcome: Outcome) -> Claim | None:
         given = attempt.recorded_input
         if isinstance(outcome, Done):
-            besides = attempt.besides
+            besides = [*attempt.besides]
             if attempt.body:
                 insertion = bodies.insertion_of_ended(self.execution_id, attempt.body, self.process.lease.id)
                 besides += (steps.holding(self.execution_id, claim), insertion)
