@@ -169,11 +169,18 @@ class Deployment:
         wait_until(has_ended, seconds, f"the end of execution {execution_id}")
         return self.execution(execution_id)
 
-    def claim(self, execution_id: str, path: str = "a") -> tuple[Claim, ExecutionFacts] | None:
-        """By a worker process of which nobody hears any more."""
+    def leased(
+        self, *, node: str = "w@test", host: str = "elsewhere", pid: int = 1, born: float = 0, **more: Any
+    ) -> str:
+        """The id of a worker process that has just kept its lease."""
         id = new_id()
         with self.store.single() as connection:
-            workers.register(connection, id, node="gone@test", host="elsewhere", pid=1, born=0)
+            workers.register(connection, id, node=node, host=host, pid=pid, born=born, **more)
+        return id
+
+    def claim(self, execution_id: str, path: str = "a") -> tuple[Claim, ExecutionFacts] | None:
+        """By a worker process of which nobody hears any more."""
+        id = self.leased(node="gone@test")
         try:
             return steps.claim(self.store, execution_id, path, id)
         finally:

@@ -117,10 +117,7 @@ def comes_to(deployment: Deployment, execution_id: str, path: str, status: str) 
 
 
 def leased(deployment: Deployment, *queues: str, slots: int = 1, node: str = "w@test") -> str:
-    id = new_id()
-    with deployment.store.single() as connection:
-        workers.register(connection, id, node=node, host="elsewhere", pid=1, born=0, queues=queues, slots=slots)
-    return id
+    return deployment.leased(node=node, queues=queues, slots=slots)
 
 
 def claimed(deployment: Deployment, execution_id: str, path: str, worker: str) -> steps.Claim:

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 from test_execute_many import started
 from test_execution import step, workflow
 
-from orchestrator.store import admission, executions, recovery, steps, workers
+from orchestrator.store import admission, executions, recovery, steps
 from orchestrator.store.session import new_id, run
 from orchestrator.store.steps import Claim
 
@@ -59,9 +59,8 @@ def _read(connection: Connection) -> int:
 
 
 def test_an_execution_is_admitted_performed_and_ended_at_the_same_cost(busy: Deployment) -> None:
-    worker = new_id()
+    worker = busy.leased()
     with busy.store.transaction() as connection:
-        workers.register(connection, worker, node="w@test", host="elsewhere", pid=1, born=0)
         for _ in range(10):  # a plan is kept from the sixth time on
             with reads_at_most(FEW, connection):
                 places = {"places": PLACES + 1, "freed": [], "opened": []}

@@ -61,16 +61,8 @@ def started(servers: Deployment, definition: dict[str, Any] = CHAIN) -> str:
     return servers.execute(servers.create(definition))
 
 
-def leased(servers: Deployment, *, host: str = "elsewhere", pid: int = 1, born: float = 0) -> str:
-    """A worker process that has just kept its lease."""
-    id = new_id()
-    with servers.store.single() as connection:
-        workers.register(connection, id, node="w@test", host=host, pid=pid, born=born)
-    return id
-
-
 def claimed(servers: Deployment, execution_id: str, path: str = "a", worker: str | None = None) -> Claim:
-    found = steps.claim(servers.store, execution_id, path, worker or leased(servers))
+    found = steps.claim(servers.store, execution_id, path, worker or servers.leased())
     assert found is not None
     return found[0]
 
@@ -96,7 +88,7 @@ def test_a_step_is_claimed_by_one_worker_only(at_rest: Deployment):
     execution_id = started(at_rest)
     claim = claimed(at_rest, execution_id)
     assert (claim.path, claim.attempt, claim.losses) == ("a", 1, 0)
-    assert steps.claim(at_rest.store, execution_id, "a", leased(at_rest)) is None
+    assert steps.claim(at_rest.store, execution_id, "a", at_rest.leased()) is None
 
 
 def test_a_step_is_claimed_by_nobody_without_a_lease(at_rest: Deployment):
@@ -106,11 +98,11 @@ def test_a_step_is_claimed_by_nobody_without_a_lease(at_rest: Deployment):
     at_rest.sql("UPDATE executions SET status = 'running' WHERE id = %(id)s::uuid", id=execution_id)
     assert steps.claim_queued(at_rest.store, execution_id, ["cpu"], new_id()) is None
     assert (row(at_rest, execution_id).status, row(at_rest, execution_id).attempt) == ("queued", 0)
-    assert steps.claim_queued(at_rest.store, execution_id, ["cpu"], leased(at_rest)) is not None
+    assert steps.claim_queued(at_rest.store, execution_id, ["cpu"], at_rest.leased()) is not None
 
 
 def test_a_step_that_waits_for_another_is_not_claimed(at_rest: Deployment):
-    assert steps.claim(at_rest.store, started(at_rest), "b", leased(at_rest)) is None
+    assert steps.claim(at_rest.store, started(at_rest), "b", at_rest.leased()) is None
 
 
 def test_the_first_claim_begins_the_execution(at_rest: Deployment):
@@ -131,7 +123,7 @@ def test_nothing_of_an_execution_that_is_paused_or_ended_is_claimed(at_rest: Dep
         status=status,
         id=execution_id,
     )
-    assert steps.claim(at_rest.store, execution_id, "a", leased(at_rest)) is None
+    assert steps.claim(at_rest.store, execution_id, "a", at_rest.leased()) is None
     assert row(at_rest, execution_id).status == "queued"
 
 
@@ -150,7 +142,7 @@ def test_a_record_without_the_token_writes_nothing(at_rest: Deployment):
     forged, result = stranger(claim), steps.Result(output={"forged": True})
     store = at_rest.store
 
-    assert steps.complete_and_follow(store, execution_id, forged, result, "b", leased(at_rest)) == (False, None)
+    assert steps.complete_and_follow(store, execution_id, forged, result, "b", at_rest.leased()) == (False, None)
     assert steps.complete_and_finish(store, execution_id, forged, result) == (False, False, None)
     with steps.ending(store, execution_id, forged, result, StepStatus.FAILED, ["b"]) as opened:
         assert opened is None
@@ -165,7 +157,7 @@ def test_a_record_without_the_token_writes_nothing(at_rest: Deployment):
 
 def test_a_result_is_recorded_once(at_rest: Deployment):
     execution_id = started(at_rest)
-    claim, worker = claimed(at_rest, execution_id), leased(at_rest)
+    claim, worker = claimed(at_rest, execution_id), at_rest.leased()
     first, second = steps.Result(output={"n": 1}), steps.Result(output={"n": 2})
     recorded, follower = steps.complete_and_follow(at_rest.store, execution_id, claim, first, "b", worker)
     assert recorded
@@ -180,7 +172,7 @@ def test_a_record_counts_even_if_the_execution_was_paused_meanwhile_but_nothing_
     claim = claimed(at_rest, execution_id)
     at_rest.sql("UPDATE executions SET status = 'paused' WHERE id = %(id)s::uuid", id=execution_id)
     recorded, follower = steps.complete_and_follow(
-        at_rest.store, execution_id, claim, steps.Result(), "b", leased(at_rest)
+        at_rest.store, execution_id, claim, steps.Result(), "b", at_rest.leased()
     )
     assert (recorded, follower) == (True, None)
     assert at_rest.statuses(execution_id) == {"a": "completed", "b": "pending", "c": "pending"}
@@ -333,7 +325,7 @@ def bench(at_rest: Deployment) -> Iterator[Bench]:
 
 
 def test_the_step_of_a_worker_without_a_lease_is_queued_again(at_rest: Deployment, bench: Bench):
-    execution_id, worker = started(at_rest), leased(at_rest)
+    execution_id, worker = started(at_rest), at_rest.leased()
     lost = claimed(at_rest, execution_id, worker=worker)
     bench.reconciler.recover_orphans()
     assert row(at_rest, execution_id).status == "running", "its worker lives"
@@ -360,7 +352,7 @@ def test_a_step_that_lost_its_worker_too_often_fails(at_rest: Deployment, bench:
 
 
 def test_a_disowned_step_is_an_orphan_while_its_worker_goes_on(at_rest: Deployment, bench: Bench):
-    worker = leased(at_rest)
+    worker = at_rest.leased()
     kept, given_up = started(at_rest), started(at_rest)
     for execution_id in (kept, given_up):
         claimed(at_rest, execution_id, worker=worker)
@@ -385,9 +377,9 @@ def test_a_step_past_its_deadline_fails_even_if_its_worker_lives(at_rest: Deploy
 
 def test_a_process_that_is_gone_from_this_host_loses_its_lease_at_once(at_rest: Deployment, bench: Bench):
     me = psutil.Process()
-    alive = leased(at_rest, host="here", pid=os.getpid(), born=me.create_time())
-    same_pid_born_before = leased(at_rest, host="here", pid=os.getpid(), born=me.create_time() - 1000)
-    on_another_host = leased(at_rest, host="there", pid=os.getpid(), born=0)
+    alive = at_rest.leased(host="here", pid=os.getpid(), born=me.create_time())
+    same_pid_born_before = at_rest.leased(host="here", pid=os.getpid(), born=me.create_time() - 1000)
+    on_another_host = at_rest.leased(host="there", pid=os.getpid(), born=0)
     bench.reconciler.find_lost_workers()
     left = {id for (id,) in at_rest.sql("SELECT id::text FROM worker_processes")}
     assert left == {alive, on_another_host}
@@ -403,7 +395,7 @@ def silent_for(servers: Deployment, worker: str, seconds: float) -> None:
 
 
 def test_a_lease_that_was_not_kept_lapses(at_rest: Deployment, bench: Bench):
-    kept, silent = leased(at_rest), leased(at_rest)
+    kept, silent = at_rest.leased(), at_rest.leased()
     silent_for(at_rest, silent, 11)
     for now in range(11):
         bench.reconciler.tick(float(now))
@@ -411,7 +403,7 @@ def test_a_lease_that_was_not_kept_lapses(at_rest: Deployment, bench: Bench):
 
 
 def test_no_lease_lapses_while_the_database_was_away(at_rest: Deployment, bench: Bench):
-    worker = leased(at_rest)
+    worker = at_rest.leased()
     for now in range(11):
         bench.reconciler.tick(float(now))
     silent_for(at_rest, worker, 60)
@@ -434,7 +426,7 @@ def test_one_reconciler_at_a_time_is_active(at_rest: Deployment, bench: Bench):
 def test_a_tick_that_takes_long_is_no_time_in_which_nobody_could_keep_a_lease(
     at_rest: Deployment, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ):
-    silent = leased(at_rest)
+    silent = at_rest.leased()
     for now in range(11):
         bench.reconciler.tick(float(now))
     elapsed = [0.0, 30.0]
