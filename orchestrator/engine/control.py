@@ -26,7 +26,7 @@ from orchestrator.lifecycle import (
     ExecutionStatus,
     StepStatus,
 )
-from orchestrator.store import Store, control, executions, recovery, signals, steps, workflows
+from orchestrator.store import Store, archives, control, executions, recovery, signals, steps, workflows
 from orchestrator.store.executions import Locked
 
 _CANCELLED_AT_ONCE = 1000
@@ -112,6 +112,7 @@ def retry(store: Store, programs: Programs, execution_id: str) -> list[Plan]:
     """Do again what failed, was cancelled, or was kept from running by that; what completed is kept. What to
     dispatch."""
     with store.transaction() as connection:
+        archives.bring_back(connection, execution_id)
         locked = _locked(connection, execution_id)
         if control.is_tried_again(connection, execution_id):
             return []
@@ -124,7 +125,9 @@ def retry_step(store: Store, programs: Programs, step_execution_id: str) -> list
     """Do a step again that failed or was cancelled, and what hangs on it; the steps around it go on with it. What
     to dispatch."""
     with store.transaction() as connection:
-        locked = _locked(connection, signals.address(connection, step_execution_id).execution_id)
+        execution_id = signals.address(connection, step_execution_id).execution_id
+        archives.bring_back(connection, execution_id)
+        locked = _locked(connection, execution_id)
         if control.is_step_tried_again(connection, step_execution_id):
             return []
         step = signals.address(connection, step_execution_id)

@@ -1,5 +1,5 @@
-"""What grows with time is removed when it has been kept long enough: executions a few at a time, logs, fires and the
-audit log by partitions.
+"""What grows with time is removed when it has been kept long enough: executions with their steps by archives, logs,
+fires and the audit log by partitions. What is to be kept for less long than others is removed a few at a time.
 
 Any one process at a time does this, like reconcile (engine/reconcile.py), but in a thread of its own: to carry rows
 over into another partition may take minutes, in which lost workers are still to be found. Each act is a transaction,
@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from orchestrator.artifacts import Artifacts
 from orchestrator.config import Settings
-from orchestrator.store import Store, artifacts, bulk, partitions, removals, workers, workflows
+from orchestrator.store import Store, archives, artifacts, bulk, partitions, removals, workers, workflows
 from orchestrator.store.partitions import Partitioned
 from orchestrator.store.session import id_at
 
@@ -68,6 +68,8 @@ class Retention:
         return _BUSY if self._is_more else _EVERY
 
     def _acts(self) -> Iterator[Callable[[], None]]:
+        yield self.lay_executions_aside
+        yield self.drop_archives
         yield self.remove_executions
         kept = {
             partitions.LOGS: self.settings.executor.log_retention,
@@ -81,7 +83,28 @@ class Retention:
             self._sweep_at = time.monotonic() + _SWEPT_EVERY
             yield self.sweep_artifacts
 
+    def lay_executions_aside(self) -> None:
+        with self.store.transaction() as connection:
+            each = partitions.span(self.settings.retention.executions, workflows.longest_retention(connection))
+            is_due = partitions.alone(connection) and archives.is_due(connection, each)
+            if is_due and archives.make_ready(connection):
+                archives.lay_aside(connection)
+
+    def drop_archives(self) -> None:
+        while True:
+            with self.store.transaction() as connection:
+                if not partitions.alone(connection):
+                    return
+                expired = archives.expired(connection, self.settings.retention.executions)
+                if expired is None:
+                    return
+                archives.remove(connection, expired)
+                removals.count(connection, "archives")
+            logger.info("the executions that had ended by %s have been removed", expired.until.isoformat())
+
     def remove_executions(self) -> None:
+        """Those that are not to wait for the end of an archive: whose workflow keeps them for less long than others, or
+        that are among the present ones still."""
         until = time.monotonic() + _BUSY
         with self.store.transaction() as connection:
             expired = bulk.expired(connection, self.settings.retention.executions, _LOOKED_FOR)

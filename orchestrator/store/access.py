@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 from orchestrator.access import DEFAULT_PROJECT, Principal, Role
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.store import models as tables
+from orchestrator.store.everywhere import first_anywhere
 from orchestrator.store.keyset import Window, both_ways
 from orchestrator.store.session import as_dicts, new_id, run
 
@@ -46,8 +47,8 @@ PROJECT_OF: Mapping[str, str] = {
 
 def project_of(connection: Connection, kind: str, id: str) -> str | None:
     """The id of the project that it belongs to; None if it is not there."""
-    project_id: str | None = run(connection, PROJECT_OF[kind], {"id": id}).scalar()
-    return project_id
+    row = first_anywhere(connection, PROJECT_OF[kind], {"id": id})
+    return None if row is None else row[0]
 
 
 # --- projects ----------------------------------------------------------------------------------------------

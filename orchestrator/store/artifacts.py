@@ -19,9 +19,9 @@ def referred(
         """
         SELECT e.id::text, CASE WHEN e.finished_at BETWEEN clock_timestamp() - %(after)s * interval '1 second'
                                                        AND clock_timestamp() - %(before)s * interval '1 second'
-               THEN ARRAY(SELECT s.output -> '$artifact' ->> 'key' FROM step_executions s
+               THEN ARRAY(SELECT s.output -> '$artifact' ->> 'key' FROM all_step_executions s
                           WHERE s.execution_id = e.id AND s.output ? '$artifact') END AS keys
-        FROM executions e WHERE e.id = ANY(%(ids)s::uuid[])
+        FROM all_executions e WHERE e.id = ANY(%(ids)s::uuid[])
         """,
         {"ids": list(execution_ids), "after": ended_after, "before": ended_before},
     )

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.store import models as tables
 from orchestrator.store.access import PROJECT_OF
+from orchestrator.store.everywhere import first_anywhere
 from orchestrator.store.keyset import Window, both_ways
 from orchestrator.store.session import as_dicts, new_id, run, to_json
 
@@ -101,7 +102,8 @@ def state(connection: Connection, kind: str, id: str) -> Any:
     """What the log keeps of it as it is now; None if it is not there, or of no such kind."""
     if kind not in _STATES:
         return None
-    return run(connection, f"{_STATES[kind]} WHERE id = %(id)s::uuid", {"id": id}).scalar()
+    row = first_anywhere(connection, f"{_STATES[kind]} WHERE id = %(id)s::uuid", {"id": id})
+    return None if row is None else row[0]
 
 
 # --- what administrators read ------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -12,10 +13,11 @@ from sqlalchemy.engine import Connection
 from orchestrator.lifecycle import EXECUTION_LIVE, EXECUTION_TERMINAL, STEP_LIVE, ExecutionStatus, sql_words
 from orchestrator.store import executions
 from orchestrator.store import models as tables
+from orchestrator.store.everywhere import everywhere
 from orchestrator.store.session import run, sql_id_at
 from orchestrator.store.workflow_ends import IS_COUNTED
 
-_e, _w = tables.executions, tables.workflows
+_e, _w = tables.all_executions, tables.workflows
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +74,34 @@ def delete(connection: Connection, ids: Collection[str]) -> set[str]:
     were."""
     rows = run(
         connection,
-        f"DELETE FROM executions e WHERE e.id = ANY(%(ids)s::uuid[]) AND {_REMOVABLE} RETURNING e.id::text",
+        everywhere(f"DELETE FROM executions e WHERE e.id = ANY(%(ids)s::uuid[]) AND {_REMOVABLE} RETURNING e.id::text"),
         {"ids": list(ids)},
     )
     return {id for (id,) in rows}
 
 
-# Each workflow has a range of an index with what may have expired, since nothing ends before it is made. A child stays
-# for as long as its parent, which may be retried or asked for what its children did.
-_EXPIRED = f"""
-SELECT x.id::text, x.finished_at FROM workflows w CROSS JOIN LATERAL (
-    SELECT clock_timestamp() - coalesce(w.retention, nullif(%(kept)s, 0)) * interval '1 second' AS moment
-) until CROSS JOIN LATERAL (
-    SELECT e.id, e.finished_at FROM executions e
-    WHERE e.workflow_id = w.id AND e.id < {sql_id_at("until.moment")} AND e.finished_at < until.moment AND {_REMOVABLE}
-      AND NOT EXISTS (SELECT FROM step_executions p WHERE p.id = e.parent_step_id) AND NOT ({IS_COUNTED})
-    ORDER BY e.id LIMIT %(limit)s
-) x
-WHERE until.moment IS NOT NULL LIMIT %(limit)s
-"""
+def _expired(kept: str) -> str:
+    """Each workflow has a range of an index with what may have expired, since nothing ends before it is made. A child
+    stays for as long as its parent, which may be retried or asked for what its children did."""
+    return f"""
+        SELECT x.id::text, x.finished_at FROM workflows w CROSS JOIN LATERAL (
+            SELECT clock_timestamp() - {kept} * interval '1 second' AS moment
+        ) until CROSS JOIN LATERAL (
+            SELECT e.id, e.finished_at FROM executions e
+            WHERE e.workflow_id = w.id AND e.id < {sql_id_at("until.moment")} AND e.finished_at < until.moment
+              AND {_REMOVABLE} AND NOT EXISTS (SELECT FROM step_executions p WHERE p.id = e.parent_step_id)
+              AND NOT ({IS_COUNTED})
+            ORDER BY e.id LIMIT %(limit)s
+        ) x
+        WHERE until.moment IS NOT NULL LIMIT %(limit)s
+    """
+
+
+_EXPIRED = _expired("coalesce(w.retention, nullif(%(kept)s, 0))")
+# What all workflows keep for as long goes with its archive.
+_EXPIRED_EARLIER = everywhere(
+    _expired("CASE WHEN w.retention < coalesce(nullif(%(kept)s, 0)::float8, 'infinity') THEN w.retention END")
+)
 # However many have expired, these are read in the order of the index, and no more of them than wanted.
 _IN_ORDER = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
 
@@ -102,17 +113,23 @@ class Ended:
 
 
 def expired(connection: Connection, kept: float, limit: int) -> list[Ended]:
-    """Up to `limit` executions that ended more than `kept` seconds ago (0: none), or more than the `retention` of their
-    workflow, and that no other one needs. To be called in a transaction."""
+    """Up to `limit` executions that ended more than `kept` seconds ago (0: none) and have not been laid aside, or more
+    than the `retention` of their workflow if that is less, and that no other one needs. To be called in a
+    transaction."""
     run(connection, _IN_ORDER)
-    return [Ended(row.id, row.finished_at) for row in run(connection, _EXPIRED, {"kept": kept, "limit": limit})]
+    params = {"kept": kept, "limit": limit}
+    rows = (row for query in (_EXPIRED, _EXPIRED_EARLIER) for row in run(connection, query, params))
+    found = dict.fromkeys(Ended(row.id, row.finished_at) for row in rows)
+    return list(islice(found, limit))
 
 
 def remove(connection: Connection, ended: Sequence[Ended]) -> int:
     """Remove those that have not been done again since, like `delete`; how many."""
     return run(
         connection,
-        "DELETE FROM executions e USING unnest(%(ids)s::uuid[], %(times)s::timestamptz[]) AS u(id, finished_at) "
-        f"WHERE e.id = u.id AND e.finished_at = u.finished_at AND {_REMOVABLE}",
+        everywhere(
+            "DELETE FROM executions e USING unnest(%(ids)s::uuid[], %(times)s::timestamptz[]) AS u(id, finished_at) "
+            f"WHERE e.id = u.id AND e.finished_at = u.finished_at AND {_REMOVABLE}"
+        ),
         {"ids": [one.id for one in ended], "times": [one.finished_at for one in ended]},
     ).rowcount

@@ -27,6 +27,7 @@ from orchestrator.lifecycle import (
 )
 from orchestrator.store import admission
 from orchestrator.store import models as tables
+from orchestrator.store.everywhere import all_anywhere, first_anywhere
 from orchestrator.store.keyset import Window, both_ways
 from orchestrator.store.rates import Rate, use
 from orchestrator.store.routines import Routine
@@ -69,6 +70,12 @@ class Limits:
     rate: Rate | None = None
 
 
+def has_key(workflow: str, key: str) -> str:
+    """SQL: whether the workflow has an execution with this idempotency key, be it laid aside. Of those that come at the
+    same time, the unique index of the present ones lets one in."""
+    return f"EXISTS (SELECT FROM all_executions k WHERE k.workflow_id = {workflow} AND k.idempotency_key = {key})"
+
+
 _INSERT_ROUTINE = Routine(
     "start_execution",
     f"""
@@ -86,6 +93,11 @@ _INSERT_ROUTINE = Routine(
         END IF;
         created := false;
         IF current_version <> %(version)s OR is_template OR workflow_status NOT IN ({sql_words(STARTABLE)}) THEN
+            RETURN NEXT;
+            RETURN;
+        END IF;
+        -- The key of a child is one of its parent's own, with which it is laid aside.
+        IF %(key)s IS NOT NULL AND %(parent)s IS NULL AND {has_key("%(workflow)s", "%(key)s")} THEN
             RETURN NEXT;
             RETURN;
         END IF;
@@ -321,7 +333,7 @@ def ids_by_idempotency_keys(connection: Connection, workflow_id: str, keys: Coll
     """{key: id} of those that are there."""
     rows = run(
         connection,
-        "SELECT idempotency_key, id::text FROM executions "
+        "SELECT idempotency_key, id::text FROM all_executions "
         "WHERE workflow_id = %(workflow)s::uuid AND idempotency_key = ANY(%(keys)s)",
         {"workflow": workflow_id, "keys": list(keys)},
     )
@@ -331,7 +343,7 @@ def ids_by_idempotency_keys(connection: Connection, workflow_id: str, keys: Coll
 def id_by_idempotency_key(connection: Connection, workflow_id: str, key: str) -> str | None:
     id: str | None = run(
         connection,
-        "SELECT id::text FROM executions WHERE workflow_id = %(workflow)s::uuid AND idempotency_key = %(key)s",
+        "SELECT id::text FROM all_executions WHERE workflow_id = %(workflow)s::uuid AND idempotency_key = %(key)s",
         {"workflow": workflow_id, "key": key},
     ).scalar()
     return id
@@ -364,13 +376,13 @@ def look(connection: Connection, execution_id: str) -> Locked | None:
 
 
 def _read(connection: Connection, execution_id: str, lock: str) -> Locked | None:
-    row = run(
+    row = first_anywhere(
         connection,
         "SELECT id::text AS id, workflow_id::text AS workflow_id, version, status, input, priority, "
         "trigger_id::text AS trigger_id, outcome, error_message, parent_step_id::text AS parent_step_id "
         f"FROM executions WHERE id = %(id)s::uuid {lock}",
         {"id": execution_id},
-    ).first()
+    )
     if row is None:
         return None
     return locked_row(row, execution_id)
@@ -393,7 +405,9 @@ def locked_row(row: Any, execution_id: str) -> Locked:
 
 def trigger_data(connection: Connection, execution_id: str) -> Any:
     """What templates see as `trigger` in an execution that a trigger started."""
-    return run(connection, "SELECT trigger_data FROM executions WHERE id = %(id)s::uuid", {"id": execution_id}).scalar()
+    sql = "SELECT trigger_data FROM executions WHERE id = %(id)s::uuid"
+    row = first_anywhere(connection, sql, {"id": execution_id})
+    return None if row is None else row.trigger_data
 
 
 def live_of_trigger(connection: Connection, trigger_id: str) -> list[str]:
@@ -449,11 +463,8 @@ class Outcome:
 
 
 def outcome(connection: Connection, execution_id: str) -> Outcome | None:
-    row = run(
-        connection,
-        "SELECT status, output, error_message FROM executions WHERE id = %(id)s::uuid",
-        {"id": execution_id},
-    ).first()
+    sql = "SELECT status, output, error_message FROM executions WHERE id = %(id)s::uuid"
+    row = first_anywhere(connection, sql, {"id": execution_id})
     return None if row is None else Outcome(ExecutionStatus(row.status), row.output, row.error_message)
 
 
@@ -519,7 +530,7 @@ def settle_outcome(connection: Connection, execution_id: str, outcome: Execution
 
 # --- what users read -----------------------------------------------------------------------------------------
 
-_e, _s = tables.executions, tables.step_executions
+_e = tables.all_executions
 
 
 def _duration(table: sa.Table) -> sa.Label[float]:
@@ -527,23 +538,28 @@ def _duration(table: sa.Table) -> sa.Label[float]:
     return sa.cast(sa.extract("epoch", ended - table.c.started_at), sa.Double).label("duration")
 
 
-_SHOWN = (
-    _e.c.id,
-    _e.c.workflow_id,
-    _e.c.version,
-    _e.c.status,
-    _e.c.input,
-    _e.c.output,
-    _e.c.started_at.label("start_time"),
-    _e.c.finished_at.label("end_time"),
-    _duration(_e),
-    _e.c.trigger_id,
-    _e.c.priority,
-    _e.c.rerun_of,
-    _e.c.error_message,
-    _e.c.created_at,
-)
+def _shown(table: sa.Table) -> tuple[sa.ColumnElement[Any], ...]:
+    e = table.c
+    return (
+        e.id,
+        e.workflow_id,
+        e.version,
+        e.status,
+        e.input,
+        e.output,
+        e.started_at.label("start_time"),
+        e.finished_at.label("end_time"),
+        _duration(table),
+        e.trigger_id,
+        e.priority,
+        e.rerun_of,
+        e.error_message,
+        e.created_at,
+    )
 
+
+_present, _s = tables.executions, tables.step_executions
+_SHOWN = _shown(_e)
 _STEP_SHOWN = (
     _s.c.id,
     _s.c.execution_id,
@@ -562,36 +578,37 @@ _STEP_SHOWN = (
     _s.c.error_message,
 )
 
-
-_GET = compiled(sa.select(*_SHOWN).where(_e.c.id == sa.bindparam("id")))
+_GET = compiled(sa.select(*_shown(_present)).where(_present.c.id == sa.bindparam("id")))
 # The ids were given in the definition's order.
 _GET_STEPS = compiled(sa.select(*_STEP_SHOWN).where(_s.c.execution_id == sa.bindparam("id")).order_by(_s.c.id))
+_GET_STEP = compiled(sa.select(*_STEP_SHOWN).where(_s.c.id == sa.bindparam("id")))
 
 
 def get(connection: Connection, execution_id: str) -> dict[str, Any]:
     """An execution with its step executions in the definition's order. Raises NotFound."""
-    row = run(connection, _GET, {"id": execution_id}).first()
+    row = first_anywhere(connection, _GET, {"id": execution_id})
     if row is None:
         raise NotFound("execution", execution_id)
-    steps = run(connection, _GET_STEPS, {"id": execution_id}).all()
+    steps = all_anywhere(connection, _GET_STEPS, {"id": execution_id})
     return {**row._mapping, "step_executions": as_dicts(steps)}
 
 
 def summary(connection: Connection, execution_id: str) -> dict[str, Any] | None:
     """An execution as it is shown, without its steps."""
-    row = run(connection, _GET, {"id": execution_id}).first()
+    row = first_anywhere(connection, _GET, {"id": execution_id})
     return None if row is None else dict(row._mapping)
 
 
 def assert_exists(connection: Connection, execution_id: str) -> None:
     """Raises NotFound if there is no such execution."""
-    if connection.execute(sa.select(_e.c.id).where(_e.c.id == execution_id)).first() is None:
+    sql = "SELECT id FROM executions WHERE id = %(id)s::uuid"
+    if first_anywhere(connection, sql, {"id": execution_id}) is None:
         raise NotFound("execution", execution_id)
 
 
 def get_step(connection: Connection, step_execution_id: str) -> dict[str, Any]:
     """One step execution. Raises NotFound."""
-    row = connection.execute(sa.select(*_STEP_SHOWN).where(_s.c.id == step_execution_id)).first()
+    row = first_anywhere(connection, _GET_STEP, {"id": step_execution_id})
     if row is None:
         raise NotFound("step execution", step_execution_id)
     return dict(row._mapping)
@@ -599,9 +616,11 @@ def get_step(connection: Connection, step_execution_id: str) -> dict[str, Any]:
 
 def output_at(connection: Connection, execution_id: str, path: str) -> Any:
     """The output of the step at `path`. Raises NotFound."""
-    row = connection.execute(
-        sa.select(_s.c.output).where(_s.c.execution_id == execution_id).where(_s.c.path == path)
-    ).first()
+    row = first_anywhere(
+        connection,
+        "SELECT output FROM step_executions WHERE execution_id = %(id)s::uuid AND path = %(path)s",
+        {"id": execution_id, "path": path},
+    )
     if row is None:
         raise NotFound("step", f"{path} in execution {execution_id}")
     return row.output

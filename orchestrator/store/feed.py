@@ -22,6 +22,7 @@ from typing import Literal
 from sqlalchemy.engine import Connection
 
 from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus, StepStatus, sql_words
+from orchestrator.store.everywhere import everywhere, first_anywhere
 from orchestrator.store.session import Store, run
 
 Kind = Literal["execution", "step", "log"]
@@ -179,23 +180,27 @@ def entries(
     the last one's number too: of these executions; or of all, and then `after` is 0 or more.
 
     What has changed since `upto` is not among them with the state that it had."""
+    laid_aside = run(connection, "SELECT coalesce(max(seq), 0) FROM archives").scalar_one()
     parts = []
     for kind in (kind for kind in KINDS if kind in kinds):
         part, of_all, execution = _PARTS[kind]
-        of_some = f"{execution} = ANY(%(executions)s::uuid[])"
+        of_some = f"{execution} = ANY(%(of)s::uuid[])"
         parts.append("(" + part.format(which=of_all if executions is None else of_some) + ")")
-    rows = run(
-        connection,
+    sql = (
         "SELECT n.seq, n.execution_id::text, e.workflow_id::text, w.project_id::text, n.step_execution_id::text, "
         "n.step_id, n.path, n.attempt, n.status, n.level, n.message, n.at "
         f"FROM (SELECT * FROM ({' UNION ALL '.join(parts)}) AS p ({_COLUMNS}) ORDER BY seq "
         "FETCH FIRST %(limit)s ROWS WITH TIES) AS n "
-        "JOIN executions e ON e.id = n.execution_id JOIN workflows w ON w.id = e.workflow_id",
+        "JOIN executions e ON e.id = n.execution_id JOIN workflows w ON w.id = e.workflow_id"
+    )
+    rows = run(
+        connection,
+        everywhere(sql) if after < laid_aside else sql,
         {
             "after": after,
             "upto": upto,
             "limit": limit,
-            "executions": None if executions is None else list(executions),
+            "of": None if executions is None else list(executions),
         },
     )
     # Of the same number, what became of the steps before what became of all.
@@ -213,7 +218,7 @@ class End:
 
 def end_of(connection: Connection, execution_id: str) -> End | None:
     """None if it has not ended, or is not there."""
-    row = run(
+    row = first_anywhere(
         connection,
         f"""
         SELECT e.id::text, e.status, greatest(e.seq, (SELECT max(seq) FROM step_executions WHERE execution_id = e.id),
@@ -221,5 +226,5 @@ def end_of(connection: Connection, execution_id: str) -> End | None:
         FROM executions e WHERE e.id = %(id)s::uuid AND e.status IN ({sql_words(EXECUTION_TERMINAL)})
         """,
         {"id": execution_id},
-    ).first()
+    )
     return None if row is None else End(*tuple(row))

@@ -410,6 +410,39 @@ step_executions = sa.Table(
     postgresql_with={"fillfactor": "70"},
 )
 
+archives = sa.Table(
+    "archives",
+    metadata,
+    sa.Column("number", sa.Integer, sa.Identity(), primary_key=True, comment="of its tables"),
+    sa.Column("until", _Time, nullable=False, comment="when all in it had ended"),
+    sa.Column("seq", sa.BigInteger, nullable=False, comment="what is in it has no higher number"),
+    sa.Column("settled_until", _Time, comment="before that nothing is to be removed from it"),
+    comment="Where executions are that ended a while ago: tables named after the present ones and this number.",
+)
+
+
+def _all(present: sa.Table) -> sa.Table:
+    """What `present` and its archives inherit from: it has no rows of its own, and to read from it is to read from them
+    all. See store/archives.py."""
+    return sa.Table(
+        f"all_{present.name}",
+        metadata,
+        *(
+            sa.Column(
+                column.name,
+                column.type,
+                nullable=column.nullable,
+                server_default=column.server_default.arg if column.server_default else None,  # type: ignore[attr-defined]
+                comment=column.comment,
+            )
+            for column in present.columns
+        ),
+        sa.CheckConstraint("false", name="empty"),
+    )
+
+
+all_executions, all_step_executions = _all(executions), _all(step_executions)
+
 rate_uses = sa.Table(
     "rate_uses",
     metadata,
@@ -445,7 +478,9 @@ signals = sa.Table(
     "signals",
     metadata,
     sa.Column("id", _Id, primary_key=True),
-    sa.Column("execution_id", _Id, sa.ForeignKey("executions.id", ondelete="CASCADE"), nullable=False),
+    # No foreign key, nor in cancellations: it would name one of the tables that an execution may be in. A trigger on
+    # each of these (migration 0025) removes the rows of what is deleted.
+    sa.Column("execution_id", _Id, nullable=False),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("payload", JSONB),
     sa.Column("sent_at", _Time, nullable=False, server_default=_now),
@@ -457,7 +492,7 @@ cancellations = sa.Table(
     "cancellations",
     metadata,
     sa.Column("id", _Id, primary_key=True, server_default=sa.text("gen_random_uuid()")),
-    sa.Column("execution_id", _Id, sa.ForeignKey("executions.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("execution_id", _Id, nullable=False, index=True),
     sa.Column("step_execution_id", _Id, nullable=False),
     sa.Column("path", sa.Text, nullable=False),
     sa.Column("queue", sa.Text, nullable=False),
@@ -537,7 +572,7 @@ trigger_fires = sa.Table(
     metadata,
     sa.Column("id", _Id, primary_key=True),
     # No foreign key, nor in step_logs: to drop a partition would lock the other table. A trigger on that one (migration
-    # 0017) removes the rows of what is deleted.
+    # 0017; 0025 for executions) removes the rows of what is deleted.
     sa.Column("trigger_id", _Id, nullable=False),
     sa.Column("slot", sa.Text, comment="what it is one of a kind by; NULL if it is not"),
     sa.Column("scheduled_for", _Time),

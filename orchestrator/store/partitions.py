@@ -47,7 +47,7 @@ class Partitioned:
 
 LOGS = Partitioned(
     "step_logs",
-    kept_longer="p.execution_id IN (SELECT e.id FROM executions e JOIN workflows w ON w.id = e.workflow_id "
+    kept_longer="p.execution_id IN (SELECT e.id FROM all_executions e JOIN workflows w ON w.id = e.workflow_id "
     "WHERE w.retention > %(age)s AND e.id < %(last)s::uuid)",
 )
 FIRES = Partitioned(
@@ -119,10 +119,10 @@ def _partition(name: str, bounds: str, comment: str) -> Partition:
     first, last = _ID.search(begin), _ID.search(end)
     assert last is not None, f"{name} has no end"
     settled = datetime.fromisoformat(comment.removeprefix(_SETTLED)) if comment.startswith(_SETTLED) else None
-    return Partition(name, None if first is None else _time_of(first[0]), _time_of(last[0]), settled)
+    return Partition(name, None if first is None else id_time(first[0]), id_time(last[0]), settled)
 
 
-def _time_of(id: str) -> datetime:
+def id_time(id: str) -> datetime:
     return datetime.fromtimestamp(int(id.replace("-", "")[:12], 16) / 1000, UTC)
 
 
@@ -133,13 +133,13 @@ def first_id(moment: datetime) -> str:
 def make_ahead(connection: Connection, table: Partitioned, each: timedelta = DAY) -> None:
     """Have partitions for what is to come, each for as long as `each`, one after the other without a gap. To be called
     `alone` in a transaction."""
-    now, there = _now(connection), partitions(connection, table)
-    begin, until = there[-1].end, now + _AHEAD * each
+    moment, there = now(connection), partitions(connection, table)
+    begin, until = there[-1].end, moment + _AHEAD * each
     if begin >= until:
         return
     stray = _set_default_aside(connection, table, until)
     while begin < until:
-        end = max(begin, now - (now - begin) % each) + each  # what nobody made one for in time has one now
+        end = max(begin, moment - (moment - begin) % each) + each  # what nobody made one for in time has one now
         new = Partition(f"{table.name}_{begin:%Y%m%d%H}", begin, end)
         _create(connection, table, new.name)
         _attach(connection, table, new)
@@ -170,10 +170,10 @@ def _set_default_aside(connection: Connection, table: Partitioned, until: dateti
 def expired(connection: Connection, table: Partitioned, kept: float) -> Partition | None:
     """The oldest partition that has something to be removed: all in it is older than `kept` seconds (0: never). Not the
     newest: where it ends, the next one begins."""
-    now = _now(connection)
+    moment = now(connection)
     for partition in partitions(connection, table)[:-1] if kept else ():
-        is_settled = partition.settled_until is not None and now < partition.settled_until
-        if partition.end + timedelta(seconds=kept) <= now and not is_settled:
+        is_settled = partition.settled_until is not None and moment < partition.settled_until
+        if partition.end + timedelta(seconds=kept) <= moment and not is_settled:
             return partition
     return None
 
@@ -184,9 +184,9 @@ def remove(connection: Connection, table: Partitioned, partition: Partition) -> 
 
     They are copied before anybody has to wait. A fire that is settled in between is carried out again, to no effect.
     """
-    now, carried = _now(connection), f"{table.name}_carried"
+    moment, carried = now(connection), f"{table.name}_carried"
     first, last = partition.bounds
-    params = {"first": first, "last": last, "age": (now - partition.end).total_seconds()}
+    params = {"first": first, "last": last, "age": (moment - partition.end).total_seconds()}
     next_retention = run(connection, "SELECT min(retention) FROM workflows WHERE retention > %(age)s", params).scalar()
     _create(connection, table, carried)
     # With it nothing has to be looked through when the partition is attached.
@@ -205,7 +205,7 @@ def remove(connection: Connection, table: Partitioned, partition: Partition) -> 
         return
     run(connection, f"ALTER TABLE {carried} RENAME TO {partition.name}")
     _attach(connection, table, partition)
-    until = now + DAY if next_retention is None else partition.end + timedelta(seconds=next_retention)
+    until = moment + DAY if next_retention is None else partition.end + timedelta(seconds=next_retention)
     run(
         connection,
         f"ALTER TABLE {partition.name} DROP CONSTRAINT bounds; "
@@ -226,6 +226,6 @@ def _attach(connection: Connection, table: Partitioned, partition: Partition) ->
     )
 
 
-def _now(connection: Connection) -> datetime:
-    now: datetime = run(connection, "SELECT clock_timestamp()").scalar_one()
-    return now
+def now(connection: Connection) -> datetime:
+    moment: datetime = run(connection, "SELECT clock_timestamp()").scalar_one()
+    return moment

@@ -13,7 +13,8 @@ from orchestrator.errors import NotFound
 from orchestrator.lifecycle import STEP_TERMINAL, ExecutionStatus, StepStatus, WorkflowStatus
 from orchestrator.store import admission
 from orchestrator.store.bodies import CAST_PLACES, InnerRow, places
-from orchestrator.store.executions import rate_columns
+from orchestrator.store.everywhere import all_anywhere, first_anywhere
+from orchestrator.store.executions import has_key, rate_columns
 from orchestrator.store.rates import Rate
 from orchestrator.store.session import new_id, run, to_json
 from orchestrator.store.steps import UPSTREAM
@@ -36,7 +37,7 @@ class Original:
 
 def original(connection: Connection, execution_id: str) -> Original:
     """Raises NotFound."""
-    row = run(
+    row = first_anywhere(
         connection,
         """
         SELECT e.workflow_id::text AS workflow_id, e.version, e.status, e.input, e.priority,
@@ -44,7 +45,7 @@ def original(connection: Connection, execution_id: str) -> Original:
         FROM executions e JOIN workflows w ON w.id = e.workflow_id WHERE e.id = %(id)s::uuid FOR SHARE OF e
         """,
         {"id": execution_id},
-    ).first()
+    )
     if row is None:
         raise NotFound("execution", execution_id)
     return Original(
@@ -75,7 +76,7 @@ class Was:
 
 def found(connection: Connection, execution_id: str, containers: Collection[str]) -> dict[str, Was]:
     """The definition's own steps, and all that stand in the bodies of `containers`, in their order."""
-    rows = run(
+    rows = all_anywhere(
         connection,
         "SELECT path, status, error_kind IS NOT DISTINCT FROM %(upstream)s AS is_blocked, iteration "
         "FROM step_executions WHERE execution_id = %(id)s::uuid "
@@ -86,7 +87,7 @@ def found(connection: Connection, execution_id: str, containers: Collection[str]
 
 
 def outputs(connection: Connection, execution_id: str, paths: Collection[str]) -> dict[str, Any]:
-    rows = run(
+    rows = all_anywhere(
         connection,
         "SELECT path, output FROM step_executions WHERE execution_id = %(id)s::uuid AND path = ANY(%(paths)s)",
         {"id": execution_id, "paths": list(paths)},
@@ -96,7 +97,7 @@ def outputs(connection: Connection, execution_id: str, paths: Collection[str]) -
 
 def undone(connection: Connection, execution_id: str) -> set[str]:
     """Paths of the steps that others have undone, or tried to."""
-    rows = run(
+    rows = all_anywhere(
         connection,
         "SELECT substr(path, length(%(prefix)s) + 1) FROM step_executions "
         "WHERE execution_id = %(id)s::uuid AND starts_with(path, %(prefix)s)",
@@ -111,7 +112,7 @@ INSERT INTO executions (id, workflow_id, version, status, input, priority, trigg
 SELECT %(id)s::uuid, o.workflow_id, %(version)s, '{ExecutionStatus.QUEUED}', %(input)s::jsonb, %(priority)s,
        o.trigger_id, o.trigger_data, %(key)s, %(timeout)s, {admission.next_turn("o.workflow_id", "%(priority)s")},
        %(limit_keys)s::text[], %(limits)s::int[], %(rate_key)s, %(rate_limit)s, %(rate_per)s, o.id
-FROM executions o WHERE o.id = %(original)s::uuid
+FROM all_executions o WHERE o.id = %(original)s::uuid AND NOT {has_key("o.workflow_id", "%(key)s")}
 ON CONFLICT (workflow_id, idempotency_key) DO NOTHING
 """
 
@@ -126,7 +127,7 @@ SELECT u.id, %(execution)s::uuid, u.path, u.step_id, u.scope, u.container, u.typ
        k.started_at, k.finished_at
 FROM unnest(%(ids)s::uuid[], %(containers)s::text[], %(are_kept)s::bool[], {CAST_PLACES})
          AS u(id, container, is_kept, path, step_id, scope, type, queue, status, height, priority, timeout, iteration)
-     LEFT JOIN step_executions k ON k.execution_id = %(original)s::uuid AND k.path = u.path AND u.is_kept
+     LEFT JOIN all_step_executions k ON k.execution_id = %(original)s::uuid AND k.path = u.path AND u.is_kept
 """
 
 

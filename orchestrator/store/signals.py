@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 from orchestrator.errors import NotFound
 from orchestrator.lifecycle import WAKE, StepStatus
 from orchestrator.store.admission import PRIORITY
+from orchestrator.store.everywhere import first_anywhere
 from orchestrator.store.executions import AWAITS_CHILD
 from orchestrator.store.recovery import Ring
 from orchestrator.store.routines import Routine
@@ -122,7 +123,8 @@ def was_decided(connection: Connection, step_execution_id: str, decision: Any) -
         "SELECT (state -> 'decision') - 'decided_at' = %(decision)s::jsonb - 'decided_at' FROM step_executions "
         "WHERE id = %(id)s::uuid"
     )
-    return bool(run(connection, sql, {"id": step_execution_id, "decision": to_json(decision)}).scalar())
+    row = first_anywhere(connection, sql, {"id": step_execution_id, "decision": to_json(decision)})
+    return row is not None and bool(row[0])
 
 
 def wake_parent(connection: Connection, parent_step_id: str) -> Ring | None:
@@ -150,11 +152,8 @@ class StepAddress:
 
 def address(connection: Connection, step_execution_id: str) -> StepAddress:
     """Where a step execution belongs. Raises NotFound."""
-    row = run(
-        connection,
-        "SELECT execution_id::text AS execution_id, path, status FROM step_executions WHERE id = %(id)s::uuid",
-        {"id": step_execution_id},
-    ).first()
+    sql = "SELECT execution_id::text AS execution_id, path, status FROM step_executions WHERE id = %(id)s::uuid"
+    row = first_anywhere(connection, sql, {"id": step_execution_id})
     if row is None:
         raise NotFound("step execution", step_execution_id)
     return StepAddress(row.execution_id, row.path, StepStatus(row.status))

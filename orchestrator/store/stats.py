@@ -165,7 +165,7 @@ def of_workflow(connection: Connection, workflow_id: str) -> Mapping[str, Any]:
         )
         SELECT (ended.number + (SELECT count(*) FROM executions WHERE workflow_id = %(id)s::uuid
                                 AND status IN ({sql_words(EXECUTION_LIVE)})))::bigint AS execution_count,
-               (SELECT created_at FROM executions WHERE workflow_id = %(id)s::uuid ORDER BY id DESC LIMIT 1)
+               (SELECT created_at FROM all_executions WHERE workflow_id = %(id)s::uuid ORDER BY id DESC LIMIT 1)
                AS last_executed,
                (coalesce(ended.completed, 0) / nullif(ended.number, 0))::float8 AS success_rate
         FROM ended

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from orchestrator.errors import NotFound
 from orchestrator.lifecycle import STEP_TERMINAL, ExecutionStatus, StepStatus, sql_words
 from orchestrator.store import admission
+from orchestrator.store.everywhere import first_anywhere
 from orchestrator.store.executions import AWAITS_BODY
 from orchestrator.store.session import run
 
@@ -43,7 +44,7 @@ class ExecutionSeen:
 
 def execution(connection: Connection, execution_id: str) -> ExecutionSeen:
     """Raises NotFound."""
-    row = run(
+    row = first_anywhere(
         connection,
         "SELECT e.id::text AS id, e.workflow_id::text AS workflow_id, e.version, e.status, e.priority, "
         "e.error_message, e.held, e.paced, e.created_at, e.admitted_at, e.started_at, e.finished_at, e.paused_at, "
@@ -51,7 +52,7 @@ def execution(connection: Connection, execution_id: str) -> ExecutionSeen:
         "AS step_comes_later "
         "FROM executions e LEFT JOIN step_executions p ON p.id = e.parent_step_id WHERE e.id = %(id)s::uuid",
         {"id": execution_id},
-    ).first()
+    )
     if row is None:
         raise NotFound("execution", execution_id)
     return ExecutionSeen(**{**row._mapping, "status": ExecutionStatus(row.status)})
@@ -96,7 +97,7 @@ _STEP = (
 
 def step(connection: Connection, step_execution_id: str) -> StepSeen:
     """Raises NotFound."""
-    row = run(connection, f"{_STEP} WHERE s.id = %(id)s::uuid", {"id": step_execution_id}).first()
+    row = first_anywhere(connection, f"{_STEP} WHERE s.id = %(id)s::uuid", {"id": step_execution_id})
     if row is None:
         raise NotFound("step execution", step_execution_id)
     return _step(row)

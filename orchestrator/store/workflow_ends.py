@@ -20,7 +20,7 @@ from orchestrator.store.session import run
 
 _SINCE = "coalesce(w.counts_from, '00000000-0000-0000-0000-000000000000')"
 _COMPLETED_LAST = (
-    "SELECT e.id FROM executions e WHERE e.workflow_id = w.id "
+    "SELECT e.id FROM all_executions e WHERE e.workflow_id = w.id "
     f"AND e.id > {_SINCE} AND e.status = '{ExecutionStatus.COMPLETED}' ORDER BY e.id DESC LIMIT 1"
 )
 
@@ -34,13 +34,13 @@ def _end(transition: Transition, condition: str, reason: str) -> str:
 
 _RAN_OUT = _end(
     COMPLETE_WORKFLOW,
-    "w.run_limit <= (SELECT count(*) FROM executions e WHERE e.workflow_id = w.id "
+    "w.run_limit <= (SELECT count(*) FROM all_executions e WHERE e.workflow_id = w.id "
     f"AND e.id > {_SINCE} AND e.status IN ({sql_words(EXECUTION_TERMINAL)}))",
     "'its run_limit of ' || w.run_limit || ' is reached'",
 )
 _FAILED = _end(
     FAIL_WORKFLOW,
-    "w.max_failures <= (SELECT count(*) FROM executions e WHERE e.workflow_id = w.id "
+    "w.max_failures <= (SELECT count(*) FROM all_executions e WHERE e.workflow_id = w.id "
     f"AND e.id > coalesce(({_COMPLETED_LAST}), {_SINCE}) AND e.status = '{ExecutionStatus.FAILED}')",
     "'its max_failures of ' || w.max_failures || ' in a row is reached'",
 )

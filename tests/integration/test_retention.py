@@ -44,7 +44,7 @@ def travel(own: Deployment, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     before, since a day may have ended."""
 
     def to(later: timedelta) -> None:
-        monkeypatch.setattr(partitions, "_now", lambda _: datetime.now(UTC) + later)
+        monkeypatch.setattr(partitions, "now", lambda _: datetime.now(UTC) + later)
 
     make_anew(own)
     yield to
