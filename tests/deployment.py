@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 
 import psutil
 from flask.testing import FlaskClient
+from sqlalchemy.exc import OperationalError
 
 from orchestrator.config import BrokerSettings, DatabaseSettings, Settings, VaultSettings, environment_of
 from orchestrator.embedded import Embedded, embedded_servers
-from orchestrator.store import Store, executions, new_id, steps, workers
+from orchestrator.store import Store, archives, executions, new_id, partitions, steps, workers
 from orchestrator.store.migrate import migrate
 from orchestrator.store.steps import Claim, ExecutionFacts
 from orchestrator.vault import new_key
@@ -163,7 +164,7 @@ class Deployment:
 
     def ended(self, execution_id: str, seconds: float = PATIENCE) -> Any:
         def has_ended() -> bool:
-            ((status,),) = self.sql("SELECT status FROM executions WHERE id = %(id)s::uuid", id=execution_id)
+            ((status,),) = self.sql("SELECT status FROM all_executions WHERE id = %(id)s::uuid", id=execution_id)
             return status in TERMINAL
 
         wait_until(has_ended, seconds, f"the end of execution {execution_id}")
@@ -186,6 +187,18 @@ class Deployment:
         finally:
             with self.store.single() as connection:
                 workers.remove(connection, [id])
+
+    def lay_aside(self) -> None:
+        """What has ended, as retention does it when it is time."""
+
+        def is_laid_aside() -> bool:
+            with suppress(OperationalError), self.store.transaction() as connection:  # somebody is in the way
+                if partitions.alone(connection) and archives.make_ready(connection):
+                    archives.lay_aside(connection)
+                    return True
+            return False
+
+        wait_until(is_laid_aside)
 
     def pass_its_time(self, execution_id: str) -> None:
         """As if the `timeout` of the execution were over."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 from math import inf
 
 import psycopg2.errors
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from orchestrator.artifacts import Artifacts
 from orchestrator.config import Settings
@@ -85,8 +87,8 @@ class Retention:
 
     def lay_executions_aside(self) -> None:
         with self.store.transaction() as connection:
-            each = partitions.span(self.settings.retention.executions, workflows.longest_retention(connection))
-            is_due = partitions.alone(connection) and archives.is_due(connection, each)
+            is_due = partitions.alone(connection) and archives.is_due(connection, self._each(connection))
+            self._is_more |= is_due  # the tables are made ready first, and somebody may be in the way
             if is_due and archives.make_ready(connection):
                 archives.lay_aside(connection)
 
@@ -107,7 +109,8 @@ class Retention:
         that are among the present ones still."""
         until = time.monotonic() + _BUSY
         with self.store.transaction() as connection:
-            expired = bulk.expired(connection, self.settings.retention.executions, _LOOKED_FOR)
+            each = self._each(connection).total_seconds()
+            expired = bulk.expired(connection, self.settings.retention.executions, each, _LOOKED_FOR)
         for start in range(0, len(expired), _BATCH):
             with self.store.transaction() as connection:
                 number = bulk.remove(connection, expired[start : start + _BATCH])
@@ -115,6 +118,10 @@ class Retention:
             self._is_more |= number > 0
             if time.monotonic() > until:
                 return
+
+    def _each(self, connection: Connection) -> timedelta:
+        """What one archive holds."""
+        return partitions.span(self.settings.retention.executions, workflows.longest_retention(connection))
 
     def make_ahead(self, table: Partitioned, kept: float) -> None:
         with self.store.transaction() as connection:

@@ -19,17 +19,21 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from orchestrator.lifecycle import EXECUTION_LIVE, EXECUTION_TERMINAL, sql_words
+from orchestrator.store import partitions
 from orchestrator.store.everywhere import everywhere, first_anywhere
-from orchestrator.store.partitions import DAY, id_time, now
+from orchestrator.store.partitions import DAY, id_time
 from orchestrator.store.session import Params, id_at, run
 from orchestrator.store.workflow_ends import IS_COUNTED
 
 TABLES = ("executions", "step_executions")
 """In the order in which everybody takes locks on them."""
 
-_MOST = 50_000
-"""Steps of live executions that are carried over while everybody waits: a second or two. With more of them nothing is
+_MOST = 20_000
+"""Steps of live executions that are carried over while everybody waits: a second. With more of them nothing is
 laid aside, and what expires is deleted in batches."""
+_PATIENCE = "300ms"
+"""For which everybody waits with us for those that are at it. Who has come to the steps before the executions is in our
+way, and we are in theirs: then it is for another time."""
 _NEXT = "_next"
 """What the names of the tables end with that will take the place of the present ones."""
 
@@ -47,7 +51,7 @@ def is_due(connection: Connection, each: timedelta) -> bool:
     if not row.some_ended:
         return False
     begun = id_time(row.oldest) if row.until is None else row.until
-    return begun + each <= now(connection) and _steps_of_live(connection) <= _MOST
+    return begun + each <= partitions.now(connection) and _steps_of_live(connection) <= _MOST
 
 
 def _steps_of_live(connection: Connection) -> int:
@@ -55,7 +59,7 @@ def _steps_of_live(connection: Connection) -> int:
     number: int = run(
         connection,
         "SELECT count(*) FROM (SELECT FROM executions e JOIN step_executions s ON s.execution_id = e.id "
-        f"WHERE e.status IN ({sql_words(EXECUTION_LIVE)}) LIMIT {_MOST} + 1) AS some",
+        f"WHERE e.status IN ({sql_words(EXECUTION_LIVE)}) LIMIT {_MOST} + 1) AS few",
     ).scalar_one()
     return number
 
@@ -79,11 +83,12 @@ def lay_aside(connection: Connection) -> None:
     """The present tables become an archive; what has not ended, and whatever hangs together with that, goes on in those
     that were made ready. To be called in a transaction; everybody waits for its end."""
     designs = [_Design.of(connection, table) for table in TABLES]
+    run(connection, f"SET LOCAL lock_timeout = '{_PATIENCE}'")
     run(connection, f"LOCK TABLE {', '.join(TABLES)} IN ACCESS EXCLUSIVE MODE")
     number: int = run(
         connection,
         "INSERT INTO archives (until, seq) SELECT %(until)s, last_value FROM feed_seq RETURNING number",
-        {"until": now(connection)},
+        {"until": partitions.now(connection)},
     ).scalar_one()
     suffix = f"_{number}"
     for before, after in (("", suffix), (_NEXT, "")):
@@ -230,7 +235,7 @@ def expired(connection: Connection, kept: float) -> Archive | None:
         connection,
         "SELECT number, until FROM archives WHERE until <= %(until)s AND coalesce(settled_until <= %(now)s, true) "
         "ORDER BY until LIMIT 1",
-        {"until": now(connection) - timedelta(seconds=kept), "now": now(connection)},
+        {"until": partitions.now(connection) - timedelta(seconds=kept), "now": partitions.now(connection)},
     ).first()
     return None if row is None else Archive(row.number, row.until)
 
@@ -250,7 +255,7 @@ _STAYS = f"""
 def remove(connection: Connection, archive: Archive) -> None:
     """Drop it, with what belongs to its executions; those that are to be kept for longer are carried over into one that
     takes its place. To be called in a transaction, in which nobody is kept from reading before that."""
-    old, moment = archive.suffix, now(connection)
+    old, moment = archive.suffix, partitions.now(connection)
     params = {"age": (moment - archive.until).total_seconds()}
     # Nobody brings anything back or deletes it until this is over.
     run(connection, f"LOCK TABLE executions{old}, step_executions{old} IN SHARE ROW EXCLUSIVE MODE")

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from orchestrator.lifecycle import STEP_LIVE, WAKE, StepStatus, sql_words
 from orchestrator.store.executions import AWAITS_BODY
 from orchestrator.store.routines import Routine
-from orchestrator.store.session import Call, new_id, run, to_json
+from orchestrator.store.session import EXECUTIONS_FIRST, Call, new_id, run, to_json
 from orchestrator.store.steps import LIVE, Claim
 
 _UNFINISHED = f"status IN ({sql_words(STEP_LIVE)})"
@@ -194,6 +194,7 @@ _INSERT_ENDED_ROUTINE = Routine(
     f"""
     DECLARE
     BEGIN
+        {EXECUTIONS_FIRST};
         {INSERT_ENDED}
     END
     """,

@@ -98,9 +98,13 @@ def _expired(kept: str) -> str:
 
 
 _EXPIRED = _expired("coalesce(w.retention, nullif(%(kept)s, 0))")
-# What all workflows keep for as long goes with its archive.
-_EXPIRED_EARLIER = everywhere(
-    _expired("CASE WHEN w.retention < coalesce(nullif(%(kept)s, 0)::float8, 'infinity') THEN w.retention END")
+# Of what has been laid aside: what is kept for less long than the rest, and what should have gone with its archive; in
+# the one that was made of all that there was, some is older than the others.
+_EXPIRED_ASIDE = everywhere(
+    _expired(
+        "CASE WHEN w.retention < coalesce(nullif(%(kept)s, 0)::float8, 'infinity') THEN w.retention "
+        "ELSE coalesce(w.retention, nullif(%(kept)s, 0)) + %(each)s END"
+    )
 )
 # However many have expired, these are read in the order of the index, and no more of them than wanted.
 _IN_ORDER = "SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
@@ -112,13 +116,13 @@ class Ended:
     finished_at: datetime
 
 
-def expired(connection: Connection, kept: float, limit: int) -> list[Ended]:
-    """Up to `limit` executions that ended more than `kept` seconds ago (0: none) and have not been laid aside, or more
-    than the `retention` of their workflow if that is less, and that no other one needs. To be called in a
-    transaction."""
+def expired(connection: Connection, kept: float, each: float, limit: int) -> list[Ended]:
+    """Up to `limit` executions that ended more than `kept` seconds ago (0: none), or more than the `retention` of their
+    workflow, and that no other one needs. Not those that are about to go with an archive, as each does `each` seconds
+    later at the most. To be called in a transaction."""
     run(connection, _IN_ORDER)
-    params = {"kept": kept, "limit": limit}
-    rows = (row for query in (_EXPIRED, _EXPIRED_EARLIER) for row in run(connection, query, params))
+    params = {"kept": kept, "each": each, "limit": limit}
+    rows = (row for query in (_EXPIRED, _EXPIRED_ASIDE) for row in run(connection, query, params))
     found = dict.fromkeys(Ended(row.id, row.finished_at) for row in rows)
     return list(islice(found, limit))
 

@@ -63,6 +63,11 @@ REFUSE = f"RAISE EXCEPTION 'refused' USING ERRCODE = '{REFUSED}'"
 """PL/pgSQL of a routine that is called together with another."""
 
 
+EXECUTIONS_FIRST = "LOCK TABLE executions IN ACCESS SHARE MODE"
+"""PL/pgSQL that comes before a statement which would name the steps' table first: whoever lays both aside takes the
+executions' first, and must not find everybody between the two. It takes 2 us."""
+
+
 class Refused(Exception):
     """What was to be done together with something else could not be: nothing was."""
 

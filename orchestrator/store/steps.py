@@ -30,10 +30,11 @@ from orchestrator.lifecycle import (
 )
 from orchestrator.store.admission import ASKED, Freed
 from orchestrator.store.cancellations import CANCEL_ELSEWHERE
+from orchestrator.store.everywhere import all_anywhere
 from orchestrator.store.executions import Locked, locked_row
 from orchestrator.store.rates import AWAITS_RATE
 from orchestrator.store.routines import Routine
-from orchestrator.store.session import REFUSE, Call, Store, new_id, run, to_json
+from orchestrator.store.session import EXECUTIONS_FIRST, REFUSE, Call, Store, new_id, run, to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,15 +254,20 @@ _UNRUNG = "rung_at = NULL"
 _CLAIM_QUEUED_ROUTINE = Routine(
     "claim_queued",
     f"""
-    UPDATE step_executions s SET {CLAIM.assignment}, {_TAKE}, {_UNRUNG}
-    FROM executions e
-    WHERE e.id = %(execution)s AND e.status = '{ExecutionStatus.RUNNING}' AND s.{CLAIM.guard} AND {_HAS_LEASE}
-      AND (SELECT count(*) FROM (SELECT FROM step_executions q WHERE q.execution_id = %(execution)s
-                                 AND q.{CLAIM.guard} LIMIT {_FEW} + 1) AS few) <= {_FEW}
-      AND s.id = (SELECT q.id FROM step_executions q
-                  WHERE q.execution_id = %(execution)s AND q.{CLAIM.guard} AND q.queue = ANY(%(queues)s)
-                  ORDER BY q.height DESC LIMIT 1 FOR UPDATE SKIP LOCKED)
-    RETURNING {_CLAIMED_ROW}
+    DECLARE
+    BEGIN
+        {EXECUTIONS_FIRST};
+        RETURN QUERY
+            UPDATE step_executions s SET {CLAIM.assignment}, {_TAKE}, {_UNRUNG}
+            FROM executions e
+            WHERE e.id = %(execution)s AND e.status = '{ExecutionStatus.RUNNING}' AND s.{CLAIM.guard} AND {_HAS_LEASE}
+              AND (SELECT count(*) FROM (SELECT FROM step_executions q WHERE q.execution_id = %(execution)s
+                                         AND q.{CLAIM.guard} LIMIT {_FEW} + 1) AS few) <= {_FEW}
+              AND s.id = (SELECT q.id FROM step_executions q
+                          WHERE q.execution_id = %(execution)s AND q.{CLAIM.guard} AND q.queue = ANY(%(queues)s)
+                          ORDER BY q.height DESC LIMIT 1 FOR UPDATE SKIP LOCKED)
+            RETURNING {_CLAIMED_ROW};
+    END
     """,
     {"execution": "uuid", "queues": "text[]", "worker": "uuid", "token": "uuid"},
     _CLAIMED,
@@ -325,6 +331,7 @@ _COMPLETE_AND_FOLLOW_ROUTINE = Routine(
     DECLARE
         taken int;
     BEGIN
+        {EXECUTIONS_FIRST};
         RETURN QUERY {_COMPLETE_AND_FOLLOW};
         {_TAKE_SIGNALS}
     END
@@ -746,11 +753,14 @@ def states(connection: Connection, execution_id: str, paths: Iterable[str] | Non
 
 def outputs(connection: Connection, execution_id: str, paths: Iterable[str]) -> dict[str, dict[str, Any]]:
     """What templates see as `steps.<id>` of each of `paths`, and under `variables` what it mapped its output to."""
-    rows = run(
+    wanted = list(paths)
+    if not wanted:
+        return {}
+    rows = all_anywhere(
         connection,
         "SELECT path, status, output, error_kind, error_message, variables FROM step_executions "
         "WHERE execution_id = %(execution)s::uuid AND path = ANY(%(paths)s)",
-        {"execution": execution_id, "paths": list(paths)},
+        {"execution": execution_id, "paths": wanted},
     )
     return {
         row.path: as_seen_by_templates(row.status, row.output, row.error_kind, row.error_message, row.variables)

@@ -129,11 +129,19 @@ def kill_postgres(soak: Soak) -> bool:
     return True
 
 
+def lay_aside(soak: Soak) -> bool:
+    """What has ended so far, while everybody waits: it keeps nobody from anything."""
+    if soak.pick(["postgres"]) is None:
+        return False
+    soak.stack.deployment.lay_aside()
+    return True
+
+
 def _ended_since(soak: Soak, moment: object) -> bool:
     return bool(
         soak.stack.sql(
-            "SELECT FROM step_executions WHERE finished_at > %(at)s UNION ALL (SELECT WHERE NOT EXISTS ("
-            "SELECT FROM step_executions WHERE status IN ('queued', 'running', 'waiting'))) LIMIT 1",
+            "SELECT FROM all_step_executions WHERE finished_at > %(at)s UNION ALL (SELECT WHERE NOT EXISTS ("
+            "SELECT FROM all_step_executions WHERE status IN ('queued', 'running', 'waiting'))) LIMIT 1",
             at=moment,
         )
     )
@@ -150,4 +158,5 @@ FAULTS: tuple[Fault, ...] = (
     flush_valkey,
     kill_valkey,
     kill_postgres,
+    lay_aside,
 )

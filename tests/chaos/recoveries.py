@@ -110,8 +110,8 @@ class Watch:
         """That the steps for which SQL `where` holds now are taken on by somebody."""
         now = time.monotonic()
         rows = self.stack.sql(
-            "SELECT s.id::text, s.path, s.attempt, s.claim_token::text, e.priority FROM step_executions s "
-            f"JOIN executions e ON e.id = s.execution_id WHERE e.admitted_at IS NOT NULL AND {where}",
+            "SELECT s.id::text, s.path, s.attempt, s.claim_token::text, e.priority FROM all_step_executions s "
+            f"JOIN all_executions e ON e.id = s.execution_id WHERE e.admitted_at IS NOT NULL AND {where}",
             **params,
         )
         self.waiting += [Hit(fault, *row, told_until=now) for row in rows or ()]
@@ -172,7 +172,7 @@ def _cause(line: Line | None, status: str, step: list[str]) -> Cause:
 
 
 _STILL_WAITING = """
-    SELECT (hit.number - 1)::int, s.status, s.queue, s.execution_id::text, s.path FROM step_executions s
+    SELECT (hit.number - 1)::int, s.status, s.queue, s.execution_id::text, s.path FROM all_step_executions s
     JOIN unnest(%(ids)s::uuid[], %(attempts)s::int[], %(tokens)s::uuid[])
          WITH ORDINALITY AS hit (id, attempt, token, number)
     ON hit.id = s.id AND hit.attempt = s.attempt
@@ -182,6 +182,6 @@ _WORKERS = """
     SELECT split_part(w.node, '@', 1) AS node, w.queues, w.slots,
            count(*) FILTER (WHERE s.status = 'running') AS performs,
            extract(epoch FROM clock_timestamp() - greatest(w.started_at, max(s.started_at)))::float8 AS idle
-    FROM worker_processes w LEFT JOIN step_executions s ON s.worker_id = w.id
+    FROM worker_processes w LEFT JOIN all_step_executions s ON s.worker_id = w.id
     WHERE w.seen_at > clock_timestamp() - %(lease)s * interval '1 second' GROUP BY w.id
 """

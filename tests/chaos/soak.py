@@ -195,7 +195,7 @@ class Soak:
 
     def _has_ended(self) -> bool:
         rows = self.stack.sql(
-            "SELECT FROM executions WHERE NOT status = ANY(%(terminal)s) "
+            "SELECT FROM all_executions WHERE NOT status = ANY(%(terminal)s) "
             "UNION ALL SELECT FROM trigger_fires WHERE outcome IN ('pending', 'queued') LIMIT 1",
             terminal=list(TERMINAL),
         )
@@ -212,11 +212,11 @@ class Soak:
 
 
 _SAMPLE = """
-    WITH live AS (SELECT * FROM executions WHERE admitted_at IS NOT NULL
+    WITH live AS (SELECT * FROM all_executions WHERE admitted_at IS NOT NULL
                   AND status NOT IN ('completed', 'failed', 'cancelled'))
-    SELECT (SELECT count(*)::int FROM executions
+    SELECT (SELECT count(*)::int FROM all_executions
             WHERE status NOT IN ('completed', 'failed', 'cancelled') AND starts_with(idempotency_key, 'soak-')),
            (SELECT count(*)::int FROM live WHERE parent_step_id IS NULL),
            (SELECT coalesce(max(n), 0)::int FROM (SELECT count(*) AS n FROM live, unnest(limit_keys) AS key GROUP BY key) AS k),
-           (SELECT count(*)::int FROM step_executions WHERE status = 'waiting' AND next_attempt_at IS NULL AND awaits IS NULL)
+           (SELECT count(*)::int FROM all_step_executions WHERE status = 'waiting' AND next_attempt_at IS NULL AND awaits IS NULL)
 """  # noqa: E501

@@ -61,7 +61,7 @@ def check_all(stack: Stack, load: Load, marks: Path, trigger_id: str, samples: I
 def check_ends(stack: Stack, load: Load) -> None:
     """Each execution that was asked for is there once, and ended as its shape says; those that others started, too."""
     rows = stack.deployment.sql(
-        "SELECT id::text, status, error_message FROM executions WHERE idempotency_key LIKE 'soak-%%'"
+        "SELECT id::text, status, error_message FROM all_executions WHERE idempotency_key LIKE 'soak-%%'"
     )
     assert {id for id, *_ in rows} == load.started.keys()
     wrong = [
@@ -71,14 +71,14 @@ def check_ends(stack: Stack, load: Load) -> None:
     ]
     _none(wrong, "executions that ended otherwise than their shape says")
     others = stack.deployment.sql(
-        "SELECT id::text, status, error_message FROM executions WHERE idempotency_key NOT LIKE 'soak-%%' "
+        "SELECT id::text, status, error_message FROM all_executions WHERE idempotency_key NOT LIKE 'soak-%%' "
         "AND status <> 'completed'"
     )
     _none(others, "executions that others started and that failed")
 
 
 def check_step_states(stack: Stack, load: Load) -> None:
-    rows = stack.deployment.sql("SELECT execution_id::text, path, step_id, status, losses FROM step_executions")
+    rows = stack.deployment.sql("SELECT execution_id::text, path, step_id, status, losses FROM all_step_executions")
     wrong = []
     for execution_id, path, step_id, status, losses in rows:
         name = load.started.get(execution_id)
@@ -94,7 +94,7 @@ def check_recorded_once(stack: Stack) -> None:
     )
     _none(twice, "written to after their end")
     unseen = stack.deployment.sql(
-        "SELECT s.id::text FROM step_executions s LEFT JOIN soak_ends a ON a.id = s.id "
+        "SELECT s.id::text FROM all_step_executions s LEFT JOIN soak_ends a ON a.id = s.id "
         "WHERE s.status IN ('completed', 'failed') AND (a.id IS NULL OR a.change ->> 'attempt' <> s.attempt::text)"
     )
     _none(unseen, "steps of which nothing, or another attempt, was recorded")
@@ -103,7 +103,7 @@ def check_recorded_once(stack: Stack) -> None:
 def check_order(stack: Stack, load: Load) -> None:
     """No step began before the end of those that it depends on."""
     rows = stack.deployment.sql(
-        "SELECT execution_id::text, step_id, started_at, finished_at FROM step_executions WHERE path = step_id"
+        "SELECT execution_id::text, step_id, started_at, finished_at FROM all_step_executions WHERE path = step_id"
     )
     times = {(execution_id, step): (begun, ended) for execution_id, step, begun, ended in rows}
     early = [
@@ -119,12 +119,12 @@ def check_order(stack: Stack, load: Load) -> None:
 def check_attempts(stack: Stack) -> None:
     """An attempt follows another only if that failed, or lost its worker; the last of those that may is the last."""
     rows = stack.deployment.sql(
-        "SELECT execution_id::text, path, attempt, losses FROM step_executions "
+        "SELECT execution_id::text, path, attempt, losses FROM all_step_executions "
         "WHERE status = 'completed' AND type <> 'fail' AND attempt <> losses + 1"
     )
     _none(rows, "attempts without a reason")
     rows = stack.deployment.sql(
-        "SELECT execution_id::text, path, attempt, error_kind, error_message FROM step_executions "
+        "SELECT execution_id::text, path, attempt, error_kind, error_message FROM all_step_executions "
         "WHERE type = 'die' AND (attempt <> %(most)s OR error_kind <> 'lost')",
         most=stack.settings.scheduler.max_losses,
     )
@@ -141,7 +141,7 @@ def check_performed(stack: Stack, marks: Path) -> None:
     again = [one for one, times in performed.items() if times > 1 + handed_on[one]]
     _none(again, "attempts that were performed again though nobody had handed them on")
     rows = stack.deployment.sql(
-        "SELECT execution_id::text, path, attempt, status FROM step_executions WHERE type = 'mark'"
+        "SELECT execution_id::text, path, attempt, status FROM all_step_executions WHERE type = 'mark'"
     )
     recorded = {(execution_id, path): attempt for execution_id, path, attempt, _ in rows}
     _none([one for one in performed if one[2] > recorded[one[:2]]], "attempts after the one that was recorded")
@@ -156,19 +156,22 @@ def check_limits(stack: Stack, load: Load, marks: Path, samples: Iterable[tuple[
         assert under_one_key <= MOST_LIMITED
         assert without_a_reason == 0
     spans = stack.deployment.sql(
-        "SELECT admitted_at, finished_at FROM executions WHERE parent_step_id IS NULL AND admitted_at IS NOT NULL"
+        "SELECT admitted_at, finished_at FROM all_executions WHERE parent_step_id IS NULL AND admitted_at IS NOT NULL"
     )
     assert most_at_a_time(spans) <= places
     by_key: dict[str, list[tuple[Any, Any]]] = {}
     for key, begin, end in stack.deployment.sql(
-        "SELECT key, admitted_at, finished_at FROM executions, unnest(limit_keys) AS key WHERE admitted_at IS NOT NULL"
+        "SELECT key, admitted_at, finished_at FROM all_executions, unnest(limit_keys) AS key "
+        "WHERE admitted_at IS NOT NULL"
     ):
         by_key.setdefault(key, []).append((begin, end))
     assert len(by_key) >= 2
     exceeded = [(key, most) for key, spans in by_key.items() if (most := most_at_a_time(spans)) > MOST_LIMITED]
     _none(exceeded, "limits that were exceeded")
     # The same by what was really performed: the lines of the file are in the order of time.
-    recorded = stack.deployment.sql("SELECT execution_id::text, path, attempt FROM step_executions WHERE type = 'mark'")
+    recorded = stack.deployment.sql(
+        "SELECT execution_id::text, path, attempt FROM all_step_executions WHERE type = 'mark'"
+    )
     at = {one: number for number, one in enumerate(_marks(marks))}
     line = {(execution_id, path): at.get((execution_id, path, attempt)) for execution_id, path, attempt in recorded}
     limited = [id for id, name in load.started.items() if name == "limited"]
@@ -179,7 +182,7 @@ def check_rounds(stack: Stack) -> None:
     """No more of the rounds of the limited loop run at a time than its definition lets."""
     loops: dict[str, list[tuple[Any, Any]]] = {}
     for execution_id, begin, end in stack.deployment.sql(
-        "SELECT execution_id::text, min(started_at), max(finished_at) FROM step_executions "
+        "SELECT execution_id::text, min(started_at), max(finished_at) FROM all_step_executions "
         "WHERE container = 'few' GROUP BY execution_id, scope"
     ):
         loops.setdefault(execution_id, []).append((begin, end))
@@ -201,7 +204,7 @@ def most_at_a_time(spans: Iterable[Any]) -> int:
 def check_slots(stack: Stack, trigger_id: str) -> None:
     """Every second from the first slot to the last has one fire, and that one execution, which ended."""
     rows = stack.deployment.sql(
-        "SELECT f.scheduled_for, f.outcome, f.reason, e.status FROM trigger_fires f LEFT JOIN executions e "
+        "SELECT f.scheduled_for, f.outcome, f.reason, e.status FROM trigger_fires f LEFT JOIN all_executions e "
         "ON e.id = f.execution_id AND e.trigger_id = f.trigger_id "
         "WHERE f.trigger_id = %(id)s::uuid ORDER BY f.scheduled_for",
         id=trigger_id,
@@ -211,7 +214,7 @@ def check_slots(stack: Stack, trigger_id: str) -> None:
     gaps = [(one, following) for one, following in pairwise(slots) if following - one != SECOND]
     _none(gaps, "slots that are not a second apart")
     ((begun, stopped, executions),) = stack.deployment.sql(
-        "SELECT created_at, updated_at, (SELECT count(*) FROM executions WHERE trigger_id = t.id) "
+        "SELECT created_at, updated_at, (SELECT count(*) FROM all_executions WHERE trigger_id = t.id) "
         "FROM triggers t WHERE id = %(id)s::uuid",
         id=trigger_id,
     )
@@ -223,7 +226,7 @@ def check_slots(stack: Stack, trigger_id: str) -> None:
 def check_nothing_is_left(stack: Stack) -> None:
     """No step that has not ended, no lease of a process that is gone, no message that nobody takes."""
     left = stack.deployment.sql(
-        "SELECT execution_id::text, path, status FROM step_executions "
+        "SELECT execution_id::text, path, status FROM all_step_executions "
         "WHERE status NOT IN ('completed', 'failed', 'skipped', 'cancelled')"
     )
     _none(left, "steps that have not ended")
@@ -249,7 +252,7 @@ def _marks(marks: Path) -> list[tuple[str, str, int]]:
 def complete(figures: Figures, stack: Stack) -> None:
     """With what the database knows."""
     ((figures.executions, figures.steps, figures.lost),) = stack.deployment.sql(
-        "SELECT (SELECT count(*) FROM executions), count(*), sum(losses) FROM step_executions"
+        "SELECT (SELECT count(*) FROM all_executions), count(*), sum(losses) FROM all_step_executions"
     )
     ((figures.longest_stall,),) = stack.deployment.sql(
         "SELECT extract(epoch FROM max(pause))::float8 FROM "

@@ -305,24 +305,24 @@ _NOTES = """
 """
 
 _WRONG = f"""
-    SELECT 'an execution that has ended has a step that has not', e.id FROM executions e
+    SELECT 'an execution that has ended has a step that has not', e.id FROM all_executions e
     WHERE e.status IN ({TERMINAL})
-      AND EXISTS (SELECT FROM step_executions s WHERE s.execution_id = e.id AND s.{LIVE_STEP})
+      AND EXISTS (SELECT FROM all_step_executions s WHERE s.execution_id = e.id AND s.{LIVE_STEP})
     UNION ALL
-    SELECT 'finished_at does not say whether it has ended', id FROM executions
+    SELECT 'finished_at does not say whether it has ended', id FROM all_executions
     WHERE (status IN ({TERMINAL})) <> (finished_at IS NOT NULL)
     UNION ALL
-    SELECT 'finished_at does not say whether it has ended', id FROM step_executions
+    SELECT 'finished_at does not say whether it has ended', id FROM all_step_executions
     WHERE ({LIVE_STEP}) <> (finished_at IS NULL)
     UNION ALL
-    SELECT 'a claim of a step that does not run', id FROM step_executions
+    SELECT 'a claim of a step that does not run', id FROM all_step_executions
     WHERE (status = 'running') <> (claim_token IS NOT NULL)
     UNION ALL
-    SELECT 'more than have a place', min(id::text)::uuid FROM executions
+    SELECT 'more than have a place', min(id::text)::uuid FROM all_executions
     WHERE status NOT IN ({TERMINAL}) AND admitted_at IS NOT NULL HAVING count(*) > {PLACES}
     UNION ALL
     SELECT 'more than their own limit', min(id::text)::uuid
-    FROM executions, unnest(limit_keys, limits) AS own(key, most)
+    FROM all_executions, unnest(limit_keys, limits) AS own(key, most)
     WHERE status NOT IN ({TERMINAL}) AND admitted_at IS NOT NULL GROUP BY key, most HAVING count(*) > most
 """
 
@@ -536,7 +536,7 @@ class Protocol(RuleBasedStateMachine):
         return [worker for worker in self.workers if worker.task is not None]
 
     def status(self, execution_id: str) -> str:
-        ((status,),) = self.sql("SELECT status FROM executions WHERE id = %(id)s::uuid", id=execution_id)
+        ((status,),) = self.sql("SELECT status FROM all_executions WHERE id = %(id)s::uuid", id=execution_id)
         return str(status)
 
     # --- what may happen -------------------------------------------------------------------------------------------
@@ -566,7 +566,7 @@ class Protocol(RuleBasedStateMachine):
             yield from ("die_between",) * 8
         if self._resting("running", "paused"):
             yield from ("oversleep",) * 2
-        yield from ("tick", "tick", "lose_patience", "user")
+        yield from ("tick", "tick", "lose_patience", "user", "lay_aside")
 
     # --- what users do ---------------------------------------------------------------------------------------------
 
@@ -605,8 +605,8 @@ class Protocol(RuleBasedStateMachine):
 
     def _cancel(self, execution_id: str) -> None:
         ((is_untouched, outcome),) = self.sql(
-            "SELECT admitted_at IS NULL AND NOT EXISTS (SELECT FROM step_executions s WHERE s.execution_id = e.id "
-            "AND s.attempt > coalesce(s.forgiven, 0)), outcome FROM executions e WHERE id = %(id)s::uuid",
+            "SELECT admitted_at IS NULL AND NOT EXISTS (SELECT FROM all_step_executions s WHERE s.execution_id = e.id "
+            "AND s.attempt > coalesce(s.forgiven, 0)), outcome FROM all_executions e WHERE id = %(id)s::uuid",
             id=execution_id,
         )
         before = self.status(execution_id)
@@ -642,7 +642,7 @@ class Protocol(RuleBasedStateMachine):
     def _kept(self, execution_id: str, run: Run) -> dict[str, str]:
         """What a retry is to take over as it is."""
         rows = self.sql(
-            "SELECT path, step_id, status, error_kind FROM step_executions WHERE execution_id = %(id)s::uuid",
+            "SELECT path, step_id, status, error_kind FROM all_step_executions WHERE execution_id = %(id)s::uuid",
             id=execution_id,
         )
         return {
@@ -752,7 +752,7 @@ class Protocol(RuleBasedStateMachine):
         )
         self.stage.tick(0, 0.1)
         late = "claim_token = %(token)s::uuid AND deadline < clock_timestamp()"
-        assert not self.sql(f"SELECT FROM step_executions WHERE {late}", token=token), "a step takes for ever"
+        assert not self.sql(f"SELECT FROM all_step_executions WHERE {late}", token=token), "a step takes for ever"
 
     def _overrun(self, execution_id: str) -> None:
         self.sql(
@@ -765,7 +765,7 @@ class Protocol(RuleBasedStateMachine):
     def _is_in_its_main_part(self, execution_id: str) -> bool:
         return bool(
             self.sql(
-                "SELECT FROM executions WHERE id = %(id)s::uuid AND status = 'running' AND outcome IS NULL",
+                "SELECT FROM all_executions WHERE id = %(id)s::uuid AND status = 'running' AND outcome IS NULL",
                 id=execution_id,
             )
         )
@@ -782,7 +782,7 @@ class Protocol(RuleBasedStateMachine):
     def _resting(self, *statuses: str) -> list[str]:
         """The steps with a time that rest in the middle of an attempt, in executions with these statuses."""
         rows = self.sql(
-            "SELECT s.id::text FROM step_executions s JOIN executions e ON e.id = s.execution_id "
+            "SELECT s.id::text FROM all_step_executions s JOIN all_executions e ON e.id = s.execution_id "
             "WHERE s.status = 'waiting' AND s.resumes AND s.deadline IS NOT NULL AND e.status = ANY(%(statuses)s) "
             "ORDER BY s.id",
             statuses=list(statuses),
@@ -801,6 +801,10 @@ class Protocol(RuleBasedStateMachine):
             worker.doorbell.lose_patience()
             if worker.watch.is_stopping and worker.task is None:
                 self._replace(worker)
+
+    def lay_aside(self, _data: st.DataObject) -> None:
+        """What has ended; a user may still have it tried again."""
+        self.stage.deployment.lay_aside()
 
     # --- what reconcile does ---------------------------------------------------------------------------------------
 
@@ -875,12 +879,12 @@ class Protocol(RuleBasedStateMachine):
                 worker.doorbell.lose_patience()
 
     def _is_quiet(self) -> bool:
-        return not self.sql(f"SELECT FROM executions WHERE status NOT IN ({TERMINAL}) LIMIT 1")
+        return not self.sql(f"SELECT FROM all_executions WHERE status NOT IN ({TERMINAL}) LIMIT 1")
 
     def _unfinished(self) -> list[Any]:
         return self.sql(
             "SELECT e.id::text, e.status, e.admitted_at IS NOT NULL, e.outcome, s.path, s.status, s.awaits, s.attempt, "
-            "s.losses FROM executions e JOIN step_executions s ON s.execution_id = e.id "
+            "s.losses FROM all_executions e JOIN all_step_executions s ON s.execution_id = e.id "
             f"WHERE e.status NOT IN ({TERMINAL}) ORDER BY e.id, s.id"
         )
 
