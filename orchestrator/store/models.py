@@ -437,7 +437,6 @@ def _all(present: sa.Table) -> sa.Table:
             )
             for column in present.columns
         ),
-        sa.CheckConstraint("false", name="empty"),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from deployment import Deployment, deployed, wait_until
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InternalError, OperationalError
 
 from orchestrator.engine.retention import Retention
 from orchestrator.lifecycle import ExecutionStatus
@@ -504,6 +504,11 @@ def test_archives_may_be_kept_for_ever(own: Deployment, travel: Callable[[timede
     settings = replace(own.settings, retention=replace(own.settings.retention, executions=0))
     Retention(own.store, settings, holder=new_id()).drop_archives()
     assert is_there(own, id)
+
+
+def test_what_they_inherit_from_stays_empty(own: Deployment):
+    with pytest.raises(InternalError, match="all_executions has no rows of its own"):
+        own.sql("INSERT INTO all_executions SELECT * FROM executions LIMIT 1")
 
 
 def test_what_is_held_is_not_laid_aside_meanwhile(own: Deployment):
