@@ -126,12 +126,12 @@ def projects(here: Orchestrator, past: history.Past) -> dict[str, str]:
 def questions(here: Orchestrator, past: history.Past) -> Iterator[Question]:
     busiest, rare, never = past.workflow_ids[0], past.workflow_ids[-2], past.workflow_ids[-1]
     deep, moment = one(
-        here, "SELECT id::text, created_at FROM executions ORDER BY id DESC OFFSET least(%(n)s, "
-        "(SELECT count(*) / 2 FROM executions)) LIMIT 1", n=_DEEP,
+        here, "SELECT id::text, created_at FROM all_executions ORDER BY id DESC OFFSET least(%(n)s, "
+        "(SELECT count(*) / 2 FROM all_executions)) LIMIT 1", n=_DEEP,
     )  # fmt: skip
     original, many_lines = one(
         here,
-        "SELECT (SELECT rerun_of::text FROM executions WHERE rerun_of IS NOT NULL LIMIT 1), "
+        "SELECT (SELECT rerun_of::text FROM all_executions WHERE rerun_of IS NOT NULL LIMIT 1), "
         "(SELECT execution_id::text FROM step_logs GROUP BY 1 ORDER BY count(*) DESC LIMIT 1)",
     )
     hour = {"created_after": moment.isoformat(), "created_before": (moment + timedelta(hours=1)).isoformat()}

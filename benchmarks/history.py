@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from sqlalchemy.engine import Connection
 
-from orchestrator.store import Store, stats
+from orchestrator.config import RetentionSettings
+from orchestrator.store import Store, archives, partitions, stats
 from orchestrator.store.session import run
 
 DAYS = 90
@@ -106,7 +107,7 @@ _EXECUTION_STATS = f"""
         SELECT workflow_id, {_SLOT} AS slot, {_SHARD} AS shard, status,
                extract(epoch FROM finished_at - started_at)::float8 AS took,
                extract(epoch FROM started_at - created_at)::float8 AS waited
-        FROM executions JOIN past USING (id, workflow_id, status)
+        FROM all_executions JOIN past USING (id, workflow_id, status)
     ) AS ended GROUP BY 1, 2, 3, 4
 """
 
@@ -122,7 +123,7 @@ _STEP_STATS = f"""
         SELECT e.workflow_id, {_SLOT.replace("finished_at", "e.finished_at")} AS slot,
                {_SHARD.replace("finished_at", "e.finished_at")} AS shard, s.step_id, coalesce(s.error_kind, '') AS kind,
                s.status, s.attempt, s.started_at AS began, s.finished_at AS ended
-        FROM step_executions s JOIN executions e ON e.id = s.execution_id JOIN past ON past.id = e.id
+        FROM all_step_executions s JOIN all_executions e ON e.id = s.execution_id JOIN past ON past.id = e.id
     ) AS ended GROUP BY 1, 2, 3, 4, 5
 """
 
@@ -165,7 +166,10 @@ _FIRES = f"""
 
 
 def fill(store: Store, past: Past, executions: int, log_lines: int = 100_000) -> None:
-    """Executions that ended within the last DAYS days, `executions` of them, each of its workflow's version 1."""
+    """Executions that ended within the last DAYS days, `executions` of them, each of its workflow's version 1. They are
+    laid aside as often as they would have been meanwhile."""
+    each = partitions.span(RetentionSettings().executions)
+    in_each = round(executions * each.total_seconds() / (DAYS * partitions.DAY.total_seconds()))
     with store.single() as connection, _unchecked(connection):
         params = {
             "executions": executions,
@@ -176,10 +180,14 @@ def fill(store: Store, past: Past, executions: int, log_lines: int = 100_000) ->
             "lines": log_lines,
         }
         _timed(connection, "who ran when", _DRAW, params)
-        for after in range(0, executions, _AT_ONCE):
-            until = {"after": after, "until": after + _AT_ONCE}
-            _timed(connection, f"executions from {after:,}", _EXECUTIONS, params | until)
-            _timed(connection, f"their {len(past.step_ids)} steps each", _STEPS, params | until)
+        for begin in range(0, executions, in_each):
+            if begin:
+                _lay_aside(store)
+            end = min(begin + in_each, executions)
+            for after in range(begin, end, _AT_ONCE):
+                until = {"after": after, "until": min(after + _AT_ONCE, end)}
+                _timed(connection, f"executions from {after:,}", _EXECUTIONS, params | until)
+                _timed(connection, f"their {len(past.step_ids)} steps each", _STEPS, params | until)
         for name, sql in (
             ("statistics", _EXECUTION_STATS),
             ("statistics of steps", _STEP_STATS),
@@ -189,6 +197,13 @@ def fill(store: Store, past: Past, executions: int, log_lines: int = 100_000) ->
             ("fires", _FIRES),
         ):
             _timed(connection, name, sql, params)
+
+
+def _lay_aside(store: Store) -> None:
+    with store.transaction() as connection:
+        archives.make_ready(connection)
+    with store.transaction() as connection:
+        archives.lay_aside(connection)
 
 
 @contextmanager
