@@ -45,6 +45,7 @@ _POSTGRES_SETTINGS = {
     "listen_addresses": "",
     "log_timezone": "UTC",
     "max_connections": "100",
+    "max_locks_per_transaction": "128",  # a list reads from each archive, with its indexes
     "max_logical_replication_workers": "0",
     "max_parallel_workers": "0",
     "max_parallel_workers_per_gather": "0",

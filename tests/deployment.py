@@ -194,7 +194,7 @@ class Deployment:
         def is_laid_aside() -> bool:
             with suppress(OperationalError), self.store.transaction() as connection:  # somebody is in the way
                 if partitions.alone(connection) and archives.make_ready(connection):
-                    archives.lay_aside(connection)
+                    archives.lay_aside(connection, settles=0)
                     return True
             return False
 

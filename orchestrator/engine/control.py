@@ -112,11 +112,12 @@ def retry(store: Store, programs: Programs, execution_id: str) -> list[Plan]:
     """Do again what failed, was cancelled, or was kept from running by that; what completed is kept. What to
     dispatch."""
     with store.transaction() as connection:
-        archives.bring_back(connection, execution_id)
         locked = _locked(connection, execution_id)
         if control.is_tried_again(connection, execution_id):
             return []
         again = _Again(connection, store, programs)
+        if locked.status in RETRY_EXECUTION.sources:
+            archives.bring_back(connection, execution_id)
         again.execution(locked)
     return again.let_in()
 
@@ -125,9 +126,7 @@ def retry_step(store: Store, programs: Programs, step_execution_id: str) -> list
     """Do a step again that failed or was cancelled, and what hangs on it; the steps around it go on with it. What
     to dispatch."""
     with store.transaction() as connection:
-        execution_id = signals.address(connection, step_execution_id).execution_id
-        archives.bring_back(connection, execution_id)
-        locked = _locked(connection, execution_id)
+        locked = _locked(connection, signals.address(connection, step_execution_id).execution_id)
         if control.is_step_tried_again(connection, step_execution_id):
             return []
         step = signals.address(connection, step_execution_id)
@@ -136,6 +135,8 @@ def retry_step(store: Store, programs: Programs, step_execution_id: str) -> list
             raise Conflict(
                 f"step {step.path} is {step.status}; only one that failed or was cancelled is retried", step.status
             )
+        if locked.status in RETRY_EXECUTION.sources:
+            archives.bring_back(connection, locked.id)
         _check_around(connection, program, locked, step.path)
         again = _Again(connection, store, programs)
         if locked.outcome is not None or locked.status in RETRY_EXECUTION.sources:

@@ -22,8 +22,9 @@ from sqlalchemy.engine import Connection
 from orchestrator.artifacts import Artifacts
 from orchestrator.config import Settings
 from orchestrator.store import Store, archives, artifacts, bulk, partitions, removals, workers, workflows
+from orchestrator.store.everywhere import everywhere
 from orchestrator.store.partitions import Partitioned
-from orchestrator.store.session import id_at
+from orchestrator.store.session import id_at, run
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +88,17 @@ class Retention:
 
     def lay_executions_aside(self) -> None:
         with self.store.transaction() as connection:
-            is_due = partitions.alone(connection) and archives.is_due(connection, self._each(connection))
-            self._is_more |= is_due  # the tables are made ready first, and somebody may be in the way
-            if is_due and archives.make_ready(connection):
-                archives.lay_aside(connection)
+            if not partitions.alone(connection):
+                return
+            is_due = archives.is_due(connection, self._each(connection))
+            if not archives.make_ready(connection) or not is_due:
+                return
+            archives.lay_aside(connection)
+        with self.store.single() as connection:
+            # Of what inherits from them PostgreSQL has statistics by itself, not of all together.
+            for table in archives.TABLES:
+                run(connection, everywhere(f"ANALYZE {table}"))
+        logger.info("the executions that have ended have been laid aside")
 
     def drop_archives(self) -> None:
         while True:
@@ -100,9 +108,10 @@ class Retention:
                 expired = archives.expired(connection, self.settings.retention.executions)
                 if expired is None:
                     return
-                archives.remove(connection, expired)
-                removals.count(connection, "archives")
-            logger.info("the executions that had ended by %s have been removed", expired.until.isoformat())
+                is_gone = archives.remove(connection, expired)
+                removals.count(connection, "archives", int(is_gone))
+            if is_gone:
+                logger.info("the executions that had ended by %s have been removed", expired.until.isoformat())
 
     def remove_executions(self) -> None:
         """Those that are not to wait for the end of an archive: whose workflow keeps them for less long than others, or

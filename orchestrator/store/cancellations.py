@@ -56,7 +56,7 @@ def insert(connection: Connection, step_execution_id: str, state: Any, *, if_giv
     run(
         connection,
         "INSERT INTO cancellations (execution_id, step_execution_id, path, queue, attempt, state, iteration) "
-        "SELECT execution_id, id, path, queue, attempt, %(state)s::jsonb, iteration FROM step_executions "
+        "SELECT execution_id, id, path, queue, attempt, %(state)s::jsonb, iteration FROM all_step_executions "
         "WHERE id = %(id)s::uuid AND (NOT %(if_given_up)s "
         f"OR status IN ({sql_words({StepStatus.CANCELLED, StepStatus.FAILED})}))",
         {"id": step_execution_id, "state": to_json(state), "if_given_up": if_given_up},

@@ -24,6 +24,7 @@ from orchestrator.lifecycle import (
     sql_words,
 )
 from orchestrator.store import admission
+from orchestrator.store.everywhere import first_anywhere
 from orchestrator.store.session import run
 from orchestrator.store.steps import UPSTREAM
 
@@ -105,24 +106,24 @@ def resume_waiting(connection: Connection, workflow_id: str) -> None:
 
 def is_tried_again(connection: Connection, execution_id: str) -> bool:
     """Whether a retry of it is in force: it has not ended since."""
-    is_tried: bool = run(
+    row = first_anywhere(
         connection,
         f"SELECT retried_at IS NOT NULL AND status IN ({sql_words(EXECUTION_LIVE)}) FROM executions "
         "WHERE id = %(id)s::uuid",
         {"id": execution_id},
-    ).scalar_one()
-    return is_tried
+    )
+    return row is not None and bool(row[0])
 
 
 def is_step_tried_again(connection: Connection, step_execution_id: str) -> bool:
     """The same of a step, by itself or with all of its execution."""
-    is_tried: bool = run(
+    row = first_anywhere(
         connection,
         f"SELECT forgiven IS NOT NULL AND status IN ({sql_words(STEP_LIVE)}) FROM step_executions "
         "WHERE id = %(id)s::uuid",
         {"id": step_execution_id},
-    ).scalar_one()
-    return is_tried
+    )
+    return row is not None and bool(row[0])
 
 
 def revive(connection: Connection, execution_id: str, *, whole: bool) -> tuple[str, ...]:

@@ -376,16 +376,15 @@ def look(connection: Connection, execution_id: str) -> Locked | None:
 
 
 def _read(connection: Connection, execution_id: str, lock: str) -> Locked | None:
-    row = first_anywhere(
-        connection,
+    sql = (
         "SELECT id::text AS id, workflow_id::text AS workflow_id, version, status, input, priority, "
         "trigger_id::text AS trigger_id, outcome, error_message, parent_step_id::text AS parent_step_id "
-        f"FROM executions WHERE id = %(id)s::uuid {lock}",
-        {"id": execution_id},
+        f"FROM executions WHERE id = %(id)s::uuid {lock}"
     )
-    if row is None:
-        return None
-    return locked_row(row, execution_id)
+    row = first_anywhere(connection, sql, {"id": execution_id})
+    if row is None and lock:  # it may have been moved by whoever this waited for
+        row = first_anywhere(connection, sql, {"id": execution_id})
+    return None if row is None else locked_row(row, execution_id)
 
 
 def locked_row(row: Any, execution_id: str) -> Locked:

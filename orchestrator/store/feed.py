@@ -180,7 +180,6 @@ def entries(
     the last one's number too: of these executions; or of all, and then `after` is 0 or more.
 
     What has changed since `upto` is not among them with the state that it had."""
-    laid_aside = run(connection, "SELECT coalesce(max(seq), 0) FROM archives").scalar_one()
     parts = []
     for kind in (kind for kind in KINDS if kind in kinds):
         part, of_all, execution = _PARTS[kind]
@@ -193,18 +192,21 @@ def entries(
         "FETCH FIRST %(limit)s ROWS WITH TIES) AS n "
         "JOIN executions e ON e.id = n.execution_id JOIN workflows w ON w.id = e.workflow_id"
     )
-    rows = run(
-        connection,
-        everywhere(sql) if after < laid_aside else sql,
-        {
-            "after": after,
-            "upto": upto,
-            "limit": limit,
-            "of": None if executions is None else list(executions),
-        },
-    )
+    params = {"after": after, "upto": upto, "limit": limit, "of": None if executions is None else list(executions)}
+    rows = [] if _is_among_archives(connection, after) else run(connection, sql, params).all()
+    # Asked again, since what was read has waited for whoever has just laid something aside.
+    if _is_among_archives(connection, after):
+        rows = run(connection, everywhere(sql), params).all()
     # Of the same number, what became of the steps before what became of all.
     return sorted((Entry(*tuple(row)) for row in rows), key=lambda entry: (entry.seq, entry.kind == "execution"))
+
+
+def _is_among_archives(connection: Connection, after: int) -> bool:
+    """Whether some of what comes after this number may have been laid aside."""
+    found: bool = run(
+        connection, "SELECT coalesce(max(seq), 0) > %(after)s FROM archives", {"after": after}
+    ).scalar_one()
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,10 +223,11 @@ def end_of(connection: Connection, execution_id: str) -> End | None:
     row = first_anywhere(
         connection,
         f"""
-        SELECT e.id::text, e.status, greatest(e.seq, (SELECT max(seq) FROM step_executions WHERE execution_id = e.id),
-                                              (SELECT max(seq) FROM step_logs WHERE execution_id = e.id))
-        FROM executions e WHERE e.id = %(id)s::uuid AND e.status IN ({sql_words(EXECUTION_TERMINAL)})
+        SELECT e.id::text, e.status, CASE WHEN e.status IN ({sql_words(EXECUTION_TERMINAL)})
+               THEN greatest(e.seq, (SELECT max(seq) FROM step_executions WHERE execution_id = e.id),
+                             (SELECT max(seq) FROM step_logs WHERE execution_id = e.id)) END AS seq
+        FROM executions e WHERE e.id = %(id)s::uuid
         """,
         {"id": execution_id},
     )
-    return None if row is None else End(*tuple(row))
+    return None if row is None or row.seq is None else End(*tuple(row))

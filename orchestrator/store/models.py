@@ -417,6 +417,7 @@ archives = sa.Table(
     sa.Column("until", _Time, nullable=False, comment="when all in it had ended"),
     sa.Column("seq", sa.BigInteger, nullable=False, comment="what is in it has no higher number"),
     sa.Column("settled_until", _Time, comment="before that nothing is to be removed from it"),
+    sa.Column("heir", sa.Integer, comment="the number of the one that gets what is to be kept for longer"),
     comment="Where executions are that ended a while ago: tables named after the present ones and this number.",
 )
 

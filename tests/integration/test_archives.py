@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,7 +17,7 @@ from sqlalchemy.exc import InternalError, OperationalError
 from orchestrator.engine.retention import Retention
 from orchestrator.lifecycle import ExecutionStatus
 from orchestrator.store import archives, feed, new_id, partitions, removals
-from orchestrator.store.executions import lock
+from orchestrator.store.executions import lock, summary
 from orchestrator.store.logs import LogLine, append
 from orchestrator.store.partitions import DAY, HOUR
 
@@ -45,7 +47,9 @@ def retention(own: Deployment) -> Retention:
 
 
 @pytest.fixture
-def travel(own: Deployment, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[timedelta], None]]:
+def travel(
+    own: Deployment, retention: Retention, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[timedelta], None]]:
     """Have what is done about archives take place later than it does. What there is of them is over afterwards, and
     before."""
 
@@ -54,12 +58,24 @@ def travel(own: Deployment, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
     def drop_all() -> None:
         to(9000 * DAY)
-        Retention(own.store, own.settings, holder=new_id()).drop_archives()
+        wait_until(lambda: patiently(retention.drop_archives) or own.sql("SELECT FROM archives") == [])
         monkeypatch.undo()
 
     drop_all()
     yield to
     drop_all()
+
+
+def patiently(act: Callable[[], None]) -> None:
+    """Until nobody is in the way, as it is when retention comes to it a minute later."""
+
+    def is_done() -> bool:
+        with suppress(OperationalError):
+            act()
+            return True
+        return False
+
+    wait_until(is_done)
 
 
 def table_of(own: Deployment, execution_id: str) -> str | None:
@@ -214,8 +230,8 @@ def test_a_table_that_was_changed_meanwhile_is_made_anew(own: Deployment):
 def test_the_new_tables_are_made_as_the_old_ones_were(own: Deployment):
     def made() -> list[Any]:
         return own.sql(
-            "SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, "
-            "pg_get_expr(d.adbin, d.adrelid), col_description(c.oid, a.attnum), c.reloptions "
+            "SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attstattarget, "
+            "pg_get_expr(d.adbin, d.adrelid), col_description(c.oid, a.attnum), c.reloptions, c.relacl::text "
             "FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 "
             "LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum "
             "WHERE c.relname IN ('executions', 'step_executions') ORDER BY c.relname, a.attnum"
@@ -229,10 +245,14 @@ def test_the_new_tables_are_made_as_the_old_ones_were(own: Deployment):
             "AND tgrelid IN ('executions'::regclass, 'step_executions'::regclass) ORDER BY 1, 2"
         )  # fmt: skip
 
+    names = {name for (name,) in own.sql("SELECT indexname FROM pg_indexes")}
+    assert names >= archives._OF_LIVE
+    own.sql("GRANT SELECT ON executions TO pg_monitor; GRANT SELECT, INSERT ON step_executions TO PUBLIC")
     before = made()
     own.run(SETS)
     own.lay_aside()
     assert made() == before
+    own.sql("REVOKE ALL ON executions FROM pg_monitor; REVOKE ALL ON step_executions FROM PUBLIC")
 
 
 # --- what can still be done with it --------------------------------------------------------------------------
@@ -366,6 +386,59 @@ def test_a_stream_is_resumed_from_before_it_was_laid_aside(own: Deployment):
     assert ("execution", "completed") in before[0]
 
 
+def test_a_stream_misses_nothing_that_is_laid_aside_while_it_is_read(own: Deployment):
+    with own.store.single() as connection:
+        start = feed.last_number(connection)
+    id = own.run(SETS)["id"]
+    with own.store.transaction() as connection:
+        end = feed.last_number(connection)
+        archives.make_ready(connection)
+
+    def told() -> list[tuple[str, str | None]]:
+        with own.store.single() as connection:
+            return [(entry.kind, entry.status) for entry in feed.entries(connection, start, end, 100)]
+
+    with ThreadPoolExecutor() as readers:
+        with laid_aside_and_held(own):
+            reading = readers.submit(told)
+            wait_until(lambda: own.sql("SELECT FROM pg_locks WHERE NOT granted AND mode = 'AccessShareLock'"))
+        assert ("execution", "completed") in reading.result()
+    assert not is_present(own, id)
+
+
+@contextmanager
+def laid_aside_and_held(own: Deployment) -> Iterator[None]:
+    """Nobody comes to the tables in between."""
+    with ExitStack() as held:
+
+        def lay_aside() -> None:
+            with ExitStack() as trying:
+                archives.lay_aside(trying.enter_context(own.store.transaction()), settles=0)
+                held.push(trying.pop_all())
+
+        patiently(lay_aside)
+        yield
+
+
+def test_whoever_reads_while_an_archive_is_dropped_finds_what_stays(
+    own: Deployment, retention: Retention, travel: Callable[[timedelta], None]
+):
+    stays, goes = own.run({**SETS, "retention": "300d"})["id"], own.run(SETS)["id"]
+    own.lay_aside()
+    travel(181 * DAY)
+
+    def finds() -> bool:
+        with own.store.single() as connection:
+            return summary(connection, stays) is not None
+
+    with ThreadPoolExecutor() as readers:
+        reading = readers.submit(lambda: all(finds() for _ in range(300)))
+        patiently(retention.drop_archives)
+        assert reading.result()
+    assert finds()
+    assert not is_there(own, goes)
+
+
 # --- when it is time -----------------------------------------------------------------------------------------
 
 
@@ -373,31 +446,66 @@ def test_they_are_laid_aside_when_they_have_been_written_for_long_enough(
     own: Deployment, retention: Retention, travel: Callable[[timedelta], None]
 ):
     own.lay_aside()
+    patiently(retention.lay_executions_aside)  # from now on, the new ones are written
     id = own.run(SETS)["id"]
+    pass_seconds(own)
     travel(EACH - HOUR)
-    for _ in range(3):
-        retention.lay_executions_aside()
+    patiently(retention.lay_executions_aside)
     assert is_present(own, id)
     travel(EACH + HOUR)
-    for _ in range(3):
-        retention.lay_executions_aside()
-    assert not is_present(own, id)
+    wait_until(lambda: patiently(retention.lay_executions_aside) or not is_present(own, id))
 
 
 def test_while_much_is_live_nothing_is_laid_aside(
     own: Deployment, retention: Retention, travel: Callable[[timedelta], None], monkeypatch: pytest.MonkeyPatch
 ):
+    patiently(retention.lay_executions_aside)
     live, id = waiting(own), own.run(SETS)["id"]
+    pass_seconds(own)
     travel(500 * DAY)
     monkeypatch.setattr(archives, "_MOST", 0)
     for _ in range(3):
-        retention.lay_executions_aside()
+        patiently(retention.lay_executions_aside)
     assert is_present(own, id)
     monkeypatch.setattr(archives, "_MOST", 10)
-    for _ in range(3):
-        retention.lay_executions_aside()
-    assert [is_present(own, each) for each in (live, id)] == [True, False]
+    wait_until(lambda: patiently(retention.lay_executions_aside) or not is_present(own, id))
+    assert is_present(own, live)
     own.client.post(f"/api/v1/executions/{live}/cancel")
+
+
+def pass_seconds(own: Deployment) -> None:
+    """As if all that has ended had done so a while ago."""
+    own.sql("UPDATE executions SET finished_at = finished_at - interval '1 minute' WHERE finished_at IS NOT NULL")
+
+
+def test_what_has_just_ended_stays_for_a_moment(own: Deployment):
+    settled, just_now = own.run(SETS)["id"], own.run(SETS)["id"]
+    own.sql("UPDATE executions SET finished_at = now() - interval '3 s' WHERE id = %(id)s::uuid", id=settled)
+    own.sql("UPDATE executions SET finished_at = now() + interval '1 minute' WHERE id = %(id)s::uuid", id=just_now)
+    with own.store.transaction() as connection:
+        archives.make_ready(connection)
+
+    def lay_aside() -> None:
+        with own.store.transaction() as connection:
+            archives.lay_aside(connection)
+
+    patiently(lay_aside)
+    assert [is_present(own, id) for id in (settled, just_now)] == [False, True]
+
+
+def test_while_somebody_is_at_them_for_long_nobody_else_is_made_to_wait(
+    own: Deployment, retention: Retention, travel: Callable[[timedelta], None]
+):
+    patiently(retention.lay_executions_aside)
+    id = own.run(SETS)["id"]
+    pass_seconds(own)
+    travel(500 * DAY)
+    with own.store.transaction() as reader:
+        reader.exec_driver_sql("SELECT count(*) FROM executions")
+        wait_until(lambda: reader.exec_driver_sql("SELECT clock_timestamp() > now() + interval '1.1 s'").scalar())
+        with own.store.transaction() as connection:
+            assert not archives.is_due(connection, EACH)
+    wait_until(lambda: patiently(retention.lay_executions_aside) or not is_present(own, id))
 
 
 def test_an_archive_is_dropped_when_all_in_it_has_been_kept_long_enough(
@@ -412,10 +520,10 @@ def test_an_archive_is_dropped_when_all_in_it_has_been_kept_long_enough(
     own.lay_aside()
     table = table_of(own, id)
     travel(KEPT - HOUR)
-    retention.drop_archives()
+    patiently(retention.drop_archives)
     assert is_there(own, id)
     travel(KEPT + HOUR)
-    retention.drop_archives()
+    patiently(retention.drop_archives)
     assert not is_there(own, id)
     assert own.sql("SELECT to_regclass(%(table)s), to_regclass('step_' || %(table)s)", table=table) == [(None, None)]
     for belonging in ("signals", "step_logs", "all_step_executions"):
@@ -439,9 +547,10 @@ def test_what_a_workflow_keeps_for_longer_outlives_the_others(
     own.lay_aside()
     for days, left in ((179, {0, 300, 400, 401}), (181, {300, 400, 401}), (301, {400, 401}), (401, set[int]())):
         travel(days * DAY)
-        retention.drop_archives()
+        patiently(retention.drop_archives)
         assert {kept for kept, id in ids.items() if is_there(own, id)} == left, days
         assert len(own.sql("SELECT FROM archives")) == bool(left)
+        assert len(own.sql("SELECT FROM pg_class WHERE relname ~ '^executions_[0-9]+$'")) == bool(left)
         for id in (ids[kept] for kept in left):
             assert own.execution(id)["status"] == "completed"
             assert own.execution(id)["step_executions"]
@@ -456,12 +565,12 @@ def test_what_still_counts_for_the_end_of_its_workflow_is_kept(
     own.ended(first)
     own.lay_aside()
     travel(500 * DAY)
-    retention.drop_archives()
+    patiently(retention.drop_archives)
     assert is_there(own, first)
     own.ended(own.execute(limited))
     wait_until(lambda: own.client.get(f"/api/v1/workflows/{limited}").json["status"] == "completed")
     travel(502 * DAY)
-    retention.drop_archives()
+    patiently(retention.drop_archives)
     assert not is_there(own, first)
 
 
@@ -514,13 +623,12 @@ def test_what_they_inherit_from_stays_empty(own: Deployment):
 def test_what_is_held_is_not_laid_aside_meanwhile(own: Deployment):
     id = own.run(SETS)["id"]
     with own.store.transaction() as connection:
-        assert archives.make_ready(connection) in (True, False)
+        archives.make_ready(connection)
     with own.store.transaction() as holder:
         locked = lock(holder, id)
         assert locked is not None
         assert locked.status is ExecutionStatus.COMPLETED
         with own.store.transaction() as connection:
-            assert partitions.alone(connection)  # it has the patience that retention has
             with pytest.raises(OperationalError, match="lock timeout"):
                 archives.lay_aside(connection)
             connection.exec_driver_sql("ROLLBACK; BEGIN")

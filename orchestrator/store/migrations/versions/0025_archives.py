@@ -16,6 +16,7 @@ def upgrade() -> None:
         sa.Column("until", sa.DateTime(timezone=True), nullable=False, comment="when all in it had ended"),
         sa.Column("seq", sa.BigInteger(), nullable=False, comment="what is in it has no higher number"),
         sa.Column("settled_until", sa.DateTime(timezone=True), comment="before that nothing is to be removed from it"),
+        sa.Column("heir", sa.Integer(), comment="the number of the one that gets what is to be kept for longer"),
         sa.PrimaryKeyConstraint("number", name=op.f("pk_archives")),
         comment="Where executions are that ended a while ago: tables named after the present ones and this number.",
     )
