@@ -104,8 +104,8 @@ def is_due(connection: Connection, each: timedelta) -> bool:
 
 _IS_HELD_FOR_LONG = """
     SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-    WHERE l.relation IN ('executions'::regclass, 'step_executions'::regclass)
-    AND a.xact_start < clock_timestamp() - interval '1 second')
+    WHERE l.relation IN ('executions'::regclass, 'step_executions'::regclass) AND a.datname = current_database()
+    AND a.pid <> pg_backend_pid() AND a.xact_start < clock_timestamp() - interval '1 second')
 """  # a dump, a vacuum
 
 
