@@ -26,7 +26,7 @@ check: .venv/installed-dev
 # Many a mirror of the index has none, and answers that a package is not there: ADVISORIES=osv or esms asks elsewhere.
 audit: .venv/installed-dev
 	"$(BIN)/bandit" --quiet --configfile pyproject.toml --recursive orchestrator workers api beat
-	"$(BIN)/python" -m pip --disable-pip-version-check freeze --exclude-editable \
+	"$(BIN)/python" -m pip --disable-pip-version-check freeze --all --exclude-editable \
 	    | "$(BIN)/pip-audit" --vulnerability-service "$(ADVISORIES)" --strict --no-deps --disable-pip --progress-spinner off -r /dev/stdin
 
 bench: .venv/installed-dev
@@ -38,11 +38,13 @@ chaos: .venv/installed-dev
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
+# The setuptools that come with Python 3.11 have advisories, and nobody uses them.
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=...") if sys.version_info < (3, 11) else None'
 	@echo "making .venv"
 	@$(PYTHON) -m venv .venv
 	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@"$(BIN)/python" -m pip uninstall --quiet --disable-pip-version-check --yes setuptools 2>/dev/null
 
 # A pip that comes with an older Python takes twice as long to find out what goes together, and compiling all that is
 # never imported takes longer than to compile the rest when it is.
