@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 SLOTS = 2
 BASE = "set"
-VALUES: dict[str, Any] = {"values": {"n": 1}}
+VALUES: dict[str, Any] = {"values": {"n": "{{ 1 + 1 }}"}}
+"""A value is computed, as a condition is. What is written out has a row of its own, `constant`."""
 NAME = "bench"
 QUESTION = "How are you?"
 SIGNING_SECRET = "a secret of both sides"
@@ -88,7 +89,8 @@ def measure(here: Orchestrator, rounds: int) -> list[TypeFigure]:
             _warm_up(here, case, workflow_ids[type])
         for number in range(rounds):
             print(f"measuring step types, round {number + 1} of {rounds} ...", file=sys.stderr, flush=True)
-            for type, case in cases.items():
+            # There and back: what comes later in a round is measured on a warmer or a more tired machine.
+            for type, case in list(cases.items()) if number % 2 else reversed(cases.items()):
                 ours[type].append(_seconds(here, case, workflow_ids[type]) / case.count)
                 if case.bare is not None:
                     bare[type].append(_bare_seconds(case.bare, case.count) / case.count)
@@ -157,6 +159,7 @@ def _bare_seconds(call: Call, count: int) -> float:
 def _inside(here: Orchestrator) -> Iterator[Case]:
     """`approval` is not among them: it takes a person."""
     yield Case("set", chain(1000, "set", **VALUES), 1000)
+    yield Case("constant", chain(1000, "set", values={"n": 2}), 1000)
     yield Case("condition", _conditions(1000), 1000)
     yield Case("wait", chain(1000, "wait", duration=0), 1000)
     yield Case("loop", _loops(5, items=200), 5 * 200, "item", rows=5 + 5 * 200)
