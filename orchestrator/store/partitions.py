@@ -119,10 +119,10 @@ def _partition(name: str, bounds: str, comment: str) -> Partition:
     first, last = _ID.search(begin), _ID.search(end)
     assert last is not None, f"{name} has no end"
     settled = datetime.fromisoformat(comment.removeprefix(_SETTLED)) if comment.startswith(_SETTLED) else None
-    return Partition(name, None if first is None else id_time(first[0]), id_time(last[0]), settled)
+    return Partition(name, None if first is None else _time_of(first[0]), _time_of(last[0]), settled)
 
 
-def id_time(id: str) -> datetime:
+def _time_of(id: str) -> datetime:
     return datetime.fromtimestamp(int(id.replace("-", "")[:12], 16) / 1000, UTC)
 
 
