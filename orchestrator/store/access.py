@@ -97,7 +97,7 @@ def get_project(connection: Connection, id: str) -> Row:
     row = connection.execute(sa.select(_p).where(_p.c.id == id)).first()
     if row is None:
         raise NotFound("project", id)
-    return dict(row._mapping)
+    return row._asdict()
 
 
 def list_projects(connection: Connection, window: Window, visible: Collection[str] | None) -> list[Row]:
@@ -248,7 +248,7 @@ def get_key(connection: Connection, id: str, administered: Collection[str] | Non
     row = connection.execute(query).first()
     if row is None:
         raise NotFound("API key", id)
-    return _with_grants(connection, [dict(row._mapping)])[0]
+    return _with_grants(connection, [row._asdict()])[0]
 
 
 def list_keys(connection: Connection, window: Window, administered: Collection[str] | None) -> list[Row]:
@@ -301,7 +301,7 @@ def get_grant(connection: Connection, id: str, administered: Collection[str] | N
     row = connection.execute(_grants(administered).where(_g.c.id == id)).first()
     if row is None:
         raise NotFound("grant", id)
-    return dict(row._mapping)
+    return row._asdict()
 
 
 def list_grants(connection: Connection, window: Window, administered: Collection[str] | None) -> list[Row]:

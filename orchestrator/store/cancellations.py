@@ -89,7 +89,7 @@ def take(connection: Connection, id: str) -> Cancellation | None:
         "step_execution_id::text AS step_execution_id, path, attempt, state, iteration AS loop, tries",
         {"id": id},
     ).first()
-    return None if row is None else Cancellation(**row._mapping)
+    return None if row is None else Cancellation(**row._asdict())
 
 
 def remove(connection: Connection, id: str) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
-from orchestrator.store.session import Params, run
+from orchestrator.store.session import Params, Row, run
 
 
 @cache
@@ -18,11 +17,11 @@ def everywhere(sql: str) -> str:
     return re.sub(r"\b(step_)?executions\b", r"all_\g<0>", sql)
 
 
-def all_anywhere(connection: Connection, sql: str, params: Params) -> Sequence[Row[Any]]:
+def all_anywhere(connection: Connection, sql: str, params: Params) -> Sequence[Row]:
     """The rows of a query about one execution or step. Most that are asked for are among the present ones."""
     return run(connection, sql, params).all() or run(connection, everywhere(sql), params).all()
 
 
-def first_anywhere(connection: Connection, sql: str, params: Params) -> Row[Any] | None:
+def first_anywhere(connection: Connection, sql: str, params: Params) -> Row | None:
     """The first of these rows."""
     return next(iter(all_anywhere(connection, sql, params)), None)

@@ -589,13 +589,13 @@ def get(connection: Connection, execution_id: str) -> dict[str, Any]:
     if row is None:
         raise NotFound("execution", execution_id)
     steps = all_anywhere(connection, _GET_STEPS, {"id": execution_id})
-    return {**row._mapping, "step_executions": as_dicts(steps)}
+    return {**row._asdict(), "step_executions": as_dicts(steps)}
 
 
 def summary(connection: Connection, execution_id: str) -> dict[str, Any] | None:
     """An execution as it is shown, without its steps."""
     row = first_anywhere(connection, _GET, {"id": execution_id})
-    return None if row is None else dict(row._mapping)
+    return None if row is None else row._asdict()
 
 
 def assert_exists(connection: Connection, execution_id: str) -> None:
@@ -610,7 +610,7 @@ def get_step(connection: Connection, step_execution_id: str) -> dict[str, Any]:
     row = first_anywhere(connection, _GET_STEP, {"id": step_execution_id})
     if row is None:
         raise NotFound("step execution", step_execution_id)
-    return dict(row._mapping)
+    return row._asdict()
 
 
 def output_at(connection: Connection, execution_id: str, path: str) -> Any:

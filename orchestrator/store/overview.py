@@ -205,7 +205,7 @@ def workflow(connection: Connection, workflow_id: str) -> dict[str, Any]:
     newest = executions.listing(connection, Window(executions.ORDERS["-created_at"], 1), workflow_id=workflow_id)
     added_up = stats.of_workflow(connection, workflow_id)
     return {
-        **row._mapping,
+        **row._asdict(),
         "execution_count": added_up["execution_count"],
         "success_rate": added_up["success_rate"],
         "last_execution": newest[0] if newest else None,

@@ -151,5 +151,5 @@ def reseal(connection: Connection, stored: Stored, sealed: Sealed) -> bool:
 
 
 def _stored(row: Any) -> Stored:
-    mapping: Mapping[str, Any] = row._mapping
+    mapping: Mapping[str, Any] = row._asdict()
     return Stored(mapping["id"], mapping["name"], Sealed(mapping["key_id"], bytes(mapping["sealed"])))

@@ -172,7 +172,7 @@ def of_workflow(connection: Connection, workflow_id: str) -> Mapping[str, Any]:
         """,
         {"id": workflow_id},
     ).one()
-    return dict(row._mapping)
+    return row._asdict()
 
 
 MEASURES = {

@@ -92,7 +92,7 @@ def get(connection: Connection, id: str) -> dict[str, Any]:
     row = connection.execute(sa.select(*_LISTED, _t.c.parameters, _t.c.step).where(_t.c.id == id)).first()
     if row is None:
         raise NotFound("step template", id)
-    return dict(row._mapping)
+    return row._asdict()
 
 
 ORDERS = both_ways(created_at=(_t.c.id,), name=(_t.c.name,))

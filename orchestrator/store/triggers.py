@@ -230,7 +230,7 @@ def timetabled(connection: Connection) -> dict[str, dict[str, Any]]:
         connection,
         "SELECT id::text AS trigger_id, type, config FROM triggers WHERE is_enabled AND next_slot IS NOT NULL",
     )
-    return {row.trigger_id: dict(row._mapping) for row in rows}
+    return {row.trigger_id: row._asdict() for row in rows}
 
 
 def claim_due(connection: Connection, limit: int, trigger_id: str | None = None) -> list[Trigger]:
@@ -434,7 +434,7 @@ def get(connection: Connection, trigger_id: str) -> dict[str, Any]:
     row = connection.execute(sa.select(*_SHOWN).where(_t.c.id == trigger_id)).first()
     if row is None:
         raise NotFound("trigger", trigger_id)
-    return dict(row._mapping)
+    return row._asdict()
 
 
 ORDERS = both_ways(created_at=(_t.c.id,))
@@ -451,7 +451,7 @@ def get_fire(connection: Connection, fire_id: str) -> dict[str, Any]:
     row = connection.execute(sa.select(*_FIRE_SHOWN).where(_f.c.id == fire_id)).first()
     if row is None:
         raise NotFound("fire", fire_id)
-    return dict(row._mapping)
+    return row._asdict()
 
 
 def fires(connection: Connection, window: Window, trigger_id: str) -> list[dict[str, Any]]:

@@ -30,4 +30,4 @@ def get(connection: Connection, workflow_id: str, version: int) -> dict[str, Any
     row = connection.execute(query.where(_v.c.workflow_id == workflow_id, _v.c.version == version)).first()
     if row is None:
         raise NotFound("workflow version", f"{workflow_id}/{version}")
-    return dict(row._mapping)
+    return row._asdict()

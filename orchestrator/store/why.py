@@ -55,7 +55,7 @@ def execution(connection: Connection, execution_id: str) -> ExecutionSeen:
     )
     if row is None:
         raise NotFound("execution", execution_id)
-    return ExecutionSeen(**{**row._mapping, "status": ExecutionStatus(row.status)})
+    return ExecutionSeen(**{**row._asdict(), "status": ExecutionStatus(row.status)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def live_steps(connection: Connection, execution_id: str, limit: int) -> list[St
 
 
 def _step(row: Any) -> StepSeen:
-    return StepSeen(**{**row._mapping, "status": StepStatus(row.status)})
+    return StepSeen(**{**row._asdict(), "status": StepStatus(row.status)})
 
 
 # --- places --------------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def original(connection: Connection, workflow_id: str) -> dict[str, Any]:
     if row is None:
         raise NotFound("workflow", workflow_id)
     written, resolved = _documents(connection, workflow_id, row.version)
-    return {**row._mapping, "definition": written, "resolved": resolved}
+    return {**row._asdict(), "definition": written, "resolved": resolved}
 
 
 def template(connection: Connection, workflow_id: str) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def template(connection: Connection, workflow_id: str) -> dict[str, Any]:
     if not row.is_template:
         raise Conflict(f"workflow {workflow_id} is not a template; set is_template to make others from it", row.status)
     written, resolved = _documents(connection, workflow_id, row.version)
-    return {**row._mapping, "definition": written, "resolved": resolved}
+    return {**row._asdict(), "definition": written, "resolved": resolved}
 
 
 def insert(
@@ -315,7 +315,7 @@ def get(connection: Connection, workflow_id: str) -> dict[str, Any]:
     if row is None:
         raise NotFound("workflow", workflow_id)
     return {
-        **row._mapping,
+        **row._asdict(),
         **stats.of_workflow(connection, workflow_id),
         "definition": definition(connection, workflow_id, row.version),
     }
