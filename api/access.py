@@ -195,8 +195,7 @@ def check(principal: Principal, rule: Rule | None) -> None:
     kind, id = object_in_url()
     # With the role in all projects it does not matter whose it is, and the view finds out whether it is there.
     if kind in access.PROJECT_OF and not principal.may(rule.role, None):
-        with service().store.single() as connection:
-            project_id = access.project_of(connection, kind, id)
+        project_id = service().project_of(kind, id)
         if project_id is None or not principal.may(VIEWER, project_id):
             g.is_foreign = project_id is not None
             raise NotFound(kind, id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +77,7 @@ class _Json(JSONProvider):
 
 
 def _encoded(value: object) -> bytes:
-    option = orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATETIME
-    return orjson.dumps(value, _in_utc, option)
-
-
-def _in_utc(value: object) -> object:
-    """Times come from the database in the zone that its server happens to be set to."""
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+    return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z)
 
 
 def create_app(settings: Settings | None = None) -> Flask:

@@ -1,19 +1,20 @@
 """Who calls: the admin key of the settings, an API key, or a token of an OpenID Connect issuer, as a request's bearer.
 
-What a bearer was found to be is believed for KEPT seconds by each process, so that a request costs a hash and a look
-into a dict; a key that is revoked, or whose grants change, is what it was for as long and no longer.
+What a bearer was found to be is believed by each process for the time that api/believed.py says, so that a request
+costs a hash and a look into a dict; a key that is revoked, or whose grants change, is what it was for as long.
 """
 
 from __future__ import annotations
 
 import hmac
+import math
 import re
-import threading
 import time
 from dataclasses import dataclass
 
 from werkzeug.exceptions import Unauthorized
 
+from api.believed import Believed
 from api.oidc import Issuers
 from orchestrator.access import Principal, Role
 from orchestrator.config import Settings
@@ -21,10 +22,6 @@ from orchestrator.datafolder import DataFolder
 from orchestrator.errors import ConfigurationError
 from orchestrator.store import Store, access
 
-KEPT = 2.0
-"""Seconds."""
-_MOST = 10_000
-"""Callers that a process remembers at a time."""
 _KEY = re.compile(re.escape(access.KEY_PREFIX) + r"[A-Za-z0-9_-]{43}")
 
 ADMIN = Principal("admin_key", "admin", "the admin key", everywhere=Role.ADMIN)
@@ -48,8 +45,7 @@ class Authenticator:
         self._admin = access.digest(key)
         self._store = store
         self._issuers = Issuers(settings.oidc, store) if settings.oidc else None
-        self._known: dict[bytes, tuple[float, Principal]] = {}
-        self._lock = threading.Lock()
+        self._known: Believed[bytes, Principal] = Believed()
 
     def __call__(self, authorization: str) -> Principal:
         """Whose `Authorization` header this is. Raises Unauthorized."""
@@ -61,10 +57,7 @@ class Authenticator:
         digest = access.digest(token)
         if hmac.compare_digest(digest, self._admin):
             return ADMIN
-        believed_until, principal = self._known.get(digest, (0.0, ADMIN))
-        if time.monotonic() < believed_until:
-            return principal
-        return self._remember(digest, self._prove(token, digest))
+        return self._known.get(digest) or self._remember(digest, self._prove(token, digest))
 
     def _prove(self, token: str, digest: bytes) -> Proof:
         if self._issuers is not None and token.count(".") == 2:
@@ -82,9 +75,6 @@ class Authenticator:
         return Proof(found.principal, None if found.expires_at is None else found.expires_at.timestamp())
 
     def _remember(self, digest: bytes, proof: Proof) -> Principal:
-        seconds = KEPT if proof.good_until is None else min(KEPT, proof.good_until - time.time())
-        with self._lock:
-            if len(self._known) >= _MOST:
-                self._known.clear()
-            self._known[digest] = (time.monotonic() + seconds, proof.principal)
+        seconds = math.inf if proof.good_until is None else proof.good_until - time.time()
+        self._known.keep(digest, proof.principal, at_most=seconds)
         return proof.principal

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, cast
 
 from flask import current_app
 
+from api.believed import Believed
 from orchestrator.config import Settings
 from orchestrator.engine.programs import Programs
 from orchestrator.errors import ConfigurationError
 from orchestrator.plugins import load_catalogue, load_trigger_types
-from orchestrator.store import Store
+from orchestrator.store import Store, access
 from orchestrator.vault import open_vault
 
 if TYPE_CHECKING:
@@ -31,6 +32,18 @@ class Service:
         self.programs = Programs(self.catalogue, settings)
         self.store = Store(settings.database)
         self.vault = open_vault(settings.vault)
+        self.projects: Believed[tuple[str, str], str] = Believed()
+
+    def project_of(self, kind: str, id: str) -> str | None:
+        """The id of the project that a thing belongs to; None if it is not there. What was given to another project is
+        where it was for as long as a process believes it."""
+        project_id = self.projects.get((kind, id))
+        if project_id is None:
+            with self.store.single() as connection:
+                project_id = access.project_of(connection, kind, id)
+            if project_id is not None:
+                self.projects.keep((kind, id), project_id)
+        return project_id
 
     def send(self, plan: Plan | None) -> None:
         """Ring for what has been committed. A broker that is away is no error: reconcile rings later."""

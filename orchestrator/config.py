@@ -138,7 +138,7 @@ def _plain(value: Any) -> Any:
 @dataclass(frozen=True, slots=True)
 class DatabaseSettings:
     url: str = _setting("", _text, "PostgreSQL URL; empty starts the embedded server", secret=True)
-    pool_size: int = _setting(5, _whole, "connections kept per process", minimum=1)
+    pool_size: int = _setting(16, _whole, "connections kept per process, of those it needed at once", minimum=1)
 
 
 @dataclass(frozen=True, slots=True)

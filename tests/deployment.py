@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+import pytest
+import sqlalchemy as sa
 from flask.testing import FlaskClient
 from sqlalchemy.exc import OperationalError
 
 from orchestrator.config import BrokerSettings, DatabaseSettings, Settings, VaultSettings, environment_of
 from orchestrator.embedded import Embedded, embedded_servers
-from orchestrator.store import Store, archives, executions, new_id, partitions, steps, workers
+from orchestrator.store import Store, archives, executions, new_id, partitions, session, steps, workers
 from orchestrator.store.migrate import migrate
 from orchestrator.store.steps import Claim, ExecutionFacts
 from orchestrator.vault import new_key
@@ -219,6 +221,29 @@ class Deployment:
         with self.store.single() as connection:
             result = connection.exec_driver_sql(statement, params or None)
             return list(result.all()) if result.returns_rows else []
+
+
+@contextmanager
+def watched(engine: sa.Engine) -> Iterator[list[tuple[str, Any]]]:
+    """The statements that this process sends meanwhile, with their parameters: those that go through SQLAlchemy by this
+    engine, and those that go past it, by any."""
+    sent: list[tuple[str, Any]] = []
+
+    class Watched(session.NamedTupleCursor):  # type: ignore[misc]
+        def execute(self, query: Any, vars: Any = None) -> None:
+            sent.append((query, vars))
+            super().execute(query, vars)
+
+    def watch(*call: Any) -> None:
+        sent.append(call[2:4])
+
+    sa.event.listen(engine, "before_cursor_execute", watch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "NamedTupleCursor", Watched)
+        try:
+            yield sent
+        finally:
+            sa.event.remove(engine, "before_cursor_execute", watch)
 
 
 def _point_celery_at(settings: Settings) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any, Protocol
 
 import orjson
@@ -107,9 +107,4 @@ def _data(entry: Entry) -> dict[str, Any]:
 
 
 def _json(value: object) -> bytes:
-    return orjson.dumps(value, _in_utc, orjson.OPT_PASSTHROUGH_DATETIME)
-
-
-def _in_utc(value: object) -> str:
-    assert isinstance(value, datetime), value
-    return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return orjson.dumps(value, option=orjson.OPT_UTC_Z)

@@ -109,6 +109,8 @@ class Workflow(MethodView):
             workflows.update(connection, str(workflow_id), changes, definition, resolved, seen=seen)
             if definition is not None:
                 triggers.keep_in_step(connection, service().trigger_types, str(workflow_id), definition)
+        if "project_id" in changes:
+            service().projects.forget()
         return shown(workflow_id)
 
     @blueprint.response(204)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Connection
 
 from orchestrator.errors import NotFound
@@ -28,7 +30,7 @@ from orchestrator.lifecycle import (
 from orchestrator.store import admission
 from orchestrator.store import models as tables
 from orchestrator.store.everywhere import all_anywhere, first_anywhere
-from orchestrator.store.keyset import Window, both_ways
+from orchestrator.store.keyset import LIMIT, Pattern, Window, both_ways
 from orchestrator.store.rates import Rate, use
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Store, as_dicts, compiled, id_at, new_id, run, to_json
@@ -632,8 +634,7 @@ _SKEW = 3_600_000.0
 
 def in_projects(projects: Collection[str]) -> sa.ColumnElement[bool]:
     """Whether an execution's workflow belongs to one of them."""
-    _w = tables.workflows
-    return _e.c.workflow_id.in_(sa.select(_w.c.id).where(_w.c.project_id.in_(projects)))
+    return _in_projects(sa.literal(list(projects), _IDS))
 
 
 def listing(
@@ -648,62 +649,72 @@ def listing(
     created_before: datetime | None = None,
 ) -> list[dict[str, Any]]:
     """Executions without their steps, made at `created_after` or later, and before `created_before`."""
-    conditions: list[sa.ColumnElement[bool]] = []
-    if workflow_id is not None:
-        conditions.append(_e.c.workflow_id == workflow_id)
-    if status is not None:
-        conditions.append(_e.c.status == status)
-    if rerun_of is not None:
-        conditions.append(_e.c.rerun_of == rerun_of)
-    # The ids lead an index to about there; a clock that is wrong by more than _SKEW would need another look.
-    if created_after is not None:
-        conditions += [_e.c.created_at >= created_after, _e.c.id >= id_at(_milliseconds(created_after) - _SKEW)]
-    if created_before is not None:
-        conditions += [_e.c.created_at < created_before, _e.c.id < id_at(_milliseconds(created_before) + _SKEW)]
+    given = {
+        "projects": None if projects is None else list(projects),
+        "workflow": workflow_id,
+        "status": status,
+        "rerun_of": rerun_of,
+        "since": created_after,
+        "since_id": None if created_after is None else id_at(_milliseconds(created_after) - _SKEW),
+        "before": created_before,
+        "before_id": None if created_before is None else id_at(_milliseconds(created_before) + _SKEW),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
     # Of one workflow, of one original, and of what has not ended, there are few, or an index in their order.
     are_many = workflow_id is None and rerun_of is None and (status is None or status in EXECUTION_TERMINAL)
-    if projects is not None and are_many:
-        query = _of_their_workflows(window, projects, conditions)
-    else:
-        among = [] if projects is None else [in_projects(projects)]
-        query = window.of(sa.select(*_SHOWN).where(*conditions, *among))
-    return as_dicts(connection.execute(query).all())
+    sql = _list(window.pattern, frozenset(given), are_many)
+    return as_dicts(run(connection, sql, given | window.params))
 
 
-def _of_their_workflows(
-    window: Window, projects: Collection[str], conditions: Sequence[sa.ColumnElement[bool]]
-) -> sa.Select[Any]:
+_IDS = ARRAY(_e.c.id.type)
+_FILTERS: Mapping[str, sa.ColumnElement[bool]] = {
+    "workflow": _e.c.workflow_id == sa.bindparam("workflow"),
+    "status": _e.c.status == sa.bindparam("status"),
+    "rerun_of": _e.c.rerun_of == sa.bindparam("rerun_of"),
+    # The ids lead an index to about there; a clock that is wrong by more than _SKEW would need another look.
+    "since": _e.c.created_at >= sa.bindparam("since"),
+    "since_id": _e.c.id >= sa.bindparam("since_id"),
+    "before": _e.c.created_at < sa.bindparam("before"),
+    "before_id": _e.c.id < sa.bindparam("before_id"),
+}
+_PROJECTS = sa.bindparam("projects", type_=_IDS)
+
+
+@cache
+def _list(window: Pattern, given: frozenset[str], are_many: bool) -> str:
+    """Making the query of its parts takes longer than asking it, and there are not many."""
+    conditions = [condition for name, condition in _FILTERS.items() if name in given]
+    if "projects" in given and are_many:
+        return compiled(_of_their_workflows(window, conditions))
+    among = [_in_projects(_PROJECTS)] if "projects" in given else []
+    return compiled(window.of(sa.select(*_SHOWN).where(*conditions, *among)))
+
+
+def _in_projects(projects: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    _w = tables.workflows
+    return _e.c.workflow_id.in_(sa.select(_w.c.id).where(_w.c.project_id == sa.any_(projects)))
+
+
+def _of_their_workflows(window: Pattern, conditions: Sequence[sa.ColumnElement[bool]]) -> sa.Select[Any]:
     """The page of what is in the projects, put together from those of their workflows, each in the order of an index.
 
     Going through all executions for those of the projects would take as long as these are rare. A page can only have
     executions of as many workflows as it has rows: those whose first ones come first.
     """
 
-    def page_of(workflow_id: sa.ColumnElement[Any], limit: int) -> sa.FromClause:
+    def page_of(workflow_id: sa.ColumnElement[Any], *limit: sa.ColumnElement[int]) -> sa.FromClause:
         mine = sa.select(_e.c.id).where(_e.c.workflow_id == workflow_id, *conditions)
-        return replace(window, limit=limit).of(mine).lateral()
+        return window.of(mine, *limit).lateral()
 
-    def in_order(id: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-        return id.desc() if window.order.descending else id
+    def first_of(query: sa.Select[Any], id: sa.ColumnElement[Any]) -> sa.Subquery:
+        return query.order_by(id.desc() if window.order.descending else id).limit(LIMIT).subquery()
 
     workflows = tables.workflows
-    first = page_of(workflows.c.id, 1)
-    chosen = (
-        sa.select(workflows.c.id)
-        .select_from(workflows.join(first, sa.true()))
-        .where(workflows.c.project_id.in_(projects))
-        .order_by(in_order(first.c.id))
-        .limit(window.limit)
-        .subquery()
-    )
-    candidates = page_of(chosen.c.id, window.limit)
-    found = (
-        sa.select(candidates.c.id)
-        .select_from(chosen.join(candidates, sa.true()))
-        .order_by(in_order(candidates.c.id))
-        .limit(window.limit)
-        .subquery()
-    )
+    newest = page_of(workflows.c.id, sa.literal_column("1"))
+    theirs = sa.select(workflows.c.id).select_from(workflows.join(newest, sa.true()))
+    chosen = first_of(theirs.where(workflows.c.project_id == sa.any_(_PROJECTS)), newest.c.id)
+    candidates = page_of(chosen.c.id)
+    found = first_of(sa.select(candidates.c.id).select_from(chosen.join(candidates, sa.true())), candidates.c.id)
     return window.of(sa.select(*_SHOWN).join(found, found.c.id == _e.c.id))
 
 

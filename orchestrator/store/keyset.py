@@ -6,7 +6,7 @@ shift nothing, which counting rows (OFFSET) would not keep.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +16,8 @@ import sqlalchemy as sa
 
 Place = tuple[Any, ...]
 """A row's values in the columns of an order."""
+LIMIT = sa.bindparam("limit", type_=sa.Integer)
+_LATER: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +45,39 @@ class Window:
     limit: int
     after: Place | None = None
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """What a query has that was made `of` a `pattern` of this window."""
+        return {"limit": self.limit, **_named(self.after or ())}
+
+    @property
+    def pattern(self) -> Pattern:
+        return Pattern(self.order, self.after is not None)
+
     def of(self, query: sa.Select[Any]) -> sa.Select[Any]:
+        return self.pattern.of(query, sa.literal(self.limit), self.params)
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Any window of an order, the first or one that `goes_on` after a place: queries made of it can be kept."""
+
+    order: Order
+    goes_on: bool = False
+
+    def of(
+        self, query: sa.Select[Any], limit: sa.ColumnElement[int] = LIMIT, params: Mapping[str, Any] = _LATER
+    ) -> sa.Select[Any]:
         columns, descending = self.order.columns, self.order.descending
-        if self.after is not None:
-            here, there = sa.tuple_(*columns), sa.tuple_(*map(_literal, self.after, columns))
+        if self.goes_on:
+            place = [sa.bindparam(name, params.get(name), column.type) for name, column in _named(columns).items()]
+            here, there = sa.tuple_(*columns), sa.tuple_(*place)
             query = query.where(here < there if descending else here > there)
-        return query.order_by(*(column.desc() if descending else column for column in columns)).limit(self.limit)
+        return query.order_by(*(column.desc() if descending else column for column in columns)).limit(limit)
 
 
-def _literal(value: object, column: sa.Column[Any]) -> sa.BindParameter[Any]:
-    return sa.literal(value, column.type)
+def _named(values: Iterable[Any]) -> dict[str, Any]:
+    return {f"after_{number}": value for number, value in enumerate(values)}
 
 
 def both_ways(**columns: tuple[sa.Column[Any], ...]) -> dict[str, Order]:

@@ -203,7 +203,7 @@ def create_engine(settings: DatabaseSettings) -> Engine:
     engine = sa.create_engine(
         url,
         pool_size=settings.pool_size,
-        max_overflow=20,
+        max_overflow=10,
         pool_use_lifo=True,  # the server process that was asked last has the most at hand
         pool_pre_ping=False,  # a lost connection surfaces in a statement that is safe to repeat
         isolation_level="AUTOCOMMIT",
@@ -225,7 +225,8 @@ def _prepare(connection: Any, _record: object) -> None:
     # SQLAlchemy has an object made of each, of which it makes text again: a tenth of what a list takes.
     psycopg2.extensions.register_type(_UUID_AS_TEXT, connection)
     with connection.cursor() as cursor:
-        cursor.execute("SET idle_in_transaction_session_timeout = %s", [int(IDLE_AT_MOST * 1000)])
+        # Times then need no conversion, whatever zone the server happens to be set to.
+        cursor.execute("SET timezone = 'UTC'; SET idle_in_transaction_session_timeout = %s", [int(IDLE_AT_MOST * 1000)])
 
 
 def _count_errors(context: sa.ExceptionContext) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-import sqlalchemy as sa
-from deployment import PATIENCE, Deployment, deployed
+from deployment import PATIENCE, Deployment, deployed, watched
 from test_execution import step, workflow
 
 TYPED = {
@@ -129,18 +128,9 @@ def test_its_limits_hold_for_them_as_for_any_other(servers: Deployment) -> None:
 
 def test_a_thousand_take_a_few_statements_and_a_few_trips_to_the_broker(servers: Deployment) -> None:
     workflow_id = servers.create(workflow(step("a"), step("b", needs="a")))
-    statements: list[str] = []
-    engine = servers.client.application.extensions["orchestrator"].store.engine
-
-    def watch(*call: Any) -> None:
-        statements.append(call[2])
-
-    sa.event.listen(engine, "before_cursor_execute", watch)
     calls = broker_calls(servers)
-    try:
+    with watched(servers.client.application.extensions["orchestrator"].store.engine) as statements:
         answer = started(servers, workflow_id, *[{"input": {"n": n}} for n in range(1000)])
-    finally:
-        sa.event.remove(engine, "before_cursor_execute", watch)
     assert answer["started"] == 1000
     assert len({item["id"] for item in answer["items"]}) == count(servers, workflow_id) == 1000
     assert len(statements) < 20

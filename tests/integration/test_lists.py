@@ -8,8 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-import sqlalchemy as sa
-from deployment import Deployment, deployed
+from deployment import Deployment, deployed, watched
 from test_execution import step, workflow
 
 from api.resources.paging import cursor_of
@@ -337,19 +336,9 @@ def test_rare_entries_of_the_audit_log_are_found_by_an_index(
 
 def buffers(deployment: Deployment, path: str, *, key: str | None = None, **query: str) -> int:
     """Pages of the database that this list's own statement reads (the last of those that the call takes)."""
-    found: list[tuple[str, Any]] = []
-    engine = deployment.client.application.extensions["orchestrator"].store.engine
-
-    def watch(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if "LIMIT" in statement:
-            found.append((statement, parameters))
-
-    sa.event.listen(engine, "before_cursor_execute", watch)
-    try:
+    with watched(deployment.client.application.extensions["orchestrator"].store.engine) as sent:
         page(deployment, path, key=key, **query)
-    finally:
-        sa.event.remove(engine, "before_cursor_execute", watch)
-    statement, parameters = found[-1]
+    statement, parameters = [(statement, params) for statement, params in sent if "LIMIT" in statement][-1]
     with deployment.store.single() as connection:
         explained = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters)
         plan = explained.scalar_one()[0]["Plan"]
