@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from orchestrator.store.session import Params, Row, run
+from orchestrator.store.routines import Routine
+from orchestrator.store.session import Params, Row, compiled, run
 
 
 @cache
 def everywhere(sql: str) -> str:
     """A query of the present executions and steps, as one of all that there are: PostgreSQL looks in each table."""
     return re.sub(r"\b(step_)?executions\b", r"all_\g<0>", sql)
+
+
+class Reading:
+    """A query about one execution or step that is asked often enough to keep its plans."""
+
+    def __init__(self, name: str, query: sa.Select[Any], parameters: Mapping[str, str]) -> None:
+        sql = compiled(query)
+        self._present = Routine.of(name, sql, query, parameters)
+        self._all = Routine.of(f"all_{name}", everywhere(sql), query, parameters)
+
+    def all(self, connection: Connection, params: Params) -> Sequence[Row]:
+        """Its rows, as of `all_anywhere`."""
+        return run(connection, self._present.call, params).all() or run(connection, self._all.call, params).all()
+
+    def first(self, connection: Connection, params: Params) -> Row | None:
+        return next(iter(self.all(connection, params)), None)
 
 
 def all_anywhere(connection: Connection, sql: str, params: Params) -> Sequence[Row]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -29,7 +28,7 @@ from orchestrator.lifecycle import (
 )
 from orchestrator.store import admission
 from orchestrator.store import models as tables
-from orchestrator.store.everywhere import all_anywhere, first_anywhere
+from orchestrator.store.everywhere import Reading, first_anywhere
 from orchestrator.store.keyset import LIMIT, Pattern, Window, both_ways
 from orchestrator.store.rates import Rate, use
 from orchestrator.store.routines import Routine
@@ -579,24 +578,27 @@ _STEP_SHOWN = (
     _s.c.error_message,
 )
 
-_GET = compiled(sa.select(*_shown(_present)).where(_present.c.id == sa.bindparam("id")))
+_BY_ID = {"id": "uuid"}
+_GET = Reading("show_execution", sa.select(*_shown(_present)).where(_present.c.id == sa.bindparam("id")), _BY_ID)
 # The ids were given in the definition's order.
-_GET_STEPS = compiled(sa.select(*_STEP_SHOWN).where(_s.c.execution_id == sa.bindparam("id")).order_by(_s.c.id))
-_GET_STEP = compiled(sa.select(*_STEP_SHOWN).where(_s.c.id == sa.bindparam("id")))
+_GET_STEPS = Reading(
+    "show_steps", sa.select(*_STEP_SHOWN).where(_s.c.execution_id == sa.bindparam("id")).order_by(_s.c.id), _BY_ID
+)
+_GET_STEP = Reading("show_step", sa.select(*_STEP_SHOWN).where(_s.c.id == sa.bindparam("id")), _BY_ID)
 
 
 def get(connection: Connection, execution_id: str) -> dict[str, Any]:
     """An execution with its step executions in the definition's order. Raises NotFound."""
-    row = first_anywhere(connection, _GET, {"id": execution_id})
+    row = _GET.first(connection, {"id": execution_id})
     if row is None:
         raise NotFound("execution", execution_id)
-    steps = all_anywhere(connection, _GET_STEPS, {"id": execution_id})
+    steps = _GET_STEPS.all(connection, {"id": execution_id})
     return {**row._asdict(), "step_executions": as_dicts(steps)}
 
 
 def summary(connection: Connection, execution_id: str) -> dict[str, Any] | None:
     """An execution as it is shown, without its steps."""
-    row = first_anywhere(connection, _GET, {"id": execution_id})
+    row = _GET.first(connection, {"id": execution_id})
     return None if row is None else row._asdict()
 
 
@@ -609,7 +611,7 @@ def assert_exists(connection: Connection, execution_id: str) -> None:
 
 def get_step(connection: Connection, step_execution_id: str) -> dict[str, Any]:
     """One step execution. Raises NotFound."""
-    row = first_anywhere(connection, _GET_STEP, {"id": step_execution_id})
+    row = _GET_STEP.first(connection, {"id": step_execution_id})
     if row is None:
         raise NotFound("step execution", step_execution_id)
     return row._asdict()
@@ -662,7 +664,8 @@ def listing(
     given = {name: value for name, value in given.items() if value is not None}
     # Of one workflow, of one original, and of what has not ended, there are few, or an index in their order.
     are_many = workflow_id is None and rerun_of is None and (status is None or status in EXECUTION_TERMINAL)
-    sql = _list(window.pattern, frozenset(given), are_many)
+    shape = window.pattern, frozenset(given)
+    sql = _OFTEN[shape].call if shape in _OFTEN else compiled(_list(*shape, are_many))
     return as_dicts(run(connection, sql, given | window.params))
 
 
@@ -680,14 +683,12 @@ _FILTERS: Mapping[str, sa.ColumnElement[bool]] = {
 _PROJECTS = sa.bindparam("projects", type_=_IDS)
 
 
-@cache
-def _list(window: Pattern, given: frozenset[str], are_many: bool) -> str:
-    """Making the query of its parts takes longer than asking it, and there are not many."""
+def _list(window: Pattern, given: frozenset[str], are_many: bool) -> sa.Select[Any]:
     conditions = [condition for name, condition in _FILTERS.items() if name in given]
     if "projects" in given and are_many:
-        return compiled(_of_their_workflows(window, conditions))
+        return _of_their_workflows(window, conditions)
     among = [_in_projects(_PROJECTS)] if "projects" in given else []
-    return compiled(window.of(sa.select(*_SHOWN).where(*conditions, *among)))
+    return window.of(sa.select(*_SHOWN).where(*conditions, *among))
 
 
 def _in_projects(projects: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
@@ -702,9 +703,9 @@ def _of_their_workflows(window: Pattern, conditions: Sequence[sa.ColumnElement[b
     executions of as many workflows as it has rows: those whose first ones come first.
     """
 
-    def page_of(workflow_id: sa.ColumnElement[Any], *limit: sa.ColumnElement[int]) -> sa.FromClause:
+    def page_of(workflow_id: sa.ColumnElement[Any], limit: sa.ColumnElement[int] = LIMIT) -> sa.FromClause:
         mine = sa.select(_e.c.id).where(_e.c.workflow_id == workflow_id, *conditions)
-        return window.of(mine, *limit).lateral()
+        return window.of(mine, limit).lateral()
 
     def first_of(query: sa.Select[Any], id: sa.ColumnElement[Any]) -> sa.Subquery:
         return query.order_by(id.desc() if window.order.descending else id).limit(LIMIT).subquery()
@@ -716,6 +717,25 @@ def _of_their_workflows(window: Pattern, conditions: Sequence[sa.ColumnElement[b
     candidates = page_of(chosen.c.id)
     found = first_of(sa.select(candidates.c.id).select_from(chosen.join(candidates, sa.true())), candidates.c.id)
     return window.of(sa.select(*_SHOWN).join(found, found.c.id == _e.c.id))
+
+
+def _often(window: Pattern, given: frozenset[str]) -> Routine:
+    query = _list(window, given, are_many=True)
+    parameters = {
+        "limit": "int",
+        **({"projects": "uuid[]"} if given else {}),
+        **({"after_0": "uuid"} if window.goes_on else {}),
+    }
+    return Routine.of("list_executions", compiled(query), query, parameters)
+
+
+_OFTEN = {
+    (window, given): _often(window, given)
+    for window in (Pattern(order, goes_on) for order in ORDERS.values() for goes_on in (False, True))
+    for given in (frozenset[str](), frozenset({"projects"}))
+}
+"""What everybody looks at, whether they may see all or what is in their projects: planning it takes longer than reading
+it, the more so with many archives."""
 
 
 def _milliseconds(moment: datetime) -> float:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from typing import Any
 
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection
 
 _registered: list[Routine] = []
@@ -40,6 +43,13 @@ class Routine:
         self.call = f"SELECT * FROM {self.name}({arguments})"
         self._parameters = dict(parameters)
         _registered.append(self)
+
+    @classmethod
+    def of(cls, name: str, query: str, selected: sa.Select[Any], parameters: Mapping[str, str]) -> Routine:
+        """`query`, which has the columns that are `selected`."""
+        dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+        columns = {column.name: column.type.compile(dialect) for column in selected.selected_columns}
+        return cls(name, query, parameters, columns)
 
     def call_for_each(self, *varying: str) -> str:
         """A statement that calls it for each object of the JSON array %(each)s, in their order; these have the

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from orchestrator.lifecycle import EXECUTION_LIVE, sql_words
+from orchestrator.store.routines import Routine
 from orchestrator.store.session import as_dicts, run
 
 PER_OCTAVE = 4
@@ -154,25 +155,28 @@ def trouble(connection: Connection, which: Which, since: datetime) -> Trouble:
     )
 
 
+_OF_WORKFLOW = Routine(
+    "stats_of_workflow",
+    f"""
+    WITH ended AS (
+        SELECT coalesce(sum(number), 0) AS number, sum(number) FILTER (WHERE status = 'completed') AS completed
+        FROM execution_stats WHERE workflow_id = %(id)s
+    )
+    SELECT (ended.number + (SELECT count(*) FROM executions WHERE workflow_id = %(id)s
+                            AND status IN ({sql_words(EXECUTION_LIVE)})))::bigint AS execution_count,
+           (SELECT created_at FROM all_executions WHERE workflow_id = %(id)s ORDER BY id DESC LIMIT 1)
+           AS last_executed,
+           (coalesce(ended.completed, 0) / nullif(ended.number, 0))::float8 AS success_rate
+    FROM ended
+    """,
+    {"id": "uuid"},
+    {"execution_count": "bigint", "last_executed": "timestamptz", "success_rate": "float8"},
+)
+
+
 def of_workflow(connection: Connection, workflow_id: str) -> Mapping[str, Any]:
     """All that ever ran: execution_count, last_executed, and the share of those that ended which completed."""
-    row = run(
-        connection,
-        f"""
-        WITH ended AS (
-            SELECT coalesce(sum(number), 0) AS number, sum(number) FILTER (WHERE status = 'completed') AS completed
-            FROM execution_stats WHERE workflow_id = %(id)s::uuid
-        )
-        SELECT (ended.number + (SELECT count(*) FROM executions WHERE workflow_id = %(id)s::uuid
-                                AND status IN ({sql_words(EXECUTION_LIVE)})))::bigint AS execution_count,
-               (SELECT created_at FROM all_executions WHERE workflow_id = %(id)s::uuid ORDER BY id DESC LIMIT 1)
-               AS last_executed,
-               (coalesce(ended.completed, 0) / nullif(ended.number, 0))::float8 AS success_rate
-        FROM ended
-        """,
-        {"id": workflow_id},
-    ).one()
-    return row._asdict()
+    return run(connection, _OF_WORKFLOW.call, {"id": workflow_id}).one()._asdict()
 
 
 MEASURES = {

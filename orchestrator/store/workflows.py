@@ -24,7 +24,7 @@ from orchestrator.store import control, stats
 from orchestrator.store import models as tables
 from orchestrator.store.keyset import Window, both_ways
 from orchestrator.store.search import question, terms
-from orchestrator.store.session import as_dicts, new_id, run
+from orchestrator.store.session import as_dicts, compiled, new_id, run
 
 
 def current(connection: Connection, workflow_id: str) -> tuple[WorkflowStatus, int]:
@@ -309,16 +309,22 @@ _SHOWN = (
 )
 
 
+_v = tables.workflow_versions
+_GET = compiled(
+    sa.select(*_SHOWN, _v.c.definition)
+    .join(_v, sa.and_(_v.c.workflow_id == _w.c.id, _v.c.version == _w.c.version))
+    .where(_w.c.id == sa.bindparam("id"))
+)
+
+
 def get(connection: Connection, workflow_id: str) -> dict[str, Any]:
     """The workflow with its newest definition and what its executions add up to. Raises NotFound."""
-    row = connection.execute(sa.select(*_SHOWN).where(_w.c.id == workflow_id)).first()
+    row = run(connection, _GET, {"id": workflow_id}).first()
     if row is None:
         raise NotFound("workflow", workflow_id)
-    return {
-        **row._asdict(),
-        **stats.of_workflow(connection, workflow_id),
-        "definition": definition(connection, workflow_id, row.version),
-    }
+    shown = row._asdict()
+    definition = shown.pop("definition")
+    return {**shown, **stats.of_workflow(connection, workflow_id), "definition": definition}
 
 
 ORDERS = both_ways(created_at=(_w.c.id,), name=(_w.c.name, _w.c.id), updated_at=(_w.c.updated_at, _w.c.id))
