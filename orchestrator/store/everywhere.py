@@ -25,8 +25,8 @@ class Reading:
 
     def __init__(self, name: str, query: sa.Select[Any], parameters: Mapping[str, str]) -> None:
         sql = compiled(query)
-        self._present = Routine.of(name, sql, query, parameters)
-        self._all = Routine.of(f"all_{name}", everywhere(sql), query, parameters)
+        self._present = Routine.of(name, sql, query, parameters, sorts=True)
+        self._all = Routine.of(f"all_{name}", everywhere(sql), query, parameters, sorts=True)
 
     def all(self, connection: Connection, params: Params) -> Sequence[Row]:
         """Its rows, as of `all_anywhere`."""

@@ -20,21 +20,26 @@ _registered: list[Routine] = []
 _PARAMETER = re.compile(r"%\((\w+)\)s")
 
 # A plan is kept for long, and made at a moment that may be another than most: while the table was empty, or nothing
-# waited. Each routine has an index in the order of what it looks for, which is never far from the best.
-_PLANNING = "SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off"
+# waited. Each routine has an index in the order of what it looks for, which is never far from the best; PostgreSQL,
+# left to itself, makes a new plan each time if it seems to be cheaper than the one for any parameters.
+_PLANNING = "SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off"
+_IN_ORDER = "SET enable_sort = off"
 
 
 class Routine:
     """One SQL statement with %(name)s parameters, each of the type given for it; or several, as a PL/pgSQL block
-    that begins with DECLARE and returns with RETURN NEXT."""
+    that begins with DECLARE and returns with RETURN NEXT. If it `sorts`, no index has what it finds in its order."""
 
-    def __init__(self, name: str, sql: str, parameters: Mapping[str, str], columns: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, sql: str, parameters: Mapping[str, str], columns: Mapping[str, str], *, sorts: bool = False
+    ) -> None:
         body = _PARAMETER.sub(lambda match: f"p_{match[1]}", sql)
         signature = ", ".join(f"p_{parameter} {kind}" for parameter, kind in parameters.items())
         returned = ", ".join(f"{column} {kind}" for column, kind in columns.items())
         block = body if body.lstrip().startswith("DECLARE") else f"BEGIN RETURN QUERY {body}; END"
+        planning = _PLANNING if sorts else f"{_PLANNING} {_IN_ORDER}"
         definition = (
-            f"({signature}) RETURNS TABLE ({returned}) LANGUAGE plpgsql {_PLANNING} AS $routine$\n"
+            f"({signature}) RETURNS TABLE ({returned}) LANGUAGE plpgsql {planning} AS $routine$\n"
             f"#variable_conflict use_column\n{block} $routine$"
         )
         self.name = f"{name}_{hashlib.sha256(definition.encode()).hexdigest()[:10]}"
@@ -45,11 +50,13 @@ class Routine:
         _registered.append(self)
 
     @classmethod
-    def of(cls, name: str, query: str, selected: sa.Select[Any], parameters: Mapping[str, str]) -> Routine:
+    def of(
+        cls, name: str, query: str, selected: sa.Select[Any], parameters: Mapping[str, str], *, sorts: bool = False
+    ) -> Routine:
         """`query`, which has the columns that are `selected`."""
         dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
         columns = {column.name: column.type.compile(dialect) for column in selected.selected_columns}
-        return cls(name, query, parameters, columns)
+        return cls(name, query, parameters, columns, sorts=sorts)
 
     def call_for_each(self, *varying: str) -> str:
         """A statement that calls it for each object of the JSON array %(each)s, in their order; these have the
