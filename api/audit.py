@@ -2,7 +2,8 @@
 
 An entry is written when the view has done its work and before the caller hears of it: in one statement, whatever number
 of transactions the work took. A process that is killed between the two leaves a change without an entry; if only the
-entry fails, it is in the process's log.
+entry fails, it is in the process's log. The most frequent of all, that of an execution that somebody starts, is written
+in the transaction that starts it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from uuid import UUID, uuid4
 import orjson
 from flask import Response, g, request
 
-from api.access import Rule, object_in_url
+from api.access import Rule, object_in_url, rule_of_request
 from api.service import Service
 from orchestrator.access import Principal, Role
 from orchestrator.masking import Masker
@@ -54,7 +55,7 @@ class Recorder:
         try:
             if status in _DENIED or (status == 404 and g.get("is_foreign")):
                 self._write_denied(rule, response)
-            elif rule is not None and rule.action and (status < 400 or g.get("done_in")):
+            elif rule is not None and rule.action and not g.get("is_written") and (status < 400 or g.get("done_in")):
                 self._write_done(rule, response)
         except DatabaseAway:
             logger.exception("the audit log has no entry of request %s: the database is away", request_id())
@@ -85,21 +86,7 @@ class Recorder:
         self._write(action, kind, id, status=response.status_code, detail=_storable(said + more))
 
     def _write(self, action: str, kind: str, id: str, *, before: Any = None, after: Any = None, **more: Any) -> None:
-        principal: Principal | None = g.get("principal")
-        entry = Entry(
-            actor_kind=principal.kind if principal else "anonymous",
-            actor_id=principal.id if principal else None,
-            actor_name=principal.name if principal else None,
-            action=_storable(action),
-            object_kind=kind or None,
-            object_id=id or None,
-            before=self._mask(before),
-            after=self._mask(after),
-            address=request.remote_addr,
-            user_agent=_storable(request.user_agent.string),
-            request_id=request_id(),
-            **more,
-        )
+        entry = _entry(action, kind, id, before=self._mask(before), after=self._mask(after), **more)
         with self._store.single() as connection:
             audit.write(connection, entry)
 
@@ -108,6 +95,36 @@ class Recorder:
             return None
         with self._store.single() as connection:
             return audit.state(connection, kind, id)
+
+
+def _entry(action: str, kind: str, id: str, **more: Any) -> Entry:
+    """What this request did to an object."""
+    principal: Principal | None = g.get("principal")
+    return Entry(
+        actor_kind=principal.kind if principal else "anonymous",
+        actor_id=principal.id if principal else None,
+        actor_name=principal.name if principal else None,
+        action=_storable(action),
+        object_kind=kind or None,
+        object_id=id or None,
+        address=request.remote_addr,
+        user_agent=_storable(request.user_agent.string),
+        request_id=request_id(),
+        **more,
+    )
+
+
+def entry(status: int) -> Entry:
+    """What there will be to say of this request when it has done what it is for, and is answered with `status`. A view
+    has it written with what it does, and then says `is_written`."""
+    rule = rule_of_request()
+    assert rule is not None, "the guard lets nothing pass that has no rule"
+    return _entry(rule.action, *object_in_url(), status=status)
+
+
+def is_written() -> None:
+    """This request's entry is in the log already."""
+    g.is_written = True
 
 
 @dataclass(slots=True)

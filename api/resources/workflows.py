@@ -9,6 +9,7 @@ from uuid import UUID
 from flask import Response, jsonify, url_for
 from flask.views import MethodView
 
+from api import audit
 from api.access import allowed, caller, project_for
 from api.audit import tell
 from api.body import Blueprint, given_definition, is_bare
@@ -199,7 +200,10 @@ def execute(given: dict[str, Any], query: dict[str, Any], headers: dict[str, Any
         given["input"],
         priority=given["priority"],
         idempotency_key=headers.get("idempotency_key"),
+        log=audit.entry(202),
     )
+    if started.is_new:
+        audit.is_written()
     here.send(started.plan)
     with here.store.single() as connection:
         execution = executions.get(connection, started.execution_id)

@@ -13,6 +13,7 @@ from orchestrator.engine.programs import Program, Programs
 from orchestrator.errors import Conflict, InputError, PayloadTooLarge, Problem
 from orchestrator.lifecycle import STARTABLE, WorkflowStatus
 from orchestrator.store import Store, executions, workflows
+from orchestrator.store.audit import Entry
 from orchestrator.store.executions import Limits, Parent
 
 
@@ -36,8 +37,10 @@ def start_execution(
     idempotency_key: str | None = None,
     parent: Parent | None = None,
     trigger: Mapping[str, Any] | None = None,
+    log: Entry | None = None,
 ) -> Started:
-    """Store an execution of the workflow's newest version; the caller dispatches the plan.
+    """Store an execution of the workflow's newest version, and with it, if it is new, the entry `log` of the audit log;
+    the caller dispatches the plan.
 
     Raises NotFound; Conflict if the workflow's status does not allow it, or it is a template; InputError if the input
     does not fit the workflow's `inputs`; PayloadTooLarge.
@@ -62,6 +65,7 @@ def start_execution(
                 idempotency_key=idempotency_key,
                 parent=parent,
                 trigger=trigger,
+                log=log,
             )
             status, newest, is_template = inserted.status, inserted.version, inserted.is_template
             if inserted.id is not None:

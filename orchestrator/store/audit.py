@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any
 
@@ -37,6 +37,20 @@ class Entry:
     address: str | None = None
     user_agent: str | None = None
     request_id: str | None = None
+
+    def as_row(self) -> dict[str, Any]:
+        """All that is known of it before it is written."""
+        return {"id": new_id(), **asdict(self)}
+
+
+_COLUMNS = ", ".join(("id", *(field.name for field in fields(Entry))))
+LOG_START = f"""
+    INSERT INTO audit_log ({_COLUMNS})
+    SELECT {_COLUMNS} FROM jsonb_populate_record(NULL::audit_log, %(log)s || jsonb_build_object(
+        'project_id', (SELECT w.project_id FROM workflows w WHERE w.id = %(workflow)s),
+        'after', jsonb_build_object('execution_id', %(id)s)))
+"""
+"""SQL that writes the row of an entry, `log`, in the transaction that starts what it is about."""
 
 
 _LOGGED_IN = {

@@ -28,6 +28,7 @@ from orchestrator.lifecycle import (
 )
 from orchestrator.store import admission
 from orchestrator.store import models as tables
+from orchestrator.store.audit import LOG_START, Entry
 from orchestrator.store.everywhere import Reading, first_anywhere
 from orchestrator.store.keyset import LIMIT, Pattern, Window, both_ways
 from orchestrator.store.rates import Rate, use
@@ -140,6 +141,9 @@ _INSERT_ROUTINE = Routine(
             FROM unnest(%(ids)s, %(paths)s, %(types)s, %(queues)s, %(statuses)s, %(heights)s, %(priorities)s,
                         %(timeouts)s) AS u(id, path, type, queue, status, height, priority, timeout);
         END IF;
+        IF created AND %(log)s IS NOT NULL THEN
+            {LOG_START};
+        END IF;
         RETURN NEXT;
     END
     """,
@@ -169,6 +173,7 @@ _INSERT_ROUTINE = Routine(
         "heights": "int[]",
         "priorities": "smallint[]",
         "timeouts": "float8[]",
+        "log": "jsonb",
     },
     {
         "created": "bool",
@@ -206,10 +211,11 @@ def insert(
     trigger: Mapping[str, Any] | None = None,
     idempotency_key: str | None = None,
     parent: Parent | None = None,
+    log: Entry | None = None,
 ) -> Inserted:
     """Insert an execution with all its step rows, if `version` is still the workflow's newest and its status
-    allows it. `trigger` is what templates see of what started it, its `id` at least. Raises NotFound if there is no
-    such workflow."""
+    allows it; and then the entry `log` of the audit log. `trigger` is what templates see of what started it, its `id`
+    at least. Raises NotFound if there is no such workflow."""
     execution_id = new_id()
     rows = store.call(
         _INSERT_ROUTINE,
@@ -237,6 +243,7 @@ def insert(
             "heights": list(steps.heights),
             "priorities": list(steps.priorities),
             "timeouts": list(steps.timeouts),
+            "log": None if log is None else to_json(log.as_row()),
         },
     )
     if not rows:
@@ -314,6 +321,7 @@ def insert_many(
             "heights": list(steps.heights),
             "priorities": list(steps.priorities),
             "timeouts": list(steps.timeouts),
+            "log": None,
         },
     ).all()
     if not rows:

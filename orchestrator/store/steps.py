@@ -287,10 +287,11 @@ def claim_queued(store: Store, execution_id: str, queues: Collection[str], worke
     return _claim(rows[0], token)
 
 
-# After the statement that records the step; FOUND says whether that counted.
+# After the statement that records the step; FOUND says whether that counted. What is taken with a record is in the
+# step's output from then on, and nobody comes back for it: it goes, which costs less than writing it again.
 _TAKE_SIGNALS = f"""
         IF FOUND AND %(signals)s IS NOT NULL THEN
-            UPDATE signals SET taken_by = %(id)s WHERE signals.id = ANY(%(signals)s) AND taken_by IS NULL;
+            DELETE FROM signals WHERE signals.id = ANY(%(signals)s) AND taken_by IS NULL;
             GET DIAGNOSTICS taken = ROW_COUNT;
             IF taken < cardinality(%(signals)s) THEN
                 {REFUSE};

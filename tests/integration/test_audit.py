@@ -16,6 +16,8 @@ from flask.testing import FlaskClient
 from api import audit as recording
 from api import create_app
 from api.access import RULES
+from api.service import Service
+from orchestrator.access import DEFAULT_PROJECT
 
 NOOP = {"steps": [{"id": "only", "type": "noop", "config": {"value": 1}}]}
 
@@ -215,6 +217,33 @@ def test_what_somebody_starts_is_kept_with_what_came_of_it(servers: Deployment) 
     (cancelled,) = entries(servers.client, object_id=execution)
     assert (cancelled["before"]["status"], cancelled["after"]["status"]) == ("queued", "cancelled")
     assert "input" not in cancelled["before"]
+
+
+def test_what_starts_is_kept_though_the_process_ends_before_it_answers(
+    servers: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow = servers.create(NOOP)
+
+    def die(*_: Any) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(Service, "send", die)
+    with pytest.raises(SystemExit):
+        servers.client.post(f"/api/v1/workflows/{workflow}/execute", json={})
+    (entry,) = entries(servers.client, object_id=workflow, action="workflow.execute")
+    ((id,),) = servers.sql("SELECT id::text FROM executions WHERE workflow_id = %(id)s::uuid", id=workflow)
+    assert (entry["status"], entry["after"], entry["project_id"]) == (202, {"execution_id": id}, DEFAULT_PROJECT)
+
+
+def test_what_is_started_twice_under_one_key_is_kept_as_it_was_answered(servers: Deployment) -> None:
+    path, headers = f"/api/v1/workflows/{servers.create(NOOP)}/execute", {"Idempotency-Key": "once"}
+    answers = [servers.client.post(path, json={}, headers=headers) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 200]
+    kept = [entries(servers.client, request_id=answer.headers["X-Request-ID"]) for answer in answers]
+    assert [[(entry["status"], entry["after"]["execution_id"]) for entry in found] for found in kept] == [
+        [(202, answers[0].json["id"])],
+        [(200, answers[0].json["id"])],
+    ]
 
 
 def test_reading_and_what_came_to_nothing_is_not_kept(servers: Deployment) -> None:

@@ -32,13 +32,10 @@ def started(worker: OneWorker, definition: dict[str, Any], *payloads: Any) -> st
     return execution_id
 
 
-def taken(worker: OneWorker, execution_id: str) -> list[tuple[Any, str | None]]:
-    """(payload, path of the step that has it) of each signal, the oldest first."""
-    sql = """
-        SELECT g.payload, s.path FROM signals g LEFT JOIN step_executions s ON s.id = g.taken_by
-        WHERE g.execution_id = %(id)s::uuid ORDER BY g.id
-    """
-    return [(payload, path) for payload, path in worker.servers.sql(sql, id=execution_id)]
+def untaken(worker: OneWorker, execution_id: str) -> list[Any]:
+    """The payloads of the signals that nobody has taken, the oldest first."""
+    sql = "SELECT payload FROM signals WHERE execution_id = %(id)s::uuid AND taken_by IS NULL ORDER BY id"
+    return [payload for (payload,) in worker.servers.sql(sql, id=execution_id)]
 
 
 SHAPES = {
@@ -61,7 +58,7 @@ def test_each_step_has_the_next_signal(worker: OneWorker, definition: dict[str, 
     worker.perform(execution_id)
     execution = worker.servers.execution(execution_id)
     assert execution["status"] == "completed"
-    assert taken(worker, execution_id) == [(1, "a"), (2, "b"), (3, "c"), (4, None)]
+    assert untaken(worker, execution_id) == [4]
     rows = {row["path"]: row for row in execution["step_executions"]}
     assert [rows[path]["output"]["payload"] for path in "abc"] == [1, 2, 3]
     assert all(rows[path]["attempt"] == 1 for path in "abc")
@@ -94,7 +91,7 @@ def test_one_that_somebody_else_took_meanwhile_stays_theirs(worker: OneWorker) -
     rows = {row["path"]: row for row in worker.servers.execution(execution_id)["step_executions"]}
     assert rows["a"]["output"]["payload"] == "ours"
     assert (rows["a"]["attempt"], rows["b"]["status"]) == (1, "completed")
-    assert taken(worker, execution_id) == [("theirs", None), ("ours", "a")]
+    assert untaken(worker, execution_id) == []
 
 
 def test_one_stays_untaken_whose_step_was_cancelled_meanwhile(
@@ -107,7 +104,7 @@ def test_one_stays_untaken_whose_step_was_cancelled_meanwhile(
     execution_id = started(worker, workflow(a_signal("a"), a_set("b", "a", v=1)), 1)
     worker.perform(execution_id)
     assert worker.servers.statuses(execution_id) == {"a": "cancelled", "b": "cancelled"}
-    assert taken(worker, execution_id) == [(1, None)]
+    assert untaken(worker, execution_id) == [1]
 
 
 Recording = Callable[[Store, str, Claim, Result], object]
@@ -147,7 +144,7 @@ def claimed_with_its_signal(worker: OneWorker) -> tuple[str, Claim, Result]:
 def test_one_is_taken_with_the_record_of_its_step(worker: OneWorker, record: Recording) -> None:
     execution_id, claim, result = claimed_with_its_signal(worker)
     assert record(worker.servers.store, execution_id, claim, result)
-    assert taken(worker, execution_id) == [(1, "a"), (2, None)]
+    assert untaken(worker, execution_id) == [2]
 
 
 def test_none_is_taken_under_a_claim_that_is_lost(worker: OneWorker, record: Recording) -> None:
@@ -155,7 +152,7 @@ def test_none_is_taken_under_a_claim_that_is_lost(worker: OneWorker, record: Rec
     with worker.servers.store.transaction() as connection:
         assert recovery.lose(connection, claim)
     assert not record(worker.servers.store, execution_id, claim, result)
-    assert taken(worker, execution_id) == [(1, None), (2, None)]
+    assert untaken(worker, execution_id) == [1, 2]
 
 
 def test_nothing_is_recorded_with_one_that_somebody_has(worker: OneWorker, record: Recording) -> None:
@@ -184,7 +181,7 @@ def test_a_step_that_does_more_has_taken_its_signal_before_that(worker: OneWorke
     done = tmp_path / "done"
     execution_id = started(worker, workflow(step("a", "act_on_signal", name="go", file=str(done))), 1, 2)
     worker.perform(execution_id)
-    assert (done.read_text().split(), taken(worker, execution_id)) == (["1"], [(1, "a"), (2, None)])
+    assert (done.read_text().split(), untaken(worker, execution_id)) == (["1"], [2])
 
 
 def test_one_is_found_behind_many_others_and_given_once(worker: OneWorker) -> None:
@@ -193,8 +190,8 @@ def test_one_is_found_behind_many_others_and_given_once(worker: OneWorker) -> No
     with worker.servers.store.single() as connection:
         for name in (*["other"] * 30, "go", "go"):
             signals.insert(connection, execution_id, name, None)
-    untaken = PendingSignals(worker.servers.store, execution_id)
-    found = [untaken.next("go"), untaken.next("go")]
+    pending = PendingSignals(worker.servers.store, execution_id)
+    found = [pending.next("go"), pending.next("go")]
     assert None not in found
     assert len({id for id, _ in filter(None, found)}) == 2
 
@@ -204,4 +201,4 @@ def test_a_step_that_fails_over_its_signal_leaves_it_for_a_retry(worker: OneWork
     execution_id = started(worker, workflow(fails), {"here": 1})
     worker.perform(execution_id)
     assert worker.servers.execution(execution_id)["status"] == "failed"
-    assert taken(worker, execution_id) == [({"here": 1}, None)]
+    assert untaken(worker, execution_id) == [{"here": 1}]
