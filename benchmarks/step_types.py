@@ -157,17 +157,18 @@ def _bare_seconds(call: Call, count: int) -> float:
 
 
 def _inside(here: Orchestrator) -> Iterator[Case]:
-    """`approval` is not among them: it takes a person."""
+    """A thousand of each, so that what an execution costs once weighs the same. `approval` is not among them: it takes
+    a person."""
     yield Case("set", chain(1000, "set", **VALUES), 1000)
     yield Case("constant", chain(1000, "set", values={"n": 2}), 1000)
     yield Case("condition", _conditions(1000), 1000)
     yield Case("wait", chain(1000, "wait", duration=0), 1000)
     yield Case("loop", _loops(5, items=200), 5 * 200, "item", rows=5 + 5 * 200)
-    yield Case("parallel", _forks(50, branches=8), 50 * 8, "branch step", rows=50 + 50 * 8)
+    yield Case("parallel", _forks(125, branches=8), 125 * 8, "branch step", rows=125 + 125 * 8)
     child = here.create("child", [step("one", type="set", **VALUES)])
     # Each has an execution of one step: half of the steps are theirs.
-    yield Case("workflow", chain(100, "workflow", workflow=child), 2 * 100, "step", rows=100)
-    yield Case("signal", _signals(200), 200, signals=200)
+    yield Case("workflow", chain(500, "workflow", workflow=child), 2 * 500, "step", rows=500)
+    yield Case("signal", _signals(1000), 1000, signals=1000)
 
 
 def _conditions(length: int) -> list[Step]:

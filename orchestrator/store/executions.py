@@ -672,8 +672,7 @@ def listing(
     given = {name: value for name, value in given.items() if value is not None}
     # Of one workflow, of one original, and of what has not ended, there are few, or an index in their order.
     are_many = workflow_id is None and rerun_of is None and (status is None or status in EXECUTION_TERMINAL)
-    shape = window.pattern, frozenset(given)
-    sql = _OFTEN[shape].call if shape in _OFTEN else compiled(_list(*shape, are_many))
+    sql = _list_sql(window.pattern, frozenset(given), are_many)
     return as_dicts(run(connection, sql, given | window.params))
 
 
@@ -689,6 +688,13 @@ _FILTERS: Mapping[str, sa.ColumnElement[bool]] = {
     "before_id": _e.c.id < sa.bindparam("before_id"),
 }
 _PROJECTS = sa.bindparam("projects", type_=_IDS)
+
+
+@cache
+def _list_sql(window: Pattern, given: frozenset[str], are_many: bool) -> str:
+    """Putting the query together takes longer than asking it, and there are not many."""
+    often = _OFTEN.get((window, given))
+    return compiled(_list(window, given, are_many)) if often is None else often.call
 
 
 def _list(window: Pattern, given: frozenset[str], are_many: bool) -> sa.Select[Any]:
