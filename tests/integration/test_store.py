@@ -7,6 +7,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -288,6 +289,21 @@ def test_a_transaction_that_stands_still_lets_go_of_what_it_holds(at_rest: Deplo
     with frozen.single() as connection:
         assert session.run(connection, "SELECT 1").scalar_one() == 1
     frozen.close()
+
+
+def test_times_are_in_utc_whatever_zone_the_server_is_set_to(at_rest: Deployment):
+    execution_id = started(at_rest)
+    at_rest.sql("ALTER ROLE CURRENT_USER SET timezone = 'Asia/Kathmandu'")
+    try:
+        elsewhere = Store(at_rest.settings.database)
+        with elsewhere.single() as connection:
+            row = executions.get(connection, execution_id)
+        elsewhere.close()
+    finally:
+        at_rest.sql("ALTER ROLE CURRENT_USER RESET timezone")
+    assert row["created_at"].utcoffset() == timedelta(0)
+    shown = at_rest.client.get(f"/api/v1/executions/{execution_id}").json["created_at"]
+    assert shown == row["created_at"].isoformat().replace("+00:00", "Z")
 
 
 # --- what reconcile finds ----------------------------------------------------------------------------------
