@@ -364,12 +364,16 @@ def settle(
     """What came of a fire, the first word of it; False if somebody has said it, or if another one waits already."""
     if outcome is FireOutcome.QUEUED:
         return _let_wait(connection, fire_id, reason)
+    # The trigger before its fire: so does whoever deletes it.
+    held = "SELECT FROM triggers WHERE id = (SELECT trigger_id FROM trigger_fires WHERE id = %(id)s::uuid)"
     counted = "UPDATE triggers t SET last_triggered = clock_timestamp(), trigger_count = trigger_count + 1"
     changed = run(
         connection,
-        "WITH settled AS (UPDATE trigger_fires SET outcome = %(outcome)s, reason = %(reason)s, "
+        f"WITH held AS ({held} AND %(outcome)s = '{FireOutcome.STARTED}' FOR NO KEY UPDATE), "
+        "settled AS (UPDATE trigger_fires SET outcome = %(outcome)s, reason = %(reason)s, "
         f"execution_id = %(execution)s::uuid WHERE id = %(id)s::uuid AND outcome IN ({sql_words(UNSETTLED)}) "
-        f"RETURNING trigger_id), counted AS ({counted} FROM settled WHERE t.id = settled.trigger_id "
+        f"AND (SELECT count(*) FROM held) >= 0 RETURNING trigger_id), "
+        f"counted AS ({counted} FROM settled WHERE t.id = settled.trigger_id "
         f"AND %(outcome)s = '{FireOutcome.STARTED}') SELECT FROM settled",
         {"id": fire_id, "outcome": outcome, "reason": reason, "execution": execution_id},
     )

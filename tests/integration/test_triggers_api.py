@@ -8,7 +8,11 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from deployment import Deployment
+from deployment import Deployment, wait_until
+
+from orchestrator.lifecycle import FireOutcome
+from orchestrator.store import triggers
+from orchestrator.store.session import run
 
 SCHEDULE = {"cron": "0 2 * * *", "timezone": "Asia/Shanghai"}
 DAILY = {"type": "schedule", "name": "每日数据处理", "config": SCHEDULE, "is_enabled": True}
@@ -294,6 +298,32 @@ def test_a_trigger_is_fired_by_hand_with_the_input_that_is_given_or_ready(server
     shown = servers.client.get(f"/api/v1/triggers/{trigger['id']}").json
     assert shown["trigger_count"] == 3
     assert shown["last_triggered"] is not None
+
+
+def test_a_trigger_may_go_while_a_fire_of_it_is_settled(servers: Deployment):
+    trigger = added(servers, active(servers))
+    fire = fired(servers, trigger["id"]).json
+    servers.sql(
+        "UPDATE trigger_fires SET outcome = 'pending', execution_id = NULL WHERE id = %(id)s::uuid", id=fire["id"]
+    )
+
+    def settle() -> bool:
+        with servers.store.single() as connection:
+            return triggers.settle(
+                connection, fire["id"], FireOutcome.STARTED, execution_id=fire["execution_id"], reason=None
+            )
+
+    def one_waits() -> bool:
+        return bool(servers.sql("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+
+    with ThreadPoolExecutor(1) as pool:
+        with servers.store.transaction() as connection:
+            run(connection, "SELECT FROM triggers WHERE id = %(id)s::uuid FOR UPDATE", {"id": trigger["id"]})
+            settled = pool.submit(settle)
+            wait_until(one_waits)
+            triggers.delete(connection, trigger["id"])
+        assert not settled.result()
+    assert servers.client.get(f"/api/v1/triggers/{trigger['id']}").status_code == 404
 
 
 def test_a_fire_with_the_same_key_is_answered_like_the_first_even_in_a_crowd(servers: Deployment):
