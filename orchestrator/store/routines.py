@@ -20,24 +20,32 @@ _registered: list[Routine] = []
 _PARAMETER = re.compile(r"%\((\w+)\)s")
 
 # A plan is kept for long, and made at a moment that may be another than most: while the table was empty, or nothing
-# waited. Each routine has an index in the order of what it looks for, which is never far from the best; PostgreSQL,
-# left to itself, makes a new plan each time if it seems to be cheaper than the one for any parameters.
-_PLANNING = "SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off"
+# waited. Each routine has an index in the order of what it looks for, which is never far from the best.
+_BY_INDEX = "SET enable_seqscan = off SET enable_bitmapscan = off"
 _IN_ORDER = "SET enable_sort = off"
+# PostgreSQL, left to itself, makes a new plan each time if it seems to be cheaper than the one for any parameters: of a
+# list, always. For a transition it is right to: a key that is looked for with a plan made while there was none was
+# looked for among all executions of its workflow.
+_KEPT = "SET plan_cache_mode = force_generic_plan"
 
 
 class Routine:
     """One SQL statement with %(name)s parameters, each of the type given for it; or several, as a PL/pgSQL block
-    that begins with DECLARE and returns with RETURN NEXT. If it `sorts`, no index has what it finds in its order."""
+    that begins with DECLARE and returns with RETURN NEXT."""
 
     def __init__(
-        self, name: str, sql: str, parameters: Mapping[str, str], columns: Mapping[str, str], *, sorts: bool = False
+        self,
+        name: str,
+        sql: str,
+        parameters: Mapping[str, str],
+        columns: Mapping[str, str],
+        *,
+        planning: str = f"{_BY_INDEX} {_IN_ORDER}",
     ) -> None:
         body = _PARAMETER.sub(lambda match: f"p_{match[1]}", sql)
         signature = ", ".join(f"p_{parameter} {kind}" for parameter, kind in parameters.items())
         returned = ", ".join(f"{column} {kind}" for column, kind in columns.items())
         block = body if body.lstrip().startswith("DECLARE") else f"BEGIN RETURN QUERY {body}; END"
-        planning = _PLANNING if sorts else f"{_PLANNING} {_IN_ORDER}"
         definition = (
             f"({signature}) RETURNS TABLE ({returned}) LANGUAGE plpgsql {planning} AS $routine$\n"
             f"#variable_conflict use_column\n{block} $routine$"
@@ -53,10 +61,12 @@ class Routine:
     def of(
         cls, name: str, query: str, selected: sa.Select[Any], parameters: Mapping[str, str], *, sorts: bool = False
     ) -> Routine:
-        """`query`, which has the columns that are `selected`."""
+        """`query`, which has the columns that are `selected`: its plan is kept, whatever a new one would cost. If it
+        `sorts`, no index has what it finds in its order."""
         dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
         columns = {column.name: column.type.compile(dialect) for column in selected.selected_columns}
-        return cls(name, query, parameters, columns, sorts=sorts)
+        planning = f"{_KEPT} {_BY_INDEX}" if sorts else f"{_KEPT} {_BY_INDEX} {_IN_ORDER}"
+        return cls(name, query, parameters, columns, planning=planning)
 
     def call_for_each(self, *varying: str) -> str:
         """A statement that calls it for each object of the JSON array %(each)s, in their order; these have the
