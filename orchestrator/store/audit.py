@@ -44,12 +44,21 @@ class Entry:
 
 
 _COLUMNS = ", ".join(("id", *(field.name for field in fields(Entry))))
-LOG_START = f"""
-    INSERT INTO audit_log ({_COLUMNS})
-    SELECT {_COLUMNS} FROM jsonb_populate_record(NULL::audit_log, %(log)s || jsonb_build_object(
-        'project_id', (SELECT w.project_id FROM workflows w WHERE w.id = %(workflow)s),
-        'after', jsonb_build_object('execution_id', %(id)s)))
-"""
+
+
+def _insertion(row: str, found: str) -> str:
+    """SQL that writes an entry's row, and what is `found` there and then."""
+    return (
+        f"INSERT INTO audit_log ({_COLUMNS}) SELECT {_COLUMNS} "
+        f"FROM jsonb_populate_record(NULL::audit_log, {row} || jsonb_build_object({found}))"
+    )
+
+
+LOG_START = _insertion(
+    "%(log)s",
+    "'project_id', (SELECT w.project_id FROM workflows w WHERE w.id = %(workflow)s), "
+    "'after', jsonb_build_object('execution_id', %(id)s)",
+)
 """SQL that writes the row of an entry, `log`, in the transaction that starts what it is about."""
 
 
@@ -67,28 +76,8 @@ def write(connection: Connection, entry: Entry) -> None:
     project = f"({found_by})::uuid" if found_by else "NULL"
     run(
         connection,
-        "INSERT INTO audit_log (id, actor_kind, actor_id, actor_name, action, object_kind, object_id, project_id, "
-        "status, detail, before, after, address, user_agent, request_id) VALUES (%(row)s::uuid, %(actor_kind)s, "
-        "%(actor_id)s, %(actor_name)s, %(action)s, %(object_kind)s, %(id)s, "
-        f"coalesce(%(project_id)s::uuid, {project}), %(status)s, %(detail)s, %(before)s::jsonb, %(after)s::jsonb, "
-        "%(address)s, %(user_agent)s, %(request_id)s)",
-        {
-            "row": new_id(),
-            "actor_kind": entry.actor_kind,
-            "actor_id": entry.actor_id,
-            "actor_name": entry.actor_name,
-            "action": entry.action,
-            "object_kind": entry.object_kind,
-            "id": entry.object_id,
-            "project_id": entry.project_id,
-            "status": entry.status,
-            "detail": entry.detail,
-            "before": None if entry.before is None else to_json(entry.before),
-            "after": None if entry.after is None else to_json(entry.after),
-            "address": entry.address,
-            "user_agent": entry.user_agent,
-            "request_id": entry.request_id,
-        },
+        _insertion("%(log)s::jsonb", f"'project_id', coalesce(%(project_id)s::uuid, {project})"),
+        {"log": to_json(entry.as_row()), "project_id": entry.project_id, "id": entry.object_id},
     )
 
 
