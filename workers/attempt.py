@@ -36,10 +36,10 @@ from orchestrator.errors import (
 from orchestrator.lifecycle import StepStatus
 from orchestrator.metrics import tally
 from orchestrator.store import Store, cached_results, executions, logs, rate_line, signals, steps
-from orchestrator.store.bodies import EndedRow
 from orchestrator.store.logs import LogLine
 from orchestrator.store.rates import AWAITS_RATE, Rate
 from orchestrator.store.session import Call
+from orchestrator.store.step_rows import EndedRow
 from orchestrator.store.steps import Claim, ExecutionFacts
 from workers.inline import Room, has_pure_bodies, perform_body
 from workers.outcomes import check_outcome, plain, storable_failure, storable_text, what_was_raised

@@ -12,11 +12,11 @@ from orchestrator.engine.programs import Program
 from orchestrator.engine.start import check_payload, start_execution
 from orchestrator.errors import Conflict, InputError, NotFound, StepFailed
 from orchestrator.lifecycle import ExecutionStatus
-from orchestrator.store import executions, inline_executions, new_id, steps, workflows
-from orchestrator.store.bodies import EndedRow
+from orchestrator.store import executions, inline_executions, new_id, workflows
 from orchestrator.store.executions import Outcome, Parent
 from orchestrator.store.inline_executions import InlineExecution
 from orchestrator.store.session import Call
+from orchestrator.store.step_rows import EndedRow
 from orchestrator.store.steps import Claim, ExecutionFacts
 from workers.attempt import Attempt, own_store
 from workers.inline import Room, only_computes, perform_execution
@@ -119,7 +119,7 @@ class Children:
         output, rows = performed
         made = InlineExecution(facts, program.timeout, output, rows, began, self._key)
         insertion = inline_executions.insertion(made, beside=self.facts.workflow_id, worker_id=process.lease.id)
-        self.besides.extend((steps.holding(self.facts.id, self.claim), insertion))
+        self.besides.append(insertion)
         return Child(facts.id, self._whole(facts.id, Outcome(ExecutionStatus.COMPLETED, output, None)))
 
     def _perform(self, program: Program, facts: ExecutionFacts) -> tuple[Any, Sequence[EndedRow]] | None:

@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.definition.graph import CONTROL, Graph
 from orchestrator.definition.model import Step
-from orchestrator.engine.bodies import Scope, Spawn, loop_inside, row_of
+from orchestrator.engine.bodies import Scope, Spawn, loop_inside
 from orchestrator.engine.endings import NOT_TRIGGERED, outputs, seen_by_outputs
 from orchestrator.engine.plan import frontier
 from orchestrator.engine.programs import Program
+from orchestrator.engine.rows import row_of
 from orchestrator.errors import StepFailed, TemplateError
 from orchestrator.lifecycle import StepStatus
 from orchestrator.store import new_id
-from orchestrator.store.bodies import EndedRow, Inner, Written
+from orchestrator.store.bodies import Inner
+from orchestrator.store.step_rows import EndedRow
 from orchestrator.store.steps import Claim, as_seen_by_templates
 from workers.rounds import round_of
 from workers.steps.contract import Done, Round, Wait
@@ -63,7 +65,7 @@ class Room:
 
     def take(self, row: EndedRow) -> None:
         self._rows -= 1
-        self._written -= row.written.size
+        self._written -= len(row.written)
         if self._rows < 0 or self._written < 0:
             raise _NotHere
 
@@ -119,7 +121,7 @@ def perform_execution(attempt: Attempt, room: Room) -> tuple[Any, Sequence[Ended
     program = attempt.program
     try:
         room.check(len(program.definition.steps))
-        rows = list(_Steps(attempt, room, container=None).perform(program.scopes.root, loop=None))
+        rows = list(_Steps(attempt, room).perform(program.scopes.root, loop=None))
         return _output(attempt, rows), rows
     except (_NotHere, TemplateError, StepFailed):
         return None
@@ -144,7 +146,7 @@ class _Body:
     def __init__(self, inside: Attempt, room: Room) -> None:
         self._inside = inside
         self._room = room
-        self._steps = _Steps(inside, room, inside.claim.path)
+        self._steps = _Steps(inside, room)
         self.rows: list[EndedRow] = []
         self.rounds: list[Round] = []
 
@@ -156,18 +158,17 @@ class _Body:
             rows = list(self._steps.perform(graph, loop_inside(program, container.loop, scope.loop)))
             self.rows += rows
             # What stands in containers among these steps is theirs to make something of.
-            own = [_inner(row) for row in rows if row.container == container.path]
+            own = [_inner(row) for row in rows if row.place.container == container.path]
             self.rounds.append(round_of(scope.name, own, bodies[scope.body]))
 
 
 class _Steps:
-    """Performs the steps that stand in one `container` (None: in an execution), each with an attempt of its own like
-    `inside`, in which also what they have come to is seen."""
+    """Performs the steps of a graph, each with an attempt of its own like `inside`, in which also what they have come
+    to is seen."""
 
-    def __init__(self, inside: Attempt, room: Room, container: str | None) -> None:
+    def __init__(self, inside: Attempt, room: Room) -> None:
         self._inside = inside
         self._room = room
-        self._container = container
 
     def perform(self, graph: Graph, loop: Any) -> Iterator[EndedRow]:
         """The rows of a scope, in the order in which its steps end."""
@@ -219,17 +220,14 @@ class _Steps:
         reason: str | None = None,
     ) -> EndedRow:
         place = row_of(graph, path, status, loop=loop, sees_loop=self._inside.program.sees_loop)
-        variables = by.variables if by else None
-        row = EndedRow(
-            id=by.claim.id if by else new_id(),
-            place=place,
-            container=self._container,
+        row = EndedRow.of(
+            by.claim.id if by else new_id(),
+            place,
+            input=by.recorded_input if by else None,
             output=output,
-            variables=variables,
-            written=Written.of(place.iteration, by.recorded_input if by else None, output, variables),
+            variables=by.variables if by else None,
             reason=reason,
             began=began,
-            ended=time.monotonic(),
         )
         self._room.take(row)
         return row

@@ -379,7 +379,7 @@ class Lane:
             besides = [*attempt.besides]
             if attempt.body:
                 insertion = bodies.insertion_of_ended(self.execution_id, attempt.body, self.process.lease.id)
-                besides += (steps.holding(self.execution_id, claim), insertion)
+                besides.append(insertion)
             result = Result(
                 given,
                 outcome.output,

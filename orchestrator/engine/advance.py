@@ -21,6 +21,7 @@ from orchestrator.engine import endings
 from orchestrator.engine.bodies import Spawn
 from orchestrator.engine.plan import Message, Plan, frontier, plan
 from orchestrator.engine.programs import Program, Programs
+from orchestrator.engine.rows import rows_of
 from orchestrator.lifecycle import EXECUTION_TERMINAL, STEP_TERMINAL, ExecutionStatus, StepStatus
 from orchestrator.store import (
     Store,
@@ -36,6 +37,7 @@ from orchestrator.store import (
 from orchestrator.store.admission import Freed
 from orchestrator.store.executions import AWAITS_BODY, Locked
 from orchestrator.store.recovery import Ring
+from orchestrator.store.step_rows import StepRow
 from orchestrator.store.steps import EMPTY, Claim, ExecutionFacts, Result, Surroundings
 
 _AT_WORK = frozenset({StepStatus.QUEUED, StepStatus.RUNNING, StepStatus.WAITING})
@@ -197,15 +199,15 @@ def begin_body(
     begun = 0
     stopped = is_again = False
 
-    def rows(graphs: list[Graph]) -> tuple[list[bodies.InnerRow], list[str]]:
+    def rows(graphs: list[Graph]) -> tuple[list[StepRow], list[str]]:
         nonlocal begun
-        made: list[bodies.InnerRow] = []
+        made: list[StepRow] = []
         starts: list[str] = []
         for graph in graphs:
             begins = begun < limit and not stopped
             begun += 1
             loop = engine_bodies.loop_inside(program, held.loop, next(loops).loop)
-            made += engine_bodies.rows_of(graph, begins=begins, loop=loop, sees_loop=program.sees_loop)
+            made += rows_of(graph, begins=begins, loop=loop, sees_loop=program.sees_loop)
             starts += graph.roots if begins else ()
         return made, starts
 
@@ -218,7 +220,7 @@ def begin_body(
         with store.transaction() as connection:
             if number == 0 and not bodies.note(connection, held, spawn.begun):
                 return _LOST
-            inserted = bodies.insert(connection, execution_id, made, container=container, held=held)
+            inserted = bodies.insert(connection, execution_id, made, held=held)
             if inserted is None:
                 return _LOST
             is_again = is_again or inserted < len(made)
@@ -232,7 +234,7 @@ def begin_body(
         locked = executions.lock(connection, execution_id)
         if locked is None or locked.status in EXECUTION_TERMINAL:
             return _LOST
-        inserted = bodies.insert(connection, execution_id, made, container=container, held=held)
+        inserted = bodies.insert(connection, execution_id, made, held=held)
         stopped = is_long and bodies.container(connection, execution_id, container).stopped
         result = Result(given)
         if not steps.rest(connection, held, result, delay=None, resumes=True, state=spawn.noted, awaits=AWAITS_BODY):

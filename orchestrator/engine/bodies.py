@@ -19,7 +19,6 @@ from orchestrator.engine.programs import Program
 from orchestrator.errors import StepFailed
 from orchestrator.lifecycle import StepStatus
 from orchestrator.store import bodies, steps
-from orchestrator.store.bodies import InnerRow
 
 CHUNK = 2000
 """Rows inserted at a time: while the next are on their way, workers are busy with these."""
@@ -97,30 +96,6 @@ def chunks(program: Program, container: str, spawn: Spawn) -> Iterator[list[Grap
     yield [first, *islice(graphs, size - 1)]
     while chunk := list(islice(graphs, size)):
         yield chunk
-
-
-def rows_of(graph: Graph, *, begins: bool, loop: Any, sees_loop: frozenset[str]) -> Iterator[InnerRow]:
-    """The rows of a scope; its first steps are queued if it `begins` at once."""
-    for path, step in graph.steps.items():
-        queued = begins and not step.depends_on
-        status = StepStatus.QUEUED if queued else StepStatus.PENDING
-        yield row_of(graph, path, status, loop=loop, sees_loop=sees_loop)
-
-
-def row_of(graph: Graph, path: str, status: StepStatus, *, loop: Any, sees_loop: frozenset[str]) -> InnerRow:
-    step = graph.steps[path]
-    return InnerRow(
-        path,
-        step.id,
-        graph.scope,
-        step.type,
-        graph.queue_for(path),
-        status,
-        graph.heights[path],
-        step.priority,
-        step.timeout,
-        loop if step.id in sees_loop else None,
-    )
 
 
 def loop_inside(program: Program, outer: Any, own: Any) -> Any:

@@ -19,13 +19,15 @@ from orchestrator.definition.building import COMPENSATE
 from orchestrator.definition.scopes import FINALLY, ON_FAILURE, scope_of
 from orchestrator.engine import bodies as engine_bodies
 from orchestrator.engine.programs import Program
+from orchestrator.engine.rows import rows_of
 from orchestrator.errors import ArtifactGone, TemplateError
 from orchestrator.lifecycle import ExecutionStatus, StepStatus
 from orchestrator.store import admission, bodies, executions, signals, steps, workflow_ends
 from orchestrator.store.admission import Freed
-from orchestrator.store.bodies import InnerRow, Undoable
+from orchestrator.store.bodies import Undoable
 from orchestrator.store.executions import Locked
 from orchestrator.store.recovery import Ring
+from orchestrator.store.step_rows import StepRow
 from orchestrator.store.steps import ExecutionFacts
 
 COMPLETED, FAILED = ExecutionStatus.COMPLETED, ExecutionStatus.FAILED
@@ -113,8 +115,7 @@ def _next_part(
 
 def _begin(connection: Connection, program: Program, execution_id: str, scope: str) -> tuple[str, ...]:
     graph = program.scopes.at(scope)
-    rows = engine_bodies.rows_of(graph, begins=True, loop=None, sees_loop=frozenset())
-    bodies.insert(connection, execution_id, list(rows))
+    bodies.insert(connection, execution_id, list(rows_of(graph, begins=True)))
     return graph.roots
 
 
@@ -125,17 +126,18 @@ def _begin_undoing(connection: Connection, program: Program, execution_id: str) 
         return ()
     rows = [_undoing(program, one) for one in bodies.undoable(connection, execution_id, program.undoable)]
     for start in range(0, len(rows), engine_bodies.CHUNK):
-        bodies.insert(connection, execution_id, rows[start : start + engine_bodies.CHUNK], container=COMPENSATE)
+        bodies.insert(connection, execution_id, rows[start : start + engine_bodies.CHUNK])
     return tuple(row.path for row in rows[:1])
 
 
-def _undoing(program: Program, done: Undoable) -> InnerRow:
+def _undoing(program: Program, done: Undoable) -> StepRow:
     path = f"{COMPENSATE}.{done.path}"
     undo = program.scopes.step(path)
-    return InnerRow(
+    return StepRow(
         path,
         undo.id,
         scope_of(path),
+        COMPENSATE,
         undo.type,
         undo.queue,
         StepStatus.PENDING,

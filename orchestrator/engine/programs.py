@@ -19,12 +19,12 @@ from orchestrator.definition.document import walk
 from orchestrator.definition.model import RetryPolicy, Step
 from orchestrator.definition.scopes import FINALLY, ON_FAILURE, Scopes, phase_of
 from orchestrator.definition.templates import Compiled, compile_value
+from orchestrator.engine.rows import rows_of
 from orchestrator.errors import InputError, Problem, TemplateError
-from orchestrator.lifecycle import StepStatus
 from orchestrator.plugins import Catalogue, cancels
 from orchestrator.store import Store, workflows
-from orchestrator.store.executions import StepRows
 from orchestrator.store.rates import Rate
+from orchestrator.store.step_rows import StepRows
 from orchestrator.store.steps import Surroundings
 
 # A process serves a handful of workflows at a time; a definition of 10,000 steps takes some 20 MB here.
@@ -59,17 +59,7 @@ class Program:
 
     @cached_property
     def step_rows(self) -> StepRows:
-        graph = self.scopes.root
-        steps = self.definition.steps
-        return StepRows(
-            paths=tuple(step.id for step in steps),
-            types=tuple(step.type for step in steps),
-            queues=tuple(graph.queue_for(step.id) for step in steps),
-            statuses=tuple(StepStatus.PENDING if step.depends_on else StepStatus.QUEUED for step in steps),
-            heights=tuple(graph.heights[step.id] for step in steps),
-            priorities=tuple(step.priority for step in steps),
-            timeouts=tuple(step.timeout for step in steps),
-        )
+        return StepRows.of(list(rows_of(self.scopes.root, begins=True)))
 
     def variables(self, given: Any) -> Mapping[str, Any]:
         """The variables that an execution with this input begins with: what the input has under a variable's name

@@ -14,16 +14,16 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.engine.admission import admit, plans_of_admitted
 from orchestrator.engine.advance import replan
-from orchestrator.engine.bodies import row_of
 from orchestrator.engine.plan import Frontier, Plan, whole_frontier
 from orchestrator.engine.programs import Program, Programs
 from orchestrator.engine.reuse import Kept, New, kept
+from orchestrator.engine.rows import row_of
 from orchestrator.engine.start import check_payload, check_startable
 from orchestrator.errors import InputError, NotFound, Problem
 from orchestrator.lifecycle import StepStatus
 from orchestrator.store import Store, executions, new_id, reruns, steps
-from orchestrator.store.bodies import InnerRow
 from orchestrator.store.reruns import Original
+from orchestrator.store.step_rows import StepRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +123,10 @@ def _insert(
     return is_new, decided
 
 
-def _rows(
-    program: Program, loops: Mapping[str, Any], states: Mapping[str, StepStatus]
-) -> Iterator[tuple[str | None, InnerRow]]:
-    """The definition's own steps, and those of the scopes that are gone on with, each with its container."""
+def _rows(program: Program, loops: Mapping[str, Any], states: Mapping[str, StepStatus]) -> Iterator[StepRow]:
+    """The definition's own steps, and those of the scopes that are gone on with."""
     for scope, loop in {"": None, **loops}.items():
         graph = program.scopes.at(scope)
         for path in graph.steps:
             status = states.get(path, StepStatus.PENDING)
-            yield graph.container, row_of(graph, path, status, loop=loop, sees_loop=program.sees_loop)
+            yield row_of(graph, path, status, loop=loop, sees_loop=program.sees_loop)

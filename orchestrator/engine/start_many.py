@@ -42,7 +42,7 @@ def start_executions(store: Store, programs: Programs, workflow_id: str, wanted:
         program = programs.get(store, workflow_id, version)
         new = _checked(programs, program, workflow_id, {at: wanted[at] for at in left}, outcomes)
         left = []
-        for chunk in _chunks(list(new), len(program.step_rows.paths)):
+        for chunk in _chunks(list(new), program.step_rows.number):
             last = _insert(store, program, workflow_id, version, {at: new[at] for at in chunk}, outcomes)
             left += [at for at in chunk if at not in outcomes]
         if left:  # the workflow is no longer what it was

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,68 +12,24 @@ from orchestrator.lifecycle import STEP_LIVE, WAKE, StepStatus, sql_words
 from orchestrator.store.executions import AWAITS_BODY
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import EXECUTIONS_FIRST, Call, new_id, run, to_json
+from orchestrator.store.step_rows import (
+    ENDED_PARAMETERS,
+    INSERT_ENDED,
+    PLACE,
+    PLACED,
+    STEP_ROWS,
+    EndedRow,
+    StepRow,
+    ended_parameters,
+)
 from orchestrator.store.steps import LIVE, Claim
 
 _UNFINISHED = f"status IN ({sql_words(STEP_LIVE)})"
 """The predicate of the index ix_step_executions_inner."""
 
 
-@dataclass(frozen=True, slots=True)
-class InnerRow:
-    """A step of a scope, about to be inserted."""
-
-    path: str
-    step_id: str
-    scope: str
-    type: str
-    queue: str
-    status: StepStatus
-    height: int
-    priority: int | None
-    timeout: float | None
-    iteration: Any = None
-    """What its templates see as `loop`."""
-
-
-PLACE_COLUMNS = {
-    "paths": "text[]",
-    "step_ids": "text[]",
-    "scopes": "text[]",
-    "types": "text[]",
-    "queues": "text[]",
-    "statuses": "text[]",
-    "heights": "int[]",
-    "priorities": "smallint[]",
-    "timeouts": "float8[]",
-    "iterations": "jsonb[]",
-}
-"""What is inserted of an InnerRow, as parameters that are unnested side by side."""
-CAST_PLACES = ", ".join(f"%({name})s::{kind}" for name, kind in PLACE_COLUMNS.items())
-
-
-def places(rows: Sequence[InnerRow], iterations: list[str | None] | None = None) -> dict[str, list[Any]]:
-    """Their parameters; `iterations` as JSON, if they are that already."""
-    return {
-        "paths": [row.path for row in rows],
-        "step_ids": [row.step_id for row in rows],
-        "scopes": [row.scope for row in rows],
-        "types": [row.type for row in rows],
-        "queues": [row.queue for row in rows],
-        "statuses": [row.status for row in rows],
-        "heights": [row.height for row in rows],
-        "priorities": [row.priority for row in rows],
-        "timeouts": [row.timeout for row in rows],
-        "iterations": [_json(row.iteration) for row in rows] if iterations is None else iterations,
-    }
-
-
 def insert(
-    connection: Connection,
-    execution_id: str,
-    rows: Sequence[InnerRow],
-    *,
-    container: str | None = None,
-    held: Claim | None = None,
+    connection: Connection, execution_id: str, rows: Sequence[StepRow], *, held: Claim | None = None
 ) -> int | None:
     """Insert what is not there yet, in this order; how many that were. None, and nothing, if the claim `held` is held
     no longer."""
@@ -85,108 +40,23 @@ def insert(
             SELECT FROM executions WHERE id = %(execution)s::uuid AND (%(held)s::uuid IS NULL OR EXISTS (
                 SELECT FROM step_executions WHERE id = %(held)s::uuid AND claim_token = %(token)s::uuid FOR UPDATE))
         ), inserted AS (
-            INSERT INTO step_executions (id, execution_id, path, step_id, scope, container, type, queue, status, height,
-                                         priority, timeout, iteration, rung_at)
-            SELECT u.id, %(execution)s::uuid, u.path, u.step_id, u.scope, %(container)s, u.type, u.queue, u.status,
-                   u.height, u.priority, u.timeout, u.iteration,
+            INSERT INTO step_executions (id, execution_id, {PLACE}, rung_at)
+            SELECT u.id, %(execution)s::uuid, {PLACED},
                    CASE WHEN u.status = '{StepStatus.QUEUED}' THEN clock_timestamp() END
-            FROM mine, unnest(%(ids)s::uuid[], {CAST_PLACES})
-                       AS u(id, path, step_id, scope, type, queue, status, height, priority, timeout, iteration)
+            FROM mine, {STEP_ROWS}
             ON CONFLICT (execution_id, path) DO NOTHING RETURNING id
         )
         SELECT EXISTS (SELECT FROM mine) AS held, (SELECT count(*) FROM inserted) AS inserted
         """,
         {
             "execution": execution_id,
-            "container": container,
             "held": held.id if held else None,
             "token": held.token if held else None,
             "ids": [new_id() for _ in rows],
-            **places(rows),
+            "rows": to_json(rows),
         },
     ).one()
     return int(row.inserted) if row.held else None
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """The values of an EndedRow as JSON."""
-
-    iteration: str | None
-    input: str | None
-    output: str | None
-    variables: str | None
-
-    @classmethod
-    def of(cls, iteration: Any, input: Any, output: Any, variables: Any) -> Written:
-        return cls(_json(iteration), _json(input), _json(output), _json(variables))
-
-    @property
-    def size(self) -> int:
-        """In characters."""
-        return sum(len(text) for text in (self.iteration, self.input, self.output, self.variables) if text)
-
-
-@dataclass(frozen=True, slots=True)
-class EndedRow:
-    """A step that has ended before there was a row of it. `began` (None: nobody looked at it) and `ended`
-    are on time.monotonic()'s clock; `reason` is why it was skipped."""
-
-    id: str
-    place: InnerRow
-    container: str | None
-    output: Any
-    variables: Any
-    written: Written
-    reason: str | None
-    began: float | None
-    ended: float
-
-
-_ENDED_COLUMNS = {
-    "ids": "uuid[]",
-    **PLACE_COLUMNS,
-    "containers": "text[]",
-    "inputs": "jsonb[]",
-    "outputs": "jsonb[]",
-    "variables": "jsonb[]",
-    "reasons": "text[]",
-    "began": "float8[]",
-    "ended": "float8[]",
-}
-ENDED_PARAMETERS = {"execution": "uuid", "worker": "uuid"} | _ENDED_COLUMNS
-"""What INSERT_ENDED takes."""
-
-INSERT_ENDED = f"""
-    INSERT INTO step_executions (id, execution_id, path, step_id, scope, container, type, queue, status, height,
-                                 priority, timeout, iteration, attempt, worker_id, input, output, variables,
-                                 error_message, started_at, finished_at, seq)
-    SELECT u.id, %(execution)s, u.path, u.step_id, u.scope, u.container, u.type, u.queue, u.status, u.height,
-           u.priority, u.timeout, u.iteration, CASE WHEN u.began IS NULL THEN 0 ELSE 1 END,
-           CASE WHEN u.began IS NOT NULL THEN %(worker)s END, u.input, u.output, u.variables, u.reason,
-           statement_timestamp() - u.began * interval '1 second', statement_timestamp() - u.ended * interval '1 second',
-           nextval('feed_seq')
-    FROM unnest({", ".join(f"%({name})s" for name in _ENDED_COLUMNS)})
-         AS u(id, path, step_id, scope, type, queue, status, height, priority, timeout, iteration, container, input,
-              output, variables, reason, began, ended);
-"""
-
-
-def ended_parameters(execution_id: str, rows: Sequence[EndedRow], worker_id: str) -> dict[str, Any]:
-    now = time.monotonic()
-    return {
-        "execution": execution_id,
-        "worker": worker_id,
-        "ids": [row.id for row in rows],
-        **places([row.place for row in rows], [row.written.iteration for row in rows]),
-        "containers": [row.container for row in rows],
-        "inputs": [row.written.input for row in rows],
-        "outputs": [row.written.output for row in rows],
-        "variables": [row.written.variables for row in rows],
-        "reasons": [row.reason for row in rows],
-        "began": [None if row.began is None else now - row.began for row in rows],
-        "ended": [now - row.ended for row in rows],
-    }
 
 
 _INSERT_ENDED_ROUTINE = Routine(
@@ -199,7 +69,7 @@ _INSERT_ENDED_ROUTINE = Routine(
     END
     """,
     ENDED_PARAMETERS,
-    {"nothing": "bool"},
+    {},
 )
 
 
@@ -207,10 +77,6 @@ def insertion_of_ended(execution_id: str, rows: Sequence[EndedRow], worker_id: s
     """Inserts the rows of a body that has ended, together with the record of the step around it. It refuses if one of
     them is there already: an attempt before this one has begun the body in the usual way."""
     return Call(_INSERT_ENDED_ROUTINE, ended_parameters(execution_id, rows, worker_id))
-
-
-def _json(value: Any) -> str | None:
-    return None if value is None else to_json(value)
 
 
 def is_unfinished(connection: Connection, execution_id: str, container: str) -> bool:

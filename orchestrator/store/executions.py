@@ -35,24 +35,10 @@ from orchestrator.store.keyset import LIMIT, Pattern, Window, both_ways
 from orchestrator.store.rates import Rate, use
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Store, as_dicts, compiled, id_at, new_id, run, to_json
+from orchestrator.store.step_rows import PLACE, PLACED, STEP_ROWS, StepRows
 
 AWAITS_BODY, AWAITS_CHILD = "body", "child"
 """What a step waits for whose body runs, and one that started another execution (step_executions.awaits)."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepRows:
-    """The columns of an execution's step rows that depend on the definition alone."""
-
-    paths: tuple[str, ...]
-    types: tuple[str, ...]
-    queues: tuple[str, ...]
-    statuses: tuple[str, ...]
-    heights: tuple[int, ...]
-    priorities: tuple[int | None, ...]
-    timeouts: tuple[float | None, ...]
-    ids: tuple[str, ...] = ()
-    """Of the steps, where these are not their paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +121,10 @@ _INSERT_ROUTINE = Routine(
             {admission.look_again("moment", "%(rate_key)s", "%(rate_limit)s", "%(rate_per)s")};
         END IF;
         IF created THEN
-            INSERT INTO step_executions (id, execution_id, path, step_id, type, queue, status, height, priority,
-                                         timeout, rung_at)
-            SELECT u.id, %(id)s, u.path, u.path, u.type, u.queue, u.status, u.height, u.priority, u.timeout,
+            INSERT INTO step_executions (id, execution_id, {PLACE}, rung_at)
+            SELECT u.id, %(id)s, {PLACED},
                    CASE WHEN is_admitted AND u.status = '{StepStatus.QUEUED}' THEN clock_timestamp() END
-            FROM unnest(%(ids)s, %(paths)s, %(types)s, %(queues)s, %(statuses)s, %(heights)s, %(priorities)s,
-                        %(timeouts)s) AS u(id, path, type, queue, status, height, priority, timeout);
+            FROM {STEP_ROWS};
         END IF;
         IF created AND %(log)s IS NOT NULL THEN
             {LOG_START};
@@ -167,13 +151,7 @@ _INSERT_ROUTINE = Routine(
         "rate_limit": "int",
         "rate_per": "float8",
         "ids": "uuid[]",
-        "paths": "text[]",
-        "types": "text[]",
-        "queues": "text[]",
-        "statuses": "text[]",
-        "heights": "int[]",
-        "priorities": "smallint[]",
-        "timeouts": "float8[]",
+        "rows": "jsonb",
         "log": "jsonb",
     },
     {
@@ -236,14 +214,8 @@ def insert(
             "limit_keys": [key for key, _ in limits.own] or None,
             "limits": [most for _, most in limits.own] or None,
             **rate_columns(limits.rate),
-            "ids": [new_id() for _ in steps.paths],
-            "paths": list(steps.paths),
-            "types": list(steps.types),
-            "queues": list(steps.queues),
-            "statuses": list(steps.statuses),
-            "heights": list(steps.heights),
-            "priorities": list(steps.priorities),
-            "timeouts": list(steps.timeouts),
+            "ids": [new_id() for _ in range(steps.number)],
+            "rows": steps.written,
             "log": None if log is None else to_json(log.as_row()),
         },
     )
@@ -299,7 +271,7 @@ def insert_many(
             "limit_keys": [key for key, _ in new.limits.own] or None,
             "limits": [most for _, most in new.limits.own] or None,
             **rate_columns(new.limits.rate),
-            "ids": [new_id() for _ in steps.paths],
+            "ids": [new_id() for _ in range(steps.number)],
         }
         for new in wanted
     ]
@@ -315,13 +287,7 @@ def insert_many(
             "timeout": timeout,
             "parent": None,
             "depth": 0,
-            "paths": list(steps.paths),
-            "types": list(steps.types),
-            "queues": list(steps.queues),
-            "statuses": list(steps.statuses),
-            "heights": list(steps.heights),
-            "priorities": list(steps.priorities),
-            "timeouts": list(steps.timeouts),
+            "rows": steps.written,
             "log": None,
         },
     ).all()

@@ -12,11 +12,11 @@ from orchestrator.definition.building import COMPENSATE
 from orchestrator.errors import NotFound
 from orchestrator.lifecycle import STEP_TERMINAL, ExecutionStatus, StepStatus, WorkflowStatus
 from orchestrator.store import admission
-from orchestrator.store.bodies import CAST_PLACES, InnerRow, places
 from orchestrator.store.everywhere import all_anywhere, first_anywhere
 from orchestrator.store.executions import has_key, rate_columns
 from orchestrator.store.rates import Rate
 from orchestrator.store.session import new_id, run, to_json
+from orchestrator.store.step_rows import PLACE, PLACED, STEP_ROWS, StepRow
 from orchestrator.store.steps import UPSTREAM
 
 
@@ -119,15 +119,13 @@ ON CONFLICT (workflow_id, idempotency_key) DO NOTHING
 # What was kept was not done here: its `attempt` is 0, and its times are those of the original. What stands in a body
 # that is gone on with, its container finds there as after an attempt of its own that was ended.
 _INSERT_STEPS = f"""
-INSERT INTO step_executions (id, execution_id, path, step_id, scope, container, type, queue, status, height, priority,
-                             timeout, iteration, input, output, variables, error_kind, error_message, started_at,
+INSERT INTO step_executions (id, execution_id, {PLACE}, input, output, variables, error_kind, error_message, started_at,
                              finished_at)
-SELECT u.id, %(execution)s::uuid, u.path, u.step_id, u.scope, u.container, u.type, u.queue, u.status, u.height,
-       u.priority, u.timeout, u.iteration, k.input, k.output, k.variables, k.error_kind, k.error_message,
+SELECT u.id, %(execution)s::uuid, {PLACED}, k.input, k.output, k.variables, k.error_kind, k.error_message,
        k.started_at, k.finished_at
-FROM unnest(%(ids)s::uuid[], %(containers)s::text[], %(are_kept)s::bool[], {CAST_PLACES})
-         AS u(id, container, is_kept, path, step_id, scope, type, queue, status, height, priority, timeout, iteration)
-     LEFT JOIN all_step_executions k ON k.execution_id = %(original)s::uuid AND k.path = u.path AND u.is_kept
+FROM {STEP_ROWS}
+     LEFT JOIN all_step_executions k ON k.execution_id = %(original)s::uuid AND k.path = u.path
+                                        AND u.path = ANY(%(kept)s)
 """
 
 
@@ -137,7 +135,7 @@ def insert(
     execution_id: str,
     version: int,
     input: Any,
-    steps: Sequence[tuple[str | None, InnerRow]],
+    steps: Sequence[StepRow],
     *,
     kept: Collection[str],
     priority: int,
@@ -146,9 +144,8 @@ def insert(
     rate: Rate | None,
     idempotency_key: str | None,
 ) -> bool:
-    """Insert an execution, which waits for a place, with its `steps`, each with its container if it has one; False if
-    one with this key is there. Those whose paths are `kept` get the results that they have in `original`, where they
-    ended with the same statuses."""
+    """Insert an execution, which waits for a place, with its `steps`; False if one with this key is there. Those whose
+    paths are `kept` get the results that they have in `original`, where they ended with the same statuses."""
     inserted = run(
         connection,
         _INSERT,
@@ -174,9 +171,8 @@ def insert(
             "execution": execution_id,
             "original": original.id,
             "ids": [new_id() for _ in steps],
-            "containers": [container for container, _ in steps],
-            "are_kept": [row.path in kept for _, row in steps],
-            **places([row for _, row in steps]),
+            "rows": to_json(steps),
+            "kept": list(kept),
         },
     )
     return True

@@ -31,7 +31,7 @@ _KEPT = "SET plan_cache_mode = force_generic_plan"
 
 class Routine:
     """One SQL statement with %(name)s parameters, each of the type given for it; or several, as a PL/pgSQL block
-    that begins with DECLARE and returns with RETURN NEXT."""
+    that begins with DECLARE and returns with RETURN NEXT, or nothing if it has no columns."""
 
     def __init__(
         self,
@@ -44,16 +44,16 @@ class Routine:
     ) -> None:
         body = _PARAMETER.sub(lambda match: f"p_{match[1]}", sql)
         signature = ", ".join(f"p_{parameter} {kind}" for parameter, kind in parameters.items())
-        returned = ", ".join(f"{column} {kind}" for column, kind in columns.items())
+        row = ", ".join(f"{column} {kind}" for column, kind in columns.items())
         block = body if body.lstrip().startswith("DECLARE") else f"BEGIN RETURN QUERY {body}; END"
         definition = (
-            f"({signature}) RETURNS TABLE ({returned}) LANGUAGE plpgsql {planning} AS $routine$\n"
+            f"({signature}) RETURNS {f'TABLE ({row})' if row else 'void'} LANGUAGE plpgsql {planning} AS $routine$\n"
             f"#variable_conflict use_column\n{block} $routine$"
         )
         self.name = f"{name}_{hashlib.sha256(definition.encode()).hexdigest()[:10]}"
         self.definition = f"CREATE OR REPLACE FUNCTION {self.name}{definition}"
         arguments = ", ".join(f"%({parameter})s::{kind}" for parameter, kind in parameters.items())
-        self.call = f"SELECT * FROM {self.name}({arguments})"
+        self.call = f"SELECT {'* FROM ' if row else ''}{self.name}({arguments})"
         self._parameters = dict(parameters)
         _registered.append(self)
 

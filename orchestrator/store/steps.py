@@ -90,7 +90,8 @@ class Result:
     error_message: str | None = None
     variables: Any = None
     besides: tuple[Call, ...] = ()
-    """What is done before that, in the same transaction; Refused, and nothing is, if one of these refuses."""
+    """What is done before that, in the same transaction; Refused, and nothing is, if one of these refuses, or if the
+    claim is held no longer."""
     signals: tuple[str, ...] = ()
     """The ids of those that the step has taken; Refused, and nothing is written, if somebody else has one of them."""
 
@@ -148,31 +149,6 @@ ARE_HELD = "s.id = ANY(%(ids)s::uuid[]) AND s.claim_token = ANY(%(tokens)s::uuid
 def held_params(claims: Collection[Claim]) -> dict[str, list[str]]:
     """For ARE_HELD."""
     return {"ids": [claim.id for claim in claims], "tokens": [claim.token for claim in claims]}
-
-
-# In the order in which everybody takes the two: what is recorded besides must not have the one when it comes to the
-# other.
-_HOLD_ROUTINE = Routine(
-    "hold_claim",
-    f"""
-    DECLARE
-    BEGIN
-        PERFORM FROM executions WHERE id = %(execution)s FOR NO KEY UPDATE;
-        PERFORM FROM step_executions WHERE {HELD} FOR NO KEY UPDATE;
-        IF NOT FOUND THEN
-            {REFUSE};
-        END IF;
-    END
-    """,
-    {"execution": "uuid", "id": "uuid", "held_token": "uuid"},
-    {"nothing": "bool"},
-)
-
-
-def holding(execution_id: str, held: Claim) -> Call:
-    """Keeps a claim until it is recorded, so that what is done meanwhile counts if it does. It refuses if the claim is
-    held no longer."""
-    return Call(_HOLD_ROUTINE, {"execution": execution_id, "id": held.id, "held_token": held.token})
 
 
 # What is claimed without a lease has lost its worker, and may do so as often as it is claimed again, until the step is
@@ -289,13 +265,18 @@ def claim_queued(store: Store, execution_id: str, queues: Collection[str], worke
 
 # After the statement that records the step; FOUND says whether that counted. What is taken with a record is in the
 # step's output from then on, and nobody comes back for it: it goes, which costs less than writing it again.
-_TAKE_SIGNALS = f"""
-        IF FOUND AND %(signals)s IS NOT NULL THEN
-            DELETE FROM signals WHERE signals.id = ANY(%(signals)s) AND taken_by IS NULL;
-            GET DIAGNOSTICS taken = ROW_COUNT;
-            IF taken < cardinality(%(signals)s) THEN
+_SETTLE = f"""
+        IF NOT FOUND THEN
+            IF %(has_besides)s THEN
                 {REFUSE};
             END IF;
+        ELSIF %(signals)s IS NOT NULL THEN
+            FOREACH taken IN ARRAY %(signals)s LOOP
+                DELETE FROM signals WHERE signals.id = taken AND signals.taken_by IS NULL;
+                IF NOT FOUND THEN
+                    {REFUSE};
+                END IF;
+            END LOOP;
         END IF;
 """
 
@@ -325,16 +306,17 @@ _WRITTEN = {
     "error_message": "text",
     "variables": "jsonb",
     "signals": "uuid[]",
+    "has_besides": "bool",
 }
 _COMPLETE_AND_FOLLOW_ROUTINE = Routine(
     "complete_and_follow",
     f"""
     DECLARE
-        taken int;
+        taken uuid;
     BEGIN
         {EXECUTIONS_FIRST};
         RETURN QUERY {_COMPLETE_AND_FOLLOW};
-        {_TAKE_SIGNALS}
+        {_SETTLE}
     END
     """,
     _WRITTEN | {"execution": "uuid", "path": "text", "worker": "uuid", "token": "uuid"},
@@ -378,14 +360,14 @@ _COMPLETE_AND_GO_ON_ROUTINE = Routine(
         ready text[];
         is_waited_for bool;
         is_plain bool;
-        taken int;
+        taken uuid;
     BEGIN
         settled := false;
         SELECT e.status INTO execution_status FROM executions e WHERE e.id = %(execution)s FOR NO KEY UPDATE;
         UPDATE step_executions SET {COMPLETE.assignment}, {_RECORD}, finished_at = clock_timestamp()
         WHERE {HELD} AND {COMPLETE.guard};
         recorded := FOUND;
-        {_TAKE_SIGNALS}
+        {_SETTLE}
         IF NOT recorded OR execution_status <> '{ExecutionStatus.RUNNING}' THEN
             RETURN NEXT;
             RETURN;
@@ -498,11 +480,11 @@ _COMPLETE_AND_FINISH_ROUTINE = Routine(
     "complete_and_finish",
     f"""
     DECLARE
-        taken int;
+        taken uuid;
     BEGIN
         PERFORM FROM executions WHERE id = %(execution)s FOR NO KEY UPDATE;
         RETURN QUERY {_COMPLETE_AND_FINISH};
-        {_TAKE_SIGNALS}
+        {_SETTLE}
     END
     """,
     _WRITTEN | {"execution": "uuid", "path": "text"},
@@ -542,10 +524,10 @@ _END_ROUTINE = Routine(
     "end_step",
     f"""
     DECLARE
-        taken int;
+        taken uuid;
     BEGIN
         RETURN QUERY {_END};
-        {_TAKE_SIGNALS}
+        {_SETTLE}
     END
     """,
     _WRITTEN | {"status": "text", "execution": "uuid", "outlook": "text[]"},
@@ -730,6 +712,7 @@ def _written(held: Claim, result: Result) -> dict[str, Any]:
         "error_message": result.error_message,
         "variables": _json(result.variables),
         "signals": list(result.signals) or None,
+        "has_besides": bool(result.besides),
     }
 
 

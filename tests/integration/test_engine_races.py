@@ -29,10 +29,10 @@ from orchestrator.engine.waiting import send_signal
 from orchestrator.lifecycle import ExecutionStatus, StepStatus
 from orchestrator.plugins import load_catalogue
 from orchestrator.store import admission, bodies, executions, new_id, recovery, signals, steps
-from orchestrator.store.bodies import InnerRow
 from orchestrator.store.executions import Parent
 from orchestrator.store.recovery import Ring
 from orchestrator.store.session import run
+from orchestrator.store.step_rows import StepRow
 from orchestrator.store.steps import Claim, Result
 from workers.runner import Lane
 
@@ -148,9 +148,9 @@ def test_a_failure_ends_the_rounds_too_that_were_on_their_way(hand: Hand):
 def test_rounds_that_were_being_inserted_are_cancelled_with_the_others(hand: Hand):
     execution_id = a_loop(hand.deployment)
     container = hand.claim(execution_id, "each")
-    row = InnerRow("each[0].one", "one", "each[0]", "noop", "cpu", StepStatus.QUEUED, 1, None, None)
+    row = StepRow("each[0].one", "one", "each[0]", "each", "noop", "cpu", StepStatus.QUEUED, 1, None, None)
     with ThreadPoolExecutor(1) as pool, hand.store.transaction() as connection:
-        assert bodies.insert(connection, execution_id, [row], container="each", held=container)
+        assert bodies.insert(connection, execution_id, [row], held=container)
         cancelled = pool.submit(
             end_early, hand.store, hand.programs, execution_id, ExecutionStatus.CANCELLED, "by a user"
         )

@@ -92,6 +92,14 @@ def test_an_execution_performed_whole_leaves_what_another_leaves(worker: OneWork
     assert {one["execution_id"] for one in outputs} == {usual["id"], whole["id"]}
 
 
+def test_an_execution_performed_whole_may_have_no_input(worker: OneWorker) -> None:
+    child = worker.servers.create(workflow(a_set("a", v=1)), "child")
+    steps = [step(f"s{n}", "workflow", f"s{n - 1}" if n else "", workflow=child, input=None) for n in range(2)]
+    (one, usual), (other, whole) = children(worker, run(worker, workflow(*steps)))
+    assert (one, other) == (STARTED, WHOLE)
+    assert whole["input"] is usual["input"] is None
+
+
 def test_its_times_lie_within_those_of_its_step_and_its_steps_within_it(worker: OneWorker) -> None:
     child = worker.servers.create(CHILDREN["a chain"], "child")
     execution = run(worker, calls(child, times=3))

@@ -14,7 +14,7 @@ from orchestrator.engine.programs import Programs
 from orchestrator.lifecycle import StepStatus
 from orchestrator.plugins import load_catalogue
 from orchestrator.store import bodies
-from orchestrator.store.bodies import InnerRow
+from orchestrator.store.step_rows import StepRow
 
 NOBODY = "00000000-0000-7000-8000-000000000000"
 
@@ -490,9 +490,9 @@ def test_of_a_body_undone_steps_are_not_kept(deployment: Deployment, marks: Path
 def test_a_step_that_fails_before_it_comes_to_its_bodies_leaves_nothing_to_do_in_them(servers: Deployment):
     loop = {"id": "each", "type": "loop", "config": {"items": [1], "steps": [step("a")]}}
     execution_id = servers.execute(servers.create(workflow(loop)))
-    row = InnerRow("each[0].a", "a", "each[0]", "noop", "cpu", StepStatus.PENDING, 1, None, None)
+    row = StepRow("each[0].a", "a", "each[0]", "each", "noop", "cpu", StepStatus.PENDING, 1, None, None)
     with servers.store.single() as connection:
-        bodies.insert(connection, execution_id, [row], container="each")
+        bodies.insert(connection, execution_id, [row])
     claimed = servers.claim(execution_id, "each")
     assert claimed is not None
     held, facts = claimed
