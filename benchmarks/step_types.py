@@ -68,7 +68,8 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class TypeFigure:
-    """`ms` and `bare_ms` are for one of `count`. `ratio` is the one over the other; over `set` if there is no other."""
+    """`ms` and `bare_ms` are for one of `count`. `ratio` is the one over the other; if there is no other, over the
+    `set` that was measured beside it."""
 
     type: str
     each: str
@@ -83,7 +84,7 @@ def measure(here: Orchestrator, rounds: int) -> list[TypeFigure]:
     with ExitStack() as stack:
         cases = {case.type: case for case in (*_inside(here), *_outside(here, stack))}
         ours: dict[str, list[float]] = {type: [] for type in cases}
-        bare: dict[str, list[float]] = {type: [] for type in cases}
+        beside: dict[str, list[float]] = {type: [] for type in cases}
         workflow_ids = {type: here.create(f"type {type}", case.steps) for type, case in cases.items()}
         for type, case in cases.items():
             _warm_up(here, case, workflow_ids[type])
@@ -93,28 +94,28 @@ def measure(here: Orchestrator, rounds: int) -> list[TypeFigure]:
             for type, case in list(cases.items()) if number % 2 else reversed(cases.items()):
                 ours[type].append(_seconds(here, case, workflow_ids[type]) / case.count)
                 if case.bare is not None:
-                    bare[type].append(_bare_seconds(case.bare, case.count) / case.count)
-    base = statistics.median(ours[BASE])
-    return [_figure(case, ours[type], bare[type], base) for type, case in cases.items()]
+                    beside[type].append(_bare_seconds(case.bare, case.count) / case.count)
+                else:  # a machine that is shared is another one ten seconds later
+                    beside[type].append(_seconds(here, cases[BASE], workflow_ids[BASE]) / cases[BASE].count)
+    return [_figure(case, ours[type], beside[type]) for type, case in cases.items()]
 
 
 def table(figures: list[TypeFigure]) -> str:
-    head = f"{'step type':<12}{'each':<13}{'n':>6}{'ms':>9}{'bare ms':>9}{'more ms':>9}{'ratio':>8}"
+    head = f"{'step type':<14}{'each':<13}{'n':>6}{'ms':>9}{'bare ms':>9}{'more ms':>9}{'ratio':>8}"
     lines = [head, "-" * len(head)]
     for figure in figures:
         bare = more = "-"
         if figure.bare_ms is not None:
             bare, more = f"{figure.bare_ms:.2f}", f"{figure.ms - figure.bare_ms:.2f}"
         cells = f"{figure.count:>6}{figure.ms:>9.2f}{bare:>9}{more:>9}{figure.ratio:>8.2f}"
-        lines.append(f"{figure.type:<12}{figure.each:<13}{cells}")
+        lines.append(f"{figure.type:<14}{figure.each:<13}{cells}")
     return "\n".join(lines)
 
 
-def _figure(case: Case, ours: list[float], bare: list[float], base: float) -> TypeFigure:
-    mine = statistics.median(ours)
-    plain = statistics.median(bare) if bare else None
-    bare_ms = None if plain is None else plain * 1000
-    return TypeFigure(case.type, case.each, case.count, mine * 1000, bare_ms, mine / (plain or base))
+def _figure(case: Case, ours: list[float], beside: list[float]) -> TypeFigure:
+    bare_ms = None if case.bare is None else statistics.median(beside) * 1000
+    ratio = statistics.median(mine / other for mine, other in zip(ours, beside, strict=True))
+    return TypeFigure(case.type, case.each, case.count, statistics.median(ours) * 1000, bare_ms, ratio)
 
 
 def _warm_up(here: Orchestrator, case: Case, workflow_id: str) -> None:
@@ -165,9 +166,10 @@ def _inside(here: Orchestrator) -> Iterator[Case]:
     yield Case("wait", chain(1000, "wait", duration=0), 1000)
     yield Case("loop", _loops(5, items=200), 5 * 200, "item", rows=5 + 5 * 200)
     yield Case("parallel", _forks(125, branches=8), 125 * 8, "branch step", rows=125 + 125 * 8)
-    child = here.create("child", [step("one", type="set", **VALUES)])
-    # Each has an execution of one step: half of the steps are theirs.
-    yield Case("workflow", chain(500, "workflow", workflow=child), 2 * 500, "step", rows=500)
+    # Each has an execution of as many steps, which count as its own does. Of one step it is no more than an execution.
+    for name, length, calls in (("workflow", 10, 100), ("workflow of 1", 1, 500)):
+        child = here.create(f"child of {name}", chain(length, "set", **VALUES))
+        yield Case(name, chain(calls, "workflow", workflow=child), calls * (1 + length), "step", rows=calls)
     yield Case("signal", _signals(1000), 1000, signals=1000)
 
 

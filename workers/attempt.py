@@ -595,10 +595,11 @@ def interruptible(deadline: float | None) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # Asked for each step, changed once a process: changing it costs more than all the rest of this.
-    if signal.getsignal(signal.SIGALRM) is not _interrupt:
-        signal.signal(signal.SIGALRM, _interrupt)
     around = _interruptible
+    # Asked for each step, changed once a process: changing it costs more than all the rest of this. For a step that is
+    # performed in another it has been asked.
+    if around is None and signal.getsignal(signal.SIGALRM) is not _interrupt:
+        signal.signal(signal.SIGALRM, _interrupt)
     _interruptible = block = _Interruptible(deadline)
     try:
         if deadline is not None:

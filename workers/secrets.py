@@ -70,6 +70,8 @@ class Secrets(Mapping[str, str]):
 def _masked(value: Any, pattern: re.Pattern[str]) -> Any:
     if isinstance(value, str):
         return pattern.sub(MASK, value)
+    if value is None or isinstance(value, (bool, int, float)):  # to find out that these are no mapping takes longer
+        return value
     if isinstance(value, Mapping):
         return {_masked(key, pattern): _masked(item, pattern) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -711,7 +711,8 @@ def _written(held: Claim, result: Result) -> dict[str, Any]:
         "error_kind": result.error_kind,
         "error_message": result.error_message,
         "variables": _json(result.variables),
-        "signals": list(result.signals) or None,
+        # Written out it is one word for PostgreSQL; psycopg2 would make an expression of it.
+        "signals": f"{{{','.join(result.signals)}}}" if result.signals else None,
         "has_besides": bool(result.besides),
     }
 
