@@ -533,6 +533,26 @@ def test_an_archive_is_dropped_when_all_in_it_has_been_kept_long_enough(
     assert own.sql("SELECT FROM archives") == []
 
 
+def test_children_are_performed_whole_before_and_after_the_tables_they_were_in_are_dropped(
+    own: Deployment, retention: Retention, travel: Callable[[timedelta], None]
+):
+    """What a server process has at hand of a function names the tables, and their rows, that it was made with."""
+    child = own.create(SETS)
+    calls = [
+        {"id": f"s{n}", "type": "workflow", "depends_on": [f"s{n - 1}"] if n else [], "config": {"workflow": child}}
+        for n in range(20)
+    ]
+    parent = own.create({"steps": calls})
+    for number in range(1, 4):
+        assert own.ended(own.execute(parent))["status"] == "completed"
+        stats = own.client.get(f"/api/v1/workflows/{child}/stats").json
+        assert stats["counts"]["completed"] == 20 * number
+        own.lay_aside()
+        travel(number * 2 * KEPT)
+        patiently(retention.drop_archives)
+        assert own.sql("SELECT FROM archives") == []
+
+
 def test_what_a_workflow_keeps_for_longer_outlives_the_others(
     own: Deployment, retention: Retention, travel: Callable[[timedelta], None]
 ):
