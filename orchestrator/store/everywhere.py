@@ -20,6 +20,12 @@ def everywhere(sql: str) -> str:
     return re.sub(r"\b(step_)?executions\b", r"all_\g<0>", sql)
 
 
+def present(sql: str) -> str:
+    """A query of all executions as one of the present ones, among which is all that has not ended: in what is laid
+    aside there is neither any of it nor an index to find out."""
+    return re.sub(r"\ball_((step_)?executions)\b", r"\1", sql)
+
+
 class Reading:
     """A query about one execution or step that is asked often enough to keep its plans."""
 

@@ -16,7 +16,6 @@ from orchestrator.errors import NotFound
 from orchestrator.lifecycle import (
     CANCEL_EXECUTION,
     EXECUTION_LIVE,
-    EXECUTION_TERMINAL,
     FAIL_EXECUTION,
     FINISH,
     STARTABLE,
@@ -30,7 +29,7 @@ from orchestrator.lifecycle import (
 from orchestrator.store import admission
 from orchestrator.store import models as tables
 from orchestrator.store.audit import LOG_START, Entry
-from orchestrator.store.everywhere import Reading, first_anywhere
+from orchestrator.store.everywhere import Reading, first_anywhere, present
 from orchestrator.store.keyset import LIMIT, Pattern, Window, both_ways
 from orchestrator.store.rates import Rate, use
 from orchestrator.store.routines import Routine
@@ -637,9 +636,10 @@ def listing(
         "before_id": None if created_before is None else id_at(_milliseconds(created_before) + _SKEW),
     }
     given = {name: value for name, value in given.items() if value is not None}
+    is_live = status in EXECUTION_LIVE
     # Of one workflow, of one original, and of what has not ended, there are few, or an index in their order.
-    are_many = workflow_id is None and rerun_of is None and (status is None or status in EXECUTION_TERMINAL)
-    sql = _list_sql(window.pattern, frozenset(given), are_many)
+    are_many = workflow_id is None and rerun_of is None and not is_live
+    sql = _list_sql(window.pattern, frozenset(given), are_many, is_live)
     return as_dicts(run(connection, sql, given | window.params))
 
 
@@ -658,10 +658,13 @@ _PROJECTS = sa.bindparam("projects", type_=_IDS)
 
 
 @cache
-def _list_sql(window: Pattern, given: frozenset[str], are_many: bool) -> str:
+def _list_sql(window: Pattern, given: frozenset[str], are_many: bool, is_live: bool) -> str:
     """Putting the query together takes longer than asking it, and there are not many."""
     often = _OFTEN.get((window, given))
-    return compiled(_list(window, given, are_many)) if often is None else often.call
+    if often is not None:
+        return often.call
+    sql = compiled(_list(window, given, are_many))
+    return present(sql) if is_live else sql
 
 
 def _list(window: Pattern, given: frozenset[str], are_many: bool) -> sa.Select[Any]:

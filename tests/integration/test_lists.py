@@ -12,6 +12,7 @@ from deployment import Deployment, deployed, watched
 from test_execution import step, workflow
 
 from api.resources.paging import cursor_of
+from orchestrator.lifecycle import EXECUTION_LIVE
 
 WORKFLOWS = "/api/v1/workflows"
 MANY = 8_000
@@ -332,6 +333,18 @@ def test_rare_entries_of_the_audit_log_are_found_by_an_index(
     deployment, _ = full
     assert page(deployment, "/api/v1/audit", **query)["items"] == []
     assert buffers(deployment, "/api/v1/audit", **query) < 20
+
+
+@pytest.mark.parametrize("sort", ["created_at", "-created_at"])
+def test_what_has_not_ended_is_found_without_a_look_at_what_was_laid_aside(
+    full: tuple[Deployment, dict[str, str]], sort: str
+) -> None:
+    deployment, ids = full
+    deployment.lay_aside()
+    assert deployment.sql("SELECT count(*) >= %(many)s FROM executions_1", many=MANY) == [(True,)]
+    for status in EXECUTION_LIVE:
+        assert buffers(deployment, "/api/v1/executions", status=status, sort=sort) < 10
+    assert [one["id"] for one in page(deployment, "/api/v1/executions", status="queued")["items"]] == [ids["e"]]
 
 
 def buffers(deployment: Deployment, path: str, *, key: str | None = None, **query: str) -> int:
