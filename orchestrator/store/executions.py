@@ -60,8 +60,14 @@ class Limits:
 
 def has_key(workflow: str, key: str) -> str:
     """SQL: whether the workflow has an execution with this idempotency key, be it laid aside. Of those that come at the
-    same time, the unique index of the present ones lets one in."""
-    return f"EXISTS (SELECT FROM all_executions k WHERE k.workflow_id = {workflow} AND k.idempotency_key = {key})"
+    same time, the unique index of the present ones lets one in.
+
+    It is asked in the order of the keys, so that a plan which is kept from a time when there were few executions uses
+    their index, and does not go through all of the workflow."""
+    return (
+        f"((SELECT true FROM all_executions k WHERE k.workflow_id = {workflow} AND k.idempotency_key >= {key} "
+        f"AND k.idempotency_key <= {key} ORDER BY k.idempotency_key LIMIT 1) IS NOT NULL)"
+    )
 
 
 _INSERT_ROUTINE = Routine(

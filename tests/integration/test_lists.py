@@ -13,6 +13,7 @@ from test_execution import step, workflow
 
 from api.resources.paging import cursor_of
 from orchestrator.lifecycle import EXECUTION_LIVE
+from orchestrator.store import executions
 
 WORKFLOWS = "/api/v1/workflows"
 MANY = 8_000
@@ -333,6 +334,21 @@ def test_rare_entries_of_the_audit_log_are_found_by_an_index(
     deployment, _ = full
     assert page(deployment, "/api/v1/audit", **query)["items"] == []
     assert buffers(deployment, "/api/v1/audit", **query) < 20
+
+
+def test_a_key_is_looked_for_among_keys_with_a_plan_for_any_key(full: tuple[Deployment, dict[str, str]]):
+    deployment, ids = full
+    planning = "enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off"
+    with deployment.store.transaction() as connection:
+        connection.exec_driver_sql(f"SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL {planning}")
+        connection.exec_driver_sql(f"PREPARE look (uuid, text) AS SELECT {executions.has_key('$1', '$2')} AS found")
+        asked = f"EXECUTE look ('{ids['w']}', 'a key')"
+        assert connection.exec_driver_sql(asked).scalar_one() is False
+        explained = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {asked}").scalar_one()
+        connection.exec_driver_sql("DEALLOCATE look")
+    plan = explained[0]["Plan"]
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 10
+    assert "uq_executions_idempotency" in str(plan)
 
 
 @pytest.mark.parametrize("sort", ["created_at", "-created_at"])
