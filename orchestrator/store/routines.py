@@ -24,8 +24,8 @@ _PARAMETER = re.compile(r"%\((\w+)\)s")
 _BY_INDEX = "SET enable_seqscan = off SET enable_bitmapscan = off"
 _IN_ORDER = "SET enable_sort = off"
 # PostgreSQL, left to itself, makes a new plan each time if it seems to be cheaper than the one for any parameters: of a
-# list, always. For a transition it is right to: a key that is looked for with a plan made while there was none was
-# looked for among all executions of its workflow.
+# list, always. A transition is left to it. It keeps plans of these, too, so what two indexes could find has to be asked
+# in the order of the right one (has_key in executions.py).
 _KEPT = "SET plan_cache_mode = force_generic_plan"
 
 
