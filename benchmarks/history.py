@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sqlalchemy.engine import Connection
 
 from orchestrator.config import RetentionSettings
-from orchestrator.store import Store, archives, partitions, stats
+from orchestrator.store import Store, archives, partitions
 from orchestrator.store.session import run
 
 DAYS = 90
@@ -99,22 +99,27 @@ _SHARD = """
          WHEN finished_at < clock_timestamp() - interval '20 minutes' THEN 1 ELSE 2 + n %% 4 END
 """
 
+# What is merged counts for all workflows together, too.
+_ALL = "'00000000-0000-0000-0000-000000000000'::uuid"
+_OWNERS = f"unnest(CASE WHEN shard <= 1 THEN ARRAY[workflow_id, {_ALL}] ELSE ARRAY[workflow_id] END)"
+
 _EXECUTION_STATS = f"""
     INSERT INTO execution_stats (workflow_id, slot, shard, status, number, seconds, durations, waits)
-    SELECT workflow_id, slot, shard, status, count(*), sum(took), sum(one_in_bucket(took)),
+    SELECT owner, slot, shard, status, count(*), sum(took), sum(one_in_bucket(took)),
            sum(one_in_bucket(waited))
     FROM (
         SELECT workflow_id, {_SLOT} AS slot, {_SHARD} AS shard, status,
                extract(epoch FROM finished_at - started_at)::float8 AS took,
                extract(epoch FROM started_at - created_at)::float8 AS waited
         FROM all_executions JOIN past USING (id, workflow_id, status)
-    ) AS ended GROUP BY 1, 2, 3, 4
+    ) AS ended CROSS JOIN LATERAL {_OWNERS} AS owner GROUP BY 1, 2, 3, 4
 """
 
 _STEP_STATS = f"""
     INSERT INTO step_stats (workflow_id, slot, shard, step_id, error_kind, completed, failed, skipped, cancelled,
                             retried, retried_completed, seconds)
-    SELECT workflow_id, slot, shard, step_id, kind, count(*) FILTER (WHERE status = 'completed'),
+    SELECT owner, slot, shard, CASE WHEN owner = {_ALL} THEN '' ELSE step_id END, kind,
+           count(*) FILTER (WHERE status = 'completed'),
            count(*) FILTER (WHERE status = 'failed'), count(*) FILTER (WHERE status = 'skipped'),
            count(*) FILTER (WHERE status = 'cancelled'), count(*) FILTER (WHERE attempt > 1),
            count(*) FILTER (WHERE attempt > 1 AND status = 'completed'),
@@ -124,17 +129,7 @@ _STEP_STATS = f"""
                {_SHARD.replace("finished_at", "e.finished_at")} AS shard, s.step_id, coalesce(s.error_kind, '') AS kind,
                s.status, s.attempt, s.started_at AS began, s.finished_at AS ended
         FROM all_step_executions s JOIN all_executions e ON e.id = s.execution_id JOIN past ON past.id = e.id
-    ) AS ended GROUP BY 1, 2, 3, 4, 5
-"""
-
-_MERGED = " UNION ALL ".join(
-    f"SELECT m.* FROM {table} CROSS JOIN LATERAL (VALUES {values}) AS m (measure, status, value) WHERE shard <= 1"
-    for table, values in stats.MEASURES.items()
-)
-_TOTALS = f"""
-    INSERT INTO stats_totals AS t (measure, status, value)
-    SELECT measure, status, sum(value) FROM ({_MERGED}) AS merged GROUP BY measure, status
-    ON CONFLICT (measure, status) DO UPDATE SET value = t.value + excluded.value
+    ) AS ended CROSS JOIN LATERAL {_OWNERS} AS owner GROUP BY 1, 2, 3, 4, 5
 """
 
 # One execution has very many lines, and of the others one in ten has two.
@@ -191,7 +186,6 @@ def fill(store: Store, past: Past, executions: int, log_lines: int = 100_000) ->
         for name, sql in (
             ("statistics", _EXECUTION_STATS),
             ("statistics of steps", _STEP_STATS),
-            ("totals", _TOTALS),
             ("log lines", _LOGS),
             ("audit entries", _AUDIT),
             ("fires", _FIRES),

@@ -18,7 +18,7 @@ from api.service import service
 from orchestrator.definition.durations import parse_duration
 from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus
 from orchestrator.store import stats, workflows
-from orchestrator.store.stats import Ended, Which
+from orchestrator.store.stats import Point, Which
 
 blueprint = Blueprint("stats", __name__, url_prefix="/api/v1", description="Statistics")
 
@@ -137,7 +137,7 @@ def _shown(connection: Any, which: Which, window: float) -> dict[str, Any]:
     until = datetime.now(UTC)
     since = _slot(until - timedelta(seconds=window))
     width = next((width for width in _WIDTHS if window / width <= _POINTS), _WIDTHS[-1])
-    ended = stats.ended(connection, which, since, width)
+    points, ended = stats.ended(connection, which, since, width)
     counts = _counts((row.status, row.number) for row in ended)
     before = stats.counts(connection, which, since - timedelta(seconds=window), since)
     rate, rate_before = _rate(counts), _rate(_counts(before.items()))
@@ -152,7 +152,7 @@ def _shown(connection: Any, which: Which, window: float) -> dict[str, Any]:
         "counts": counts,
         "success_rate": rate,
         "success_rate_change": None if rate is None or rate_before is None else round(rate - rate_before, 6),
-        "series": _series(ended),
+        "series": _series(points),
         "duration": {
             "mean": sum(row.seconds for row in measured) / number if number > 0 else None,
             **_quantiles(durations),
@@ -168,12 +168,12 @@ def _shown(connection: Any, which: Which, window: float) -> dict[str, Any]:
     }
 
 
-def _series(ended: Iterable[Ended]) -> list[dict[str, Any]]:
-    points = []
-    for begins, rows in groupby(ended, key=lambda row: row.begins):
+def _series(points: Iterable[Point]) -> list[dict[str, Any]]:
+    series = []
+    for begins, rows in groupby(points, key=lambda point: point.begins):
         counts = _counts((row.status, row.number) for row in rows)
-        points.append({"begins": begins, **counts, "success_rate": _rate(counts)})
-    return points
+        series.append({"begins": begins, **counts, "success_rate": _rate(counts)})
+    return series
 
 
 def _counts(numbers: Iterable[tuple[str, int]]) -> dict[str, int]:

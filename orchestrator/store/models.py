@@ -292,8 +292,8 @@ executions = sa.Table(
 def _stats(name: str, comment: str, *columns: sa.Column[Any] | sa.Index) -> sa.Table:
     """Counts of what ended in a slot: five minutes, later merged to hours and days. A trigger on executions (migration
     0014) keeps them in the transaction of the end itself, each server process in rows of its own: `shard` is its
-    number, and 1 and less where they have been merged. There is no foreign key, by which an end would wait for whoever
-    changes the workflow."""
+    number, and 1 and less where they have been merged, for each workflow and for all together (store/stats.py). There
+    is no foreign key, by which an end would wait for whoever changes the workflow."""
     return sa.Table(
         name,
         metadata,
@@ -331,15 +331,6 @@ step_stats = _stats(
     sa.Column("seconds", sa.Double, nullable=False),
     # What failed or was retried is little, and asked for of all workflows together.
     sa.Index("ix_step_stats_trouble", "slot", postgresql_where=sa.text("failed <> 0 OR retried <> 0")),
-)
-
-stats_totals = sa.Table(
-    "stats_totals",
-    metadata,
-    sa.Column("measure", sa.Text, primary_key=True),
-    sa.Column("status", sa.Text, primary_key=True),
-    sa.Column("value", sa.Double, nullable=False),
-    comment="What the rows of execution_stats and step_stats that have been merged add up to, of all workflows.",
 )
 
 step_executions = sa.Table(

@@ -14,6 +14,10 @@ from orchestrator.lifecycle import EXECUTION_LIVE, sql_words
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import as_dicts, run
 
+_ALL = "00000000-0000-0000-0000-000000000000"
+"""The workflow of the rows about all workflows together. What is about all of them reads these, and what is not merged
+yet: of fifty workflows' 90 days that is a thirtieth of the rows."""
+
 PER_OCTAVE = 4
 """Buckets of a histogram from a time to twice that."""
 
@@ -61,12 +65,12 @@ class Which:
 
     @property
     def sql(self) -> str:
-        """A condition on rows that have a workflow_id."""
+        """A condition on rows of statistics."""
         if self.workflow_id is not None:
             return "workflow_id = %(workflow)s::uuid"
         if self.projects is not None:
             return "workflow_id IN (SELECT id FROM workflows WHERE project_id = ANY(%(projects)s::uuid[]))"
-        return "true"
+        return f"(workflow_id = '{_ALL}' OR shard > 1)"
 
     @property
     def params(self) -> dict[str, Any]:
@@ -74,11 +78,19 @@ class Which:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """What ended as `status` within some time: how many, the seconds that they took together, and histograms of how
-    long they took and waited before they began, as `buckets` reads them."""
+class Point:
+    """How many ended as `status` in the time that begins with `begins`."""
 
     begins: datetime
+    status: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What ended as `status`: how many, the seconds that they took together, and histograms of how long they took and
+    waited before they began, as `buckets` reads them."""
+
     status: str
     number: int
     seconds: float
@@ -86,17 +98,32 @@ class Ended:
     waits: int
 
 
-def ended(connection: Connection, which: Which, since: datetime, width: float) -> list[Ended]:
-    """For each `width` seconds from `since` on in which something ended, in their order."""
+def ended(connection: Connection, which: Which, since: datetime, width: float) -> tuple[list[Point], list[Ended]]:
+    """The points for each `width` seconds from `since` on in which something ended, in their order; and all of it."""
     rows = run(
         connection,
-        "SELECT date_bin(%(width)s * interval '1 second', slot, %(since)s) AS begins, status, "
-        "sum(number)::bigint AS number, sum(seconds)::float8 AS seconds, sum(durations) AS durations, "
-        f"sum(waits) AS waits FROM execution_stats WHERE {which.sql} AND slot >= %(since)s "
-        "GROUP BY begins, status ORDER BY begins",
+        f"""
+        WITH points AS (
+            SELECT date_bin(%(width)s * interval '1 second', slot, %(since)s) AS begins, status, sum(number) AS number,
+                   sum(seconds) AS seconds, sum(durations) AS durations, sum(waits) AS waits
+            FROM execution_stats WHERE {which.sql} AND slot >= %(since)s GROUP BY begins, status
+        )
+        SELECT begins, status, number::bigint, NULL::float8 AS seconds, NULL AS durations, NULL AS waits FROM points
+        UNION ALL
+        SELECT NULL, status, sum(number)::bigint, sum(seconds)::float8, sum(durations)::text, sum(waits)::text
+        FROM points GROUP BY status
+        ORDER BY begins, status
+        """,
         {**which.params, "since": since, "width": width},
+    ).all()
+    return (
+        [Point(row.begins, row.status, row.number) for row in rows if row.begins is not None],
+        [
+            Ended(row.status, row.number, row.seconds, int(row.durations), int(row.waits))
+            for row in rows
+            if row.begins is None
+        ],
     )
-    return [Ended(row.begins, row.status, row.number, row.seconds, int(row.durations), int(row.waits)) for row in rows]
 
 
 def counts(connection: Connection, which: Which, since: datetime, before: datetime) -> dict[str, int]:
@@ -179,52 +206,45 @@ def of_workflow(connection: Connection, workflow_id: str) -> Mapping[str, Any]:
     return run(connection, _OF_WORKFLOW.call, {"id": workflow_id}).one()._asdict()
 
 
-MEASURES = {
-    "execution_stats": "('executions', status, number::float8), ('seconds', status, seconds)",
-    "step_stats": ", ".join(
-        f"('steps', '{name}', {name}::float8)" for name in ("completed", "failed", "skipped", "cancelled", "retried")
-    ),
-}
-"""What a row of a table adds to which totals, as a list of VALUES."""
-
-
 def totals(connection: Connection) -> dict[str, dict[str, float]]:
     """Since the beginning, by status: how many `executions` ended, the `seconds` that they took, and what became of
-    their `steps`. It reads what ended in the last quarter of an hour, and what is merged in stats_totals."""
-    fresh = " UNION ALL ".join(
-        f"SELECT m.* FROM {table} CROSS JOIN LATERAL (VALUES {values}) AS m (measure, status, value) WHERE shard > 1"
-        for table, values in MEASURES.items()
-    )
-    found: dict[str, dict[str, float]] = {"executions": {}, "seconds": {}, "steps": {}}
-    for row in run(
+    their `steps`."""
+    ended = run(
         connection,
-        f"SELECT measure, status, sum(value)::float8 AS value FROM (SELECT * FROM stats_totals UNION ALL {fresh}) AS m "
-        "GROUP BY measure, status ORDER BY measure, status",
-    ):
-        found[row.measure][row.status] = row.value
-    return found
+        "SELECT status, sum(number)::float8 AS number, sum(seconds)::float8 AS seconds FROM execution_stats "
+        f"WHERE {Which().sql} GROUP BY status ORDER BY status",
+    ).all()
+    names = ("completed", "failed", "skipped", "cancelled", "retried")
+    sums = ", ".join(f"coalesce(sum({name}), 0)::float8 AS {name}" for name in names)
+    return {
+        "executions": {row.status: row.number for row in ended},
+        # Merging adds in another order, and a counter must not fall by what that loses in the last digit.
+        "seconds": {row.status: round(row.seconds, 3) for row in ended},
+        "steps": run(connection, f"SELECT {sums} FROM step_stats WHERE {Which().sql}").one()._asdict(),
+    }
 
 
 _MERGED = 2000
 """Rows merged at a time."""
 _COLUMNS = {
-    "execution_stats": ("status", ("number", "seconds", "durations", "waits")),
+    "execution_stats": ({"status": "status"}, ("number", "seconds", "durations", "waits")),
     "step_stats": (
-        "step_id, error_kind",
+        {"step_id": f"CASE WHEN owner = '{_ALL}' THEN '' ELSE step_id END", "error_kind": "error_kind"},
         ("completed", "failed", "skipped", "cancelled", "retried", "retried_completed", "seconds"),
     ),
 }
-"""What the rows of a table are about besides a workflow, a slot and a shard; and what is added up."""
+"""What the rows of a table are about besides a workflow, a slot and a shard, and how a row for `owner` comes to it; and
+what is added up."""
 
 
 def merge(connection: Connection) -> None:
     """Merge what the server processes have counted once a slot is over, what is older than a day to hours, and what is
     older than a week to days, some at a time. Shard 1 has the slots, 0 the hours and -1 the days, so that an index
-    finds what is left to do."""
-    for old, merged, begins in (
-        ("shard > 1 AND slot < now() - interval '15 minutes'", 1, "slot"),
-        ("shard = 1 AND slot < now() - interval '25 hours'", 0, "date_trunc('hour', slot, 'UTC')"),
-        ("shard = 0 AND slot < now() - interval '8 days'", -1, "date_trunc('day', slot, 'UTC')"),
+    finds what is left to do. What is merged for the first time counts for all workflows together as well."""
+    for old, merged, begins, owners in (
+        ("shard > 1 AND slot < now() - interval '15 minutes'", 1, "slot", f"workflow_id, '{_ALL}'"),
+        ("shard = 1 AND slot < now() - interval '25 hours'", 0, "date_trunc('hour', slot, 'UTC')", "workflow_id"),
+        ("shard = 0 AND slot < now() - interval '8 days'", -1, "date_trunc('day', slot, 'UTC')", "workflow_id"),
     ):
         for table, (about, sums) in _COLUMNS.items():
             run(
@@ -233,18 +253,14 @@ def merge(connection: Connection) -> None:
                 WITH gone AS (
                     DELETE FROM {table} WHERE ctid = ANY(ARRAY(
                         SELECT ctid FROM {table} WHERE {old} LIMIT {_MERGED} FOR UPDATE SKIP LOCKED)) RETURNING *
-                ), totalled AS (
-                    INSERT INTO stats_totals AS t (measure, status, value)
-                    SELECT m.measure, m.status, sum(m.value)
-                    FROM gone CROSS JOIN LATERAL (VALUES {MEASURES[table]}) AS m (measure, status, value)
-                    WHERE gone.shard > 1 GROUP BY m.measure, m.status ORDER BY m.measure, m.status
-                    ON CONFLICT (measure, status) DO UPDATE SET value = t.value + excluded.value
                 )
-                INSERT INTO {table} AS s (workflow_id, slot, shard, {about}, {", ".join(sums)})
-                SELECT workflow_id, {begins} AS begins, {merged}, {about},
+                INSERT INTO {table} AS s (workflow_id, slot, shard, {", ".join(about)}, {", ".join(sums)})
+                SELECT owner, {begins} AS begins, {merged},
+                       {", ".join(f"{value} AS its_{name}" for name, value in about.items())},
                        {", ".join(f"sum({name})" for name in sums)}
-                FROM gone GROUP BY workflow_id, begins, {about}
-                ON CONFLICT (workflow_id, slot, shard, {about}) DO UPDATE SET
+                FROM gone CROSS JOIN unnest(ARRAY[{owners}]::uuid[]) AS owner
+                GROUP BY owner, begins, {", ".join(f"its_{name}" for name in about)}
+                ON CONFLICT (workflow_id, slot, shard, {", ".join(about)}) DO UPDATE SET
                     {", ".join(f"{name} = s.{name} + excluded.{name}" for name in sums)}
                 """,
             )

@@ -7,10 +7,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from alembic import command
 from deployment import Deployment
 from test_execution import step, workflow
 
-from orchestrator.store import stats
+from orchestrator.config import DatabaseSettings
+from orchestrator.store import Store, stats
+from orchestrator.store.migrate import alembic_config, migrate
 from orchestrator.store.stats import Which
 
 
@@ -98,33 +102,32 @@ def test_old_slots_are_merged_and_nothing_is_lost(servers: Deployment):
                 f"WHERE {mine} AND slot > now() - interval '1 hour' LIMIT 1",
                 id=workflow_id,
             )
+    servers.sql(f"UPDATE step_stats SET failed = 2, retried = 1, error_kind = 'timeout' WHERE {mine}", id=workflow_id)
     which, since = Which(workflow_id), datetime.now(UTC) - timedelta(days=60)
 
     def all_of_it() -> Any:
         with servers.store.single() as connection:
-            ended = stats.ended(connection, which, since, timedelta(days=90).total_seconds())
+            _, ended = stats.ended(connection, which, since, timedelta(days=90).total_seconds())
             # Sums of floats depend on the order in which they are made.
             return [replace(row, seconds=round(row.seconds, 6)) for row in ended], stats.steps(connection, which, since)
 
-    def totals() -> Any:
+    def of_all() -> Any:
         with servers.store.single() as connection:
-            return stats.totals(connection)
+            counts = stats.counts(connection, Which(), since, datetime.now(UTC))
+            return counts, stats.trouble(connection, Which(), since), stats.totals(connection)
 
-    before, in_total = all_of_it(), {name: pytest.approx(values) for name, values in totals().items()}
+    before, together = all_of_it(), of_all()
     assert sum(row.number for row in before[0]) >= 4
     with servers.store.single() as connection:
         for _ in range(2):
             stats.merge(connection)
-    assert (all_of_it(), totals()) == (before, in_total)
+    assert (all_of_it(), of_all()) == (before, together)
     rows = servers.sql(
         f"SELECT shard, slot = date_trunc('hour', slot, 'UTC'), slot = date_trunc('day', slot, 'UTC'), "
         f"slot < now() - interval '8 days' FROM execution_stats WHERE {mine} AND slot < now() - interval '1 day'",
         id=workflow_id,
     )
     assert len(rows) == 2
-    assert (
-        servers.sql("SELECT value FROM stats_totals WHERE measure = 'executions' AND status = 'cancelled'")[0][0] >= 4
-    )
     assert {(shard, hourly, daily or not old) for shard, hourly, daily, old in rows} == {
         (0, True, True),
         (-1, True, True),
@@ -146,3 +149,29 @@ def test_the_statistics_of_all_are_of_all(servers: Deployment):
     after = servers.client.get("/api/v1/stats", query_string={"window": "90d"}).json
     assert after["counts"]["cancelled"] >= before + 2
     assert "steps" not in after
+
+
+def test_what_an_older_release_has_merged_counts_for_all(servers: Deployment):
+    url = sa.make_url(servers.settings.database.url).set(database="older").render_as_string(hide_password=False)
+    servers.sql("CREATE DATABASE older")
+    store = Store(DatabaseSettings(url=url))
+    with store.engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
+        command.upgrade(alembic_config(connection), "0025")
+        connection.exec_driver_sql(
+            """
+            INSERT INTO execution_stats (workflow_id, slot, shard, status, number, seconds, durations, waits)
+                SELECT gen_random_uuid(), now() - age * interval '1 day', shard, 'failed', 2, 3.5, 5000000000000, 5
+                FROM (VALUES (0, 9), (0, 1), (0, 1), (3, 0), (20, -1), (20, -1)) AS rows (age, shard);
+            INSERT INTO step_stats (workflow_id, slot, shard, step_id, error_kind, completed, failed, skipped, cancelled,
+                                    retried, retried_completed, seconds)
+                SELECT workflow_id, slot, shard, 'a', 'timeout', 1, number, 0, 0, 1, 1, 1 FROM execution_stats;
+            """
+        )
+    migrate(url)
+    since = datetime.now(UTC) - timedelta(days=60)
+    with store.single() as connection:
+        _, (failed,) = stats.ended(connection, Which(), since, 86400)
+        assert (failed.number, failed.seconds, stats.buckets(failed.durations)) == (12, 21, [0, 30])
+        assert stats.trouble(connection, Which(), since) == stats.Trouble({"timeout": 12}, 6, 6)
+        assert stats.totals(connection)["executions"] == {"failed": 12}
+    store.close()
