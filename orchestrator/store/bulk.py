@@ -17,8 +17,6 @@ from orchestrator.store.everywhere import everywhere
 from orchestrator.store.session import run, sql_id_at
 from orchestrator.store.workflow_ends import IS_COUNTED
 
-_e, _w = tables.all_executions, tables.workflows
-
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -34,14 +32,16 @@ class Selection:
 
 def matching(connection: Connection, which: Selection, limit: int) -> dict[str, str]:
     """Their ids, each with that of its project, the oldest first."""
-    query = sa.select(_e.c.id, _w.c.project_id).join(_w, _w.c.id == _e.c.workflow_id).order_by(_e.c.id).limit(limit)
+    is_live = which.statuses is not None and which.statuses <= EXECUTION_LIVE  # nothing that was laid aside is
+    e, w = tables.executions if is_live else tables.all_executions, tables.workflows
+    query = sa.select(e.c.id, w.c.project_id).join(w, w.c.id == e.c.workflow_id).order_by(e.c.id).limit(limit)
     for condition in (
-        None if which.ids is None else _e.c.id.in_(which.ids),
-        None if which.workflow_id is None else _e.c.workflow_id == which.workflow_id,
-        None if which.statuses is None else _e.c.status.in_(sorted(which.statuses)),
-        None if which.created_after is None else _e.c.created_at > which.created_after,
-        None if which.created_before is None else _e.c.created_at < which.created_before,
-        None if which.projects is None else executions.in_projects(which.projects),
+        None if which.ids is None else e.c.id.in_(which.ids),
+        None if which.workflow_id is None else e.c.workflow_id == which.workflow_id,
+        None if which.statuses is None else e.c.status.in_(sorted(which.statuses)),
+        None if which.created_after is None else e.c.created_at > which.created_after,
+        None if which.created_before is None else e.c.created_at < which.created_before,
+        None if which.projects is None else w.c.project_id.in_(sorted(which.projects)),
     ):
         if condition is not None:
             query = query.where(condition)
@@ -52,7 +52,8 @@ def statuses(
     connection: Connection, ids: Collection[str], projects: Collection[str] | None = None
 ) -> dict[str, ExecutionStatus]:
     """Of those that are there, in one of `projects` if these are given."""
-    query = sa.select(_e.c.id, _e.c.status).where(_e.c.id.in_(ids))
+    e = tables.all_executions
+    query = sa.select(e.c.id, e.c.status).where(e.c.id.in_(ids))
     if projects is not None:
         query = query.where(executions.in_projects(projects))
     return {row.id: ExecutionStatus(row.status) for row in connection.execute(query)}

@@ -15,11 +15,13 @@ from deployment import Deployment, deployed, wait_until
 from sqlalchemy.exc import InternalError, OperationalError
 
 from orchestrator.engine.retention import Retention
-from orchestrator.lifecycle import ExecutionStatus
-from orchestrator.store import archives, feed, new_id, partitions, removals
+from orchestrator.lifecycle import EXECUTION_LIVE, ExecutionStatus
+from orchestrator.store import archives, bulk, feed, new_id, partitions, removals
+from orchestrator.store.bulk import Selection
 from orchestrator.store.executions import lock, summary
 from orchestrator.store.logs import LogLine, append
 from orchestrator.store.partitions import DAY, HOUR
+from orchestrator.store.session import run
 
 KEPT = 180 * DAY
 EACH = 25 * DAY
@@ -653,3 +655,19 @@ def test_what_is_held_is_not_laid_aside_meanwhile(own: Deployment):
                 archives.lay_aside(connection)
             connection.exec_driver_sql("ROLLBACK; BEGIN")
     assert is_present(own, id)
+
+
+def test_what_is_done_to_all_that_is_live_does_not_wait_for_an_archive(own: Deployment):
+    own.run(SETS)
+    id = waiting(own)
+    own.lay_aside()
+    projects = frozenset(id for (id,) in own.sql("SELECT id::text FROM projects"))
+    live = Selection(statuses=EXECUTION_LIVE, projects=projects)
+    ((name,),) = own.sql("SELECT 'executions_' || max(number) FROM archives")
+    with own.store.transaction() as dropping, own.store.transaction() as connection:
+        run(dropping, f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE")
+        run(connection, "SET LOCAL lock_timeout = '2s'")
+        assert id in bulk.matching(connection, live, 10)
+        with pytest.raises(OperationalError, match="lock timeout"):
+            bulk.matching(connection, replace(live, statuses=None), 10)
+    assert own.client.post(f"/api/v1/executions/{id}/cancel").status_code < 300

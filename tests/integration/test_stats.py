@@ -162,8 +162,8 @@ def test_what_an_older_release_has_merged_counts_for_all(servers: Deployment):
             INSERT INTO execution_stats (workflow_id, slot, shard, status, number, seconds, durations, waits)
                 SELECT gen_random_uuid(), now() - age * interval '1 day', shard, 'failed', 2, 3.5, 5000000000000, 5
                 FROM (VALUES (0, 9), (0, 1), (0, 1), (3, 0), (20, -1), (20, -1)) AS rows (age, shard);
-            INSERT INTO step_stats (workflow_id, slot, shard, step_id, error_kind, completed, failed, skipped, cancelled,
-                                    retried, retried_completed, seconds)
+            INSERT INTO step_stats (workflow_id, slot, shard, step_id, error_kind, completed, failed, skipped,
+                                    cancelled, retried, retried_completed, seconds)
                 SELECT workflow_id, slot, shard, 'a', 'timeout', 1, number, 0, 0, 1, 1, 1 FROM execution_stats;
             """
         )
