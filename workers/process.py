@@ -243,8 +243,10 @@ def _end() -> None:
 def _worker_starts(**_: Any) -> None:
     # Before the pool forks: a script that is not in bubblewrap has nothing but this between it and our environment.
     conceal()
-    # And so that the children need not find it out, each for itself.
-    in_force(load_settings())
+    # And so that the children need not find it out, nor import the step types, each for itself.
+    settings = load_settings()
+    in_force(settings)
+    load_catalogue(settings.plugins)
 
 
 @signals.worker_process_init.connect
