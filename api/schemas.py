@@ -14,7 +14,7 @@ from api.errors import ProblemItem
 from orchestrator.definition.durations import parse_duration
 from orchestrator.engine.bulk import MOST, Action
 from orchestrator.lifecycle import ExecutionStatus, StepStatus, WorkflowStatus
-from orchestrator.store import executions, logs, step_templates, workflows
+from orchestrator.store import execution_views, logs, step_templates, workflows
 from orchestrator.store.search import question
 
 _WORKFLOW_STATUS = validate.OneOf([str(status) for status in WorkflowStatus])
@@ -224,7 +224,7 @@ class StepTemplateQuery(PageQuery):
 
 
 class ExecutionQuery(PageQuery):
-    sort = Sort(executions.ORDERS, default="-created_at")
+    sort = Sort(execution_views.ORDERS, default="-created_at")
     workflow_id = fields.UUID(metadata={"description": "executions of this workflow"})
     status = fields.String(validate=_EXECUTION_STATUS, metadata={"description": "executions that have this status"})
     rerun_of = fields.UUID(metadata={"description": "executions that do this one again"})

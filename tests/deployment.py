@@ -27,7 +27,7 @@ from sqlalchemy.exc import OperationalError
 
 from orchestrator.config import BrokerSettings, DatabaseSettings, Settings, VaultSettings, environment_of
 from orchestrator.embedded import Embedded, embedded_servers
-from orchestrator.store import Store, archives, executions, new_id, partitions, session, steps, workers
+from orchestrator.store import Store, archives, execution_views, new_id, partitions, session, steps, workers
 from orchestrator.store.migrate import migrate
 from orchestrator.store.steps import Claim, ExecutionFacts
 from orchestrator.vault import new_key
@@ -212,7 +212,7 @@ class Deployment:
 
     def execution(self, execution_id: str) -> dict[str, Any]:
         with self.store.single() as connection:
-            return executions.get(connection, execution_id)
+            return execution_views.get(connection, execution_id)
 
     def statuses(self, execution_id: str) -> dict[str, str]:
         return {step["path"]: step["status"] for step in self.execution(execution_id)["step_executions"]}

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from functools import lru_cache, partial
-from itertools import islice
-from types import FrameType
+from functools import partial
 from typing import Any, TypeVar
-
-import marshmallow
 
 from orchestrator.artifacts import Artifacts
 from orchestrator.config import OutputLimit, Settings
-from orchestrator.definition.complaints import Hints, complaints
 from orchestrator.definition.model import Step
-from orchestrator.definition.paths import join_all
 from orchestrator.definition.scopes import phase_of
-from orchestrator.definition.templates import Compiled, compile_expression, compile_value
+from orchestrator.definition.templates import compile_value
 from orchestrator.engine.endings import NOT_TRIGGERED, execution_facts, trigger_facts
 from orchestrator.engine.programs import Program
 from orchestrator.engine.start import encoded
 from orchestrator.errors import (
     OrchestratorError,
     StepFailed,
-    StepTimeout,
     TemplateError,
 )
 from orchestrator.lifecycle import StepStatus
@@ -41,43 +31,21 @@ from orchestrator.store.rates import AWAITS_RATE, Rate
 from orchestrator.store.session import Call
 from orchestrator.store.step_rows import EndedRow
 from orchestrator.store.steps import Claim, ExecutionFacts
-from workers.inline import Room, has_pure_bodies, perform_body
-from workers.outcomes import check_outcome, plain, storable_failure, storable_text, what_was_raised
+from workers.inline import Room, perform_body
+from workers.interrupting import interruptible
+from workers.log_buffer import LogBuffer
+from workers.outcomes import check_outcome, plain, storable_failure, what_was_raised
 from workers.pending_signals import PendingSignals
+from workers.prepared import Prepared, load, prepare
 from workers.rounds import named, rounds
 from workers.secrets import Secrets
 from workers.steps.condition import is_true
-from workers.steps.contract import Done, LogLevel, Round, Spawn, StepContext, StepType, Wait, Workflows
-from workers.stopping import Watch, ended_by
+from workers.steps.contract import Done, Round, Spawn, StepContext, Wait, Workflows
+from workers.stopping import Watch
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
-
-_SHOWN_COMPLAINTS = 20
-
-ALARM_GRACE = 0.5
-"""Seconds past the deadline before a step is interrupted: a step type that watches the time itself has the
-better error message."""
-
-
-@dataclass(slots=True)
-class Prepared:
-    """What is the same for every attempt of a step in any execution of its workflow version."""
-
-    type: StepType
-    config: Tree
-    input_mapping: Compiled | None
-    when: Compiled | None
-    output_mapping: Compiled | None
-    cache_key: Compiled | None
-    references: frozenset[str]
-    """Ids of the steps whose outputs the templates name."""
-    roots: frozenset[str]
-    """What the templates start from."""
-    loaded: Mapping[str, Any] | None
-    """The configuration, if it is checked once for all; what its `variable` fields come to is put in their place."""
-    has_pure_bodies: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,110 +56,6 @@ class Skipped:
 
 
 Outcome = Done | Wait | Spawn | Skipped | StepFailed
-
-
-class Tree:
-    """A configuration compiled field by field: expressions as such, raw fields not at all."""
-
-    def __init__(self, config: Mapping[str, Any], step_type: StepType) -> None:
-        self._type = step_type
-        self.parts: list[Compiled] = []
-        self.deferred: dict[str, Compiled] = {}
-        """What the type evaluates itself, by its place."""
-        self._fields: dict[str, Any] = {}
-        variable = set()
-        for name, value in config.items():
-            known = len(self.parts)
-            self._fields[name] = self._compile(value, name)
-            if len(self.parts) > known:
-                variable.add(name)
-        self.variable = frozenset(variable)
-        """The fields that depend on the context."""
-
-    def render(self, context: Mapping[str, object]) -> dict[str, Any]:
-        return {name: self._render(node, context) for name, node in self._fields.items()}
-
-    def constants(self) -> dict[str, Any]:
-        """With None for each variable field."""
-        return {name: None if name in self.variable else self._render(node, {}) for name, node in self._fields.items()}
-
-    def _compile(self, value: Any, path: str) -> Any:
-        if path in self._type.raw_fields:
-            return value
-        if path in self._type.deferred_fields:
-            self.deferred[path] = compile_expression(value) if isinstance(value, str) else compile_value(value)
-            return value
-        if path in self._type.expression_fields and isinstance(value, str):
-            return self._part(compile_expression(value))
-        if isinstance(value, dict):
-            return {key: self._compile(item, f"{path}.{key}") for key, item in value.items()}
-        if isinstance(value, list):
-            return [self._compile(item, path) for item in value]
-        return self._part(compile_value(value)) if isinstance(value, str) else value
-
-    def _part(self, compiled: Compiled) -> Any:
-        if compiled.constant:
-            return compiled.render({})
-        self.parts.append(compiled)
-        return compiled
-
-    def _render(self, node: Any, context: Mapping[str, object]) -> Any:
-        if isinstance(node, Compiled):
-            return node.render(context)
-        if isinstance(node, dict):
-            return {key: self._render(item, context) for key, item in node.items()}
-        if isinstance(node, list):
-            return [self._render(item, context) for item in node]
-        return node
-
-
-def prepare(program: Program, step: Step, catalogue: Mapping[str, Any]) -> Prepared:
-    """Compile a step's templates; kept with the program. Raises StepFailed for a type that is not here."""
-    known: Prepared | None = program.prepared.get(step.id)
-    if known is not None:
-        return known
-    step_type: StepType | None = catalogue.get(step.type)
-    if step_type is None:
-        raise StepFailed(
-            f"this worker does not know the step type {step.type!r}; start it with the plugin that has it",
-            kind="config",
-        )
-    config = Tree(step.config or {}, step_type)
-    mapping = None if step.input_mapping is None else compile_value(dict(step.input_mapping))
-    when = compile_expression(step.when) if isinstance(step.when, str) else None
-    exported = None if step.output_mapping is None else compile_value(dict(step.output_mapping))
-    cache_key = None if step.cache is None else compile_value(step.cache.key)
-    parts = [*config.parts, *(part for part in (mapping, when, exported, cache_key) if part is not None)]
-    prepared = Prepared(
-        step_type,
-        config,
-        mapping,
-        when,
-        exported,
-        cache_key,
-        frozenset(reference for part in parts for reference in part.steps),
-        frozenset(root for part in (*parts, *config.deferred.values()) for root in part.roots),
-        _load(step_type, config.constants()) if config.variable <= step_type.unchecked_fields else None,
-        bool(step.bodies) and has_pure_bodies(step, catalogue),
-    )
-    program.prepared[step.id] = prepared
-    return prepared
-
-
-def _load(step_type: StepType, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    schema = _schema(step_type)
-    try:
-        loaded: Mapping[str, Any] = schema.load(config)
-    except marshmallow.ValidationError as error:
-        found = islice(complaints(error.messages, config, (), Hints(), schema), _SHOWN_COMPLAINTS)
-        wrong = "; ".join(f"{join_all(keys) or 'config'}: {what}" for keys, what in found)
-        raise StepFailed(f"the rendered config is not valid: {wrong}", kind="config", retryable=False) from None
-    return loaded
-
-
-@lru_cache(maxsize=256)
-def _schema(step_type: StepType) -> marshmallow.Schema:
-    return step_type.Config()  # making one takes longer than using it
 
 
 class StoreFailed(Exception):
@@ -343,7 +207,7 @@ class Attempt:
         mapped = None if prepared.input_mapping is None else prepared.input_mapping.render(context)
         self.recorded_input = self.secrets.mask(self._worth_recording(rendered) if mapped is None else mapped)
         if prepared.loaded is None:
-            config = _load(prepared.type, rendered)
+            config = load(prepared.type, rendered)
         else:
             config = {**prepared.loaded, **{name: rendered[name] for name in prepared.config.variable}}
         return StepContext(
@@ -555,117 +419,3 @@ class Attempt:
             except StepFailed as error:
                 message += f" (its output could not be kept: {error})"
         return storable_failure(failure, message, output)
-
-
-@dataclass(slots=True)
-class _Interruptible:
-    """A block of the main thread that SIGALRM may interrupt; at its `deadline`, if it has one."""
-
-    deadline: float | None
-    unwanted: bool = False
-
-    def watch_time(self) -> None:
-        left = 0.0 if self.deadline is None else max(0.001, self.deadline - time.monotonic() + ALARM_GRACE)
-        signal.setitimer(signal.ITIMER_REAL, left)
-
-    def end(self) -> None:
-        self.unwanted = True
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
-
-
-_interruptible: _Interruptible | None = None
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    if _interruptible is None:
-        return  # it came late
-    if _interruptible.unwanted:
-        raise StepFailed("the step is not wanted any more", kind="cancelled", retryable=False)
-    raise StepTimeout("the step's time is up")
-
-
-@contextmanager
-def interruptible(deadline: float | None) -> Iterator[None]:
-    """Raise StepTimeout in the block once `deadline` has passed, or StepFailed once its result is not wanted.
-
-    Only a process's main thread can be interrupted, as the prefork pool's is; elsewhere the step types bound
-    themselves, and reconcile gives the step up by its row's deadline.
-    """
-    global _interruptible
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    around = _interruptible
-    # Asked for each step, changed once a process: changing it costs more than all the rest of this. For a step that is
-    # performed in another it has been asked.
-    if around is None and signal.getsignal(signal.SIGALRM) is not _interrupt:
-        signal.signal(signal.SIGALRM, _interrupt)
-    _interruptible = block = _Interruptible(deadline)
-    try:
-        if deadline is not None:
-            block.watch_time()
-        with ended_by(block.end):
-            yield
-    finally:
-        _interruptible = around
-        if around is None:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        else:  # a step of an execution that is performed in the step which started it
-            around.watch_time()
-
-
-class LogBuffer:
-    """Log lines on their way to where they are kept: at most half a second apart from it, many at a time."""
-
-    _LINES = 200
-    _SECONDS = 0.5
-
-    def __init__(self, attempt: Attempt) -> None:
-        self._attempt = attempt
-        self._lines: list[LogLine] = []
-        self._left = attempt.settings.executor.max_log
-        self._lock = threading.Lock()
-        self._keeping = threading.Lock()
-        self._timer: threading.Timer | None = None
-
-    def add(self, message: str, level: LogLevel = "info") -> None:
-        message = str(message)  # a type that hands over an exception is understood
-        with self._lock:
-            if self._left <= 0:
-                return
-            self._left -= len(message) + 1
-            if self._left <= 0:
-                message, level = "the log is longer than executor.max_log; the rest is dropped", "warning"
-            clean = storable_text(self._attempt.secrets.mask(message))
-            self._lines.append(LogLine(datetime.now(UTC), level, clean))
-            full = len(self._lines) >= self._LINES
-            if not full and self._timer is None:
-                self._timer = threading.Timer(self._SECONDS, self.flush)
-                self._timer.daemon = True
-                self._timer.start()
-        if full:
-            self.flush()
-
-    def flush(self) -> None:
-        # One at a time: lines stay in their order, and who closes the log leaves none on their way.
-        with self._keeping:
-            self._keep(self._taken())
-
-    def _taken(self) -> list[LogLine]:
-        with self._lock:
-            lines, self._lines = self._lines, []
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-        return lines
-
-    def _keep(self, lines: Sequence[LogLine]) -> None:
-        if not lines:
-            return
-        try:
-            self._attempt.keep_log(lines)
-        except Exception:  # a step does not fail for its log
-            logger.warning("%d log lines of step %s were lost", len(lines), self._attempt.claim.path, exc_info=True)
-
-    def close(self) -> None:
-        self.flush()

@@ -26,7 +26,7 @@ from orchestrator.errors import StepFailed
 from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus, StepStatus
 from orchestrator.metrics import HOOK_DROPS, HOOK_ERRORS, tally
 from orchestrator.plugins import ExecutionEvent, StepEvent, load_plugins
-from orchestrator.store import Store, executions
+from orchestrator.store import Store, execution_views
 from orchestrator.store.session import DatabaseAway, to_json
 from orchestrator.store.steps import Claim, ExecutionFacts
 from workers.attempt import Skipped
@@ -109,7 +109,7 @@ class Announcer:
             return
         try:
             with self._store.single() as connection:
-                shown = executions.summary(connection, execution_id)
+                shown = execution_views.summary(connection, execution_id)
         except Exception:
             logger.warning("the plugins are not told how execution %s ended", execution_id, exc_info=True)
             return

@@ -18,7 +18,8 @@ from orchestrator.store import rate_line, step_tests
 from orchestrator.store.logs import LogLine
 from orchestrator.store.rates import Rate
 from orchestrator.store.steps import Claim, ExecutionFacts
-from workers.attempt import Attempt, Prepared, Skipped
+from workers.attempt import Attempt, Skipped
+from workers.prepared import Prepared
 from workers.secrets import Secrets
 from workers.steps.contract import Done, Spawn, Wait
 from workers.stopping import Unwatched

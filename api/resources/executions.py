@@ -34,7 +34,7 @@ from orchestrator.engine import bulk, control
 from orchestrator.engine.plan import Plan
 from orchestrator.engine.rerun import Wanted, rerun
 from orchestrator.lifecycle import ExecutionStatus
-from orchestrator.store import executions
+from orchestrator.store import execution_views
 from orchestrator.store.bulk import Selection
 
 blueprint = Blueprint("executions", __name__, url_prefix="/api/v1", description="Executions")
@@ -50,8 +50,8 @@ class Executions(MethodView):
         with service().store.single() as connection:
             return page(
                 query,
-                executions.ORDERS,
-                lambda window: executions.listing(
+                execution_views.ORDERS,
+                lambda window: execution_views.listing(
                     connection,
                     window,
                     projects=allowed(),
@@ -170,7 +170,7 @@ def _send(plans: Iterable[Plan]) -> None:
 
 def _shown(execution_id: UUID) -> Response:
     with service().store.single() as connection:
-        return jsonify(executions.get(connection, str(execution_id)))
+        return jsonify(execution_views.get(connection, str(execution_id)))
 
 
 @blueprint.route("/step-executions/<uuid:step_execution_id>")
@@ -187,7 +187,7 @@ def step_output(step_execution_id: UUID) -> Response:
     """A step's output alone, a large one too."""
     here = service()
     with here.store.single() as connection:
-        step = executions.get_step(connection, str(step_execution_id))
+        step = execution_views.get_step(connection, str(step_execution_id))
     reference = Reference.of(step["output"])
     if reference is None:
         return jsonify({"output": step["output"]})
@@ -202,7 +202,7 @@ def output(execution_id: UUID, path: str) -> Response:
     (`$artifact`), is sent as it is read."""
     here = service()
     with here.store.single() as connection:
-        value = executions.output_at(connection, str(execution_id), path)
+        value = execution_views.output_at(connection, str(execution_id), path)
     reference = Reference.of(value)
     if reference is None:
         return jsonify(value)
@@ -224,4 +224,4 @@ def retry_step(step_execution_id: UUID) -> Response:
 
 def _step_shown(step_execution_id: UUID) -> Response:
     with service().store.single() as connection:
-        return jsonify(executions.get_step(connection, str(step_execution_id)))
+        return jsonify(execution_views.get_step(connection, str(step_execution_id)))

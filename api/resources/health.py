@@ -11,7 +11,7 @@ from api.body import Blueprint
 from api.schemas import HealthOut
 from api.service import service
 from orchestrator.engine.reconcile import DUTY
-from orchestrator.store import executions, workers, workflows
+from orchestrator.store import execution_views, workers, workflows
 
 logger = logging.getLogger(__name__)
 blueprint = Blueprint("health", __name__, description="Health")
@@ -46,7 +46,7 @@ def _looked_at() -> tuple[dict[str, str], dict[str, int], dict[str, int] | None]
         with here.store.single() as connection:
             kept = workers.seconds_since_duty(connection, DUTY)
             beat = workers.seconds_since_newest_beat(connection)
-            running, queued = executions.live_counts(connection)
+            running, queued = execution_views.live_counts(connection)
             total, active = workflows.counts(connection)
             isolation = workers.script_isolation(connection)
     except SQLAlchemyError:

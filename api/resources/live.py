@@ -15,7 +15,7 @@ from api.live.selection import Selection
 from api.live.stream import stream
 from api.live_schemas import EVENT, EVENT_EXAMPLE, EventsQuery, ExecutionEventsQuery, ResumeHeaders
 from api.service import service
-from orchestrator.store import executions, feed
+from orchestrator.store import execution_views, feed
 
 blueprint = Blueprint("live", __name__, url_prefix="/api/v1", description="Live updates as server-sent events")
 
@@ -34,7 +34,7 @@ def of_execution(query: dict[str, Any], headers: dict[str, Any], execution_id: U
     ids, and `end` when it has ended. `Last-Event-ID` resumes after that event."""
     id, after = str(execution_id), headers.get("after", feed.START)
     with service().store.single() as connection:
-        executions.assert_exists(connection, id)
+        execution_views.assert_exists(connection, id)
         upto, end = feed.last_number(connection), feed.end_of(connection, id)
     if end is not None and "after" in headers and end.seq <= after:
         return Response(status=204)  # which tells a browser not to come again

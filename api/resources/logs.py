@@ -15,7 +15,7 @@ from api.live_schemas import EVENT, LINE_EXAMPLE, ResumeHeaders
 from api.resources.paging import page
 from api.schemas import LogPage, LogQuery
 from api.service import service
-from orchestrator.store import executions, feed, logs
+from orchestrator.store import execution_views, feed, logs
 
 blueprint = Blueprint("logs", __name__, url_prefix="/api/v1", description="Log lines of executions")
 
@@ -42,7 +42,7 @@ def of_execution(query: dict[str, Any], headers: dict[str, Any], execution_id: U
     """The log lines of an execution's steps, in the order in which they were written."""
     id = str(execution_id)
     with service().store.single() as connection:
-        executions.assert_exists(connection, id)
+        execution_views.assert_exists(connection, id)
     form = query.get("format") or "json"
     if query["follow"] or form != "json":
         return _streamed(id, _FORMATS[form], query, headers.get("after", feed.START))

@@ -13,7 +13,7 @@ from api.schemas import DecisionIn, SignalIn, SignalOut, StepExecutionOut
 from api.service import service
 from orchestrator.engine import waiting
 from orchestrator.engine.start import check_payload
-from orchestrator.store import executions
+from orchestrator.store import execution_views
 
 blueprint = Blueprint("waiting", __name__, url_prefix="/api/v1", description="Signals and decisions")
 
@@ -40,7 +40,7 @@ def decide(given: dict[str, Any], step_execution_id: UUID) -> Response:
     decision = {**given, "decided_at": datetime.now(UTC).isoformat()}
     here.send(waiting.decide(here.store, here.programs, str(step_execution_id), decision))
     with here.store.single() as connection:
-        return _accepted(executions.get_step(connection, str(step_execution_id)))
+        return _accepted(execution_views.get_step(connection, str(step_execution_id)))
 
 
 def _accepted(body: dict[str, Any]) -> Response:

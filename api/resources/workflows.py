@@ -41,7 +41,7 @@ from orchestrator.engine.dry_run import dry_run
 from orchestrator.engine.start import check_payload, start_execution
 from orchestrator.errors import Conflict, DefinitionError, InputError, Problem
 from orchestrator.lifecycle import ACTIVATE, PAUSE_WORKFLOW, RESUME_WORKFLOW, Transition, WorkflowStatus
-from orchestrator.store import executions, workflow_ends, workflows
+from orchestrator.store import execution_views, workflow_ends, workflows
 from orchestrator.store.step_templates import StoredTemplates
 
 _WORKFLOW = WorkflowIn()
@@ -206,7 +206,7 @@ def execute(given: dict[str, Any], query: dict[str, Any], headers: dict[str, Any
         audit.is_written()
     here.send(started.plan)
     with here.store.single() as connection:
-        execution = executions.get(connection, started.execution_id)
+        execution = execution_views.get(connection, started.execution_id)
     # A repeated call is answered like the first one; 200 says that it started nothing.
     status = 202 if started.is_new else 200
     return _created(execution, url_for("executions.Execution", execution_id=started.execution_id), status)

@@ -46,7 +46,7 @@ class Program:
         self.cancellable = frozenset(type for type, info in catalogue.items() if cancels(info))
         """The step types that can cancel what they have begun elsewhere."""
         self.prepared: dict[str, Any] = {}
-        """What the worker keeps of each step, by id; see workers/attempt.py."""
+        """What the worker keeps of each step, by id; see workers/prepared.py."""
         self.surroundings: dict[str, Surroundings | None] = {}
         """Kept by engine/advance.py, by step id."""
         self.only_computes: bool | None = None

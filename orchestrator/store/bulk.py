@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from orchestrator.lifecycle import EXECUTION_LIVE, EXECUTION_TERMINAL, STEP_LIVE, ExecutionStatus, sql_words
-from orchestrator.store import executions
+from orchestrator.store import execution_views
 from orchestrator.store import models as tables
 from orchestrator.store.everywhere import everywhere
 from orchestrator.store.session import run, sql_id_at
@@ -55,7 +55,7 @@ def statuses(
     e = tables.all_executions
     query = sa.select(e.c.id, e.c.status).where(e.c.id.in_(ids))
     if projects is not None:
-        query = query.where(executions.in_projects(projects))
+        query = query.where(execution_views.in_projects(projects))
     return {row.id: ExecutionStatus(row.status) for row in connection.execute(query)}
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.errors import NotFound
 from orchestrator.lifecycle import EXECUTION_LIVE, ExecutionStatus, StepStatus, sql_words
-from orchestrator.store import admission, executions, stats
+from orchestrator.store import admission, execution_views, stats
 from orchestrator.store.keyset import Window
 from orchestrator.store.session import run
 
@@ -202,7 +202,8 @@ def workflow(connection: Connection, workflow_id: str) -> dict[str, Any]:
     ).first()
     if row is None:
         raise NotFound("workflow", workflow_id)
-    newest = executions.listing(connection, Window(executions.ORDERS["-created_at"], 1), workflow_id=workflow_id)
+    newest_first = Window(execution_views.ORDERS["-created_at"], 1)
+    newest = execution_views.listing(connection, newest_first, workflow_id=workflow_id)
     added_up = stats.of_workflow(connection, workflow_id)
     return {
         **row._asdict(),

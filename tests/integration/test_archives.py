@@ -18,7 +18,8 @@ from orchestrator.engine.retention import Retention
 from orchestrator.lifecycle import EXECUTION_LIVE, ExecutionStatus
 from orchestrator.store import archives, bulk, feed, new_id, partitions, removals
 from orchestrator.store.bulk import Selection
-from orchestrator.store.executions import lock, summary
+from orchestrator.store.execution_views import summary
+from orchestrator.store.executions import lock
 from orchestrator.store.logs import LogLine, append
 from orchestrator.store.partitions import DAY, HOUR
 from orchestrator.store.session import run

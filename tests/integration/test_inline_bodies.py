@@ -14,7 +14,7 @@ from test_execution import step, workflow
 from orchestrator.lifecycle import EXECUTION_TERMINAL
 from orchestrator.store import bodies, recovery, steps
 from orchestrator.store.session import Call
-from workers import attempt, inline
+from workers import attempt, inline, prepared
 from workers.process import WorkerProcess
 from workers.runner import Lane
 
@@ -69,7 +69,7 @@ def step_by_step(servers: Deployment, monkeypatch: pytest.MonkeyPatch) -> Callab
 
     def run(definition: dict[str, Any]) -> dict[str, Any]:
         with monkeypatch.context() as patched:
-            patched.setattr(attempt, "has_pure_bodies", lambda step, catalogue: False)
+            patched.setattr(prepared, "has_pure_bodies", lambda step, catalogue: False)
             one = OneWorker(servers)
             try:
                 return one.run(definition)

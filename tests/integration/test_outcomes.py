@@ -11,7 +11,7 @@ from deployment import Deployment
 from test_execution import rows_of, step, workflow
 from test_inline_bodies import OneWorker
 
-from workers import attempt
+from workers import attempt, prepared
 from workers.steps.contract import StepType
 
 SECRET = "s3cr3t-of-the-outcomes"
@@ -80,13 +80,14 @@ def test_an_odd_log_line_takes_no_other_with_it(worker: OneWorker) -> None:
 def test_a_config_of_which_only_unchecked_values_change_is_checked_once(
     worker: OneWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load, checked = attempt._load, []
+    load, checked = prepared.load, []
 
     def counted(step_type: StepType, config: Mapping[str, Any]) -> Mapping[str, Any]:
         checked.append(step_type.type)
         return load(step_type, config)
 
-    monkeypatch.setattr(attempt, "_load", counted)
+    for module in (prepared, attempt):
+        monkeypatch.setattr(module, "load", counted)
     workflow_id = worker.servers.create(workflow(step("x", "condition", expression="input.n")))
     for given, result in ((3, True), (0, False), (None, False), ([1], True)):
         execution_id = worker.servers.execute(workflow_id, {"n": given})

@@ -26,7 +26,7 @@ from orchestrator.engine.reconcile import Reconciler
 from orchestrator.lifecycle import StepStatus
 from orchestrator.metrics import BROKER_ERRORS, LOSSES, RECONCILE_ERRORS, tally
 from orchestrator.plugins import load_catalogue
-from orchestrator.store import Store, executions, new_id, recovery, session, steps, workers
+from orchestrator.store import Store, execution_views, executions, new_id, recovery, session, steps, workers
 from orchestrator.store.migrate import migrate
 from orchestrator.store.models import metadata
 from orchestrator.store.steps import Claim
@@ -297,7 +297,7 @@ def test_times_are_in_utc_whatever_zone_the_server_is_set_to(at_rest: Deployment
     try:
         elsewhere = Store(at_rest.settings.database)
         with elsewhere.single() as connection:
-            row = executions.get(connection, execution_id)
+            row = execution_views.get(connection, execution_id)
         elsewhere.close()
     finally:
         at_rest.sql("ALTER ROLE CURRENT_USER RESET timezone")
@@ -581,6 +581,6 @@ def test_an_id_is_text_whoever_asks(servers: Deployment):
     with servers.store.single() as connection:
         by_hand = session.run(connection, "SELECT id FROM executions WHERE id = %(id)s::uuid", {"id": execution_id})
         assert by_hand.scalar_one() == execution_id
-        found = executions.get(connection, execution_id)
+        found = execution_views.get(connection, execution_id)
     assert found["id"] == execution_id
     assert [step["path"] for step in found["step_executions"]] == ["a", "b", "c"]

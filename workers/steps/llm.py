@@ -1,23 +1,18 @@
 """`llm`: one chat completion of an OpenAI-compatible service (`POST <llm.base_url>/chat/completions`).
 
 The protocol is OpenAI's (https://platform.openai.com/docs/api-reference/chat), spoken by the openai library.
-A call is a task on an event loop that all calls of the process share, because a task can be cancelled: the
-library's own timeouts bound single waits, and a server that sends one byte a second never meets them.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import math
-import threading
-from collections.abc import Coroutine, Mapping, Set
+from collections.abc import Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from urllib.parse import urlsplit
 
 import orjson
@@ -36,13 +31,10 @@ from workers.steps.causes import root_cause
 from workers.steps.contract import Done, QueueClass, Rate, StepContext, StepType, Wait, config_mistake
 from workers.steps.fields import Duration, Parsed, Text, validates_whole
 from workers.steps.http_call import may_pass, shown
-from workers.stopping import ended_by
+from workers.steps.llm_calls import LOOP, TooLarge, within
 
 if TYPE_CHECKING:
-    import httpx2
     import openai
-
-T = TypeVar("T")
 
 MAX_RESTS = 5
 """How often an attempt rests because the service asks it to."""
@@ -225,14 +217,14 @@ class _Service:
         import openai
 
         try:
-            return _within(seconds, self._send(request, idempotency_key))
+            return within(seconds, self._send(request, idempotency_key))
         except (TimeoutError, openai.APITimeoutError):
             raise StepTimeout(f"{self.name} did not answer within {seconds:g} s") from None
         except openai.APIConnectionError as error:
             if isinstance(error.__cause__, StepFailed):
                 raise StepFailed(f"{self.name}: {error.__cause__}", kind="egress", retryable=False) from None
             raise StepFailed(f"{self.name}: {self.quote(root_cause(error))}", kind="connection") from error
-        except _TooLarge:
+        except TooLarge:
             raise StepFailed(
                 f"{self.name}: the answer is larger than executor.max_response, {self.max_bytes} bytes",
                 kind="response_too_large",
@@ -248,8 +240,8 @@ class _Service:
             base_url=self.url,
             api_key=self.key or "none",
             max_retries=0,  # the step's retry policy decides
-            timeout=None,  # _within bounds the whole
-            http_client=_LOOP.http_client(self.egress, self.max_bytes),
+            timeout=None,  # within bounds the whole
+            http_client=LOOP.http_client(self.egress, self.max_bytes),
         )
         # Said for each request, because the library would otherwise take these from the environment.
         headers = {
@@ -396,82 +388,3 @@ def _parsed(service: _Service, output: Mapping[str, Any], schema: Mapping[str, A
             output=output,
         )
     return parsed
-
-
-# --- the loop that all calls of the process share -----------------------------------------------------------
-
-
-class _TooLarge(Exception):
-    pass
-
-
-class _Loop:
-    """An event loop in a thread of its own, begun with the first call, and its pooled connections."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._http_clients: dict[tuple[Egress, int], httpx2.AsyncClient] = {}
-
-    def submit(self, call: Coroutine[Any, Any, T]) -> Any:
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="llm-calls", daemon=True).start()
-        return asyncio.run_coroutine_threadsafe(call, self._loop)
-
-    def http_client(self, egress: Egress, max_bytes: int) -> httpx2.AsyncClient:
-        """The client for answers of at most `max_bytes`. To be called on the loop."""
-        if (egress, max_bytes) not in self._http_clients:
-            self._http_clients[egress, max_bytes] = _http_client(egress, max_bytes)
-        return self._http_clients[egress, max_bytes]
-
-
-_LOOP = _Loop()
-
-
-def _within(seconds: float, call: Coroutine[Any, Any, T]) -> T:
-    """What `call` returns. Raises TimeoutError when that takes longer than `seconds`; it is then cancelled, and
-    its connection closed."""
-    future = _LOOP.submit(call)
-    try:
-        with ended_by(future.cancel):
-            result: T = future.result(seconds)
-    finally:
-        future.cancel()
-    return result
-
-
-def _http_client(egress: Egress, max_bytes: int) -> httpx2.AsyncClient:
-    """Pooled connections; neither proxies nor credentials are taken from the environment, no cookies are kept
-    and no redirects are followed."""
-    import httpx2
-
-    from workers.steps.egress_httpx import CheckedTransport
-
-    class Transport(CheckedTransport):
-        """Reads each body itself, up to the limit. Raises _TooLarge."""
-
-        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-            response = await super().handle_async_request(request)
-            body = bytearray()
-            try:
-                async for chunk in response.aiter_bytes():
-                    body += chunk
-                    if len(body) > max_bytes:
-                        raise _TooLarge
-            finally:
-                await response.aclose()
-            headers = [(name, value) for name, value in response.headers.multi_items() if name not in _NOT_KEPT]
-            return httpx2.Response(
-                response.status_code, headers=headers, content=bytes(body), extensions=response.extensions
-            )
-
-    # It logs each url as it is, with the credentials and the query that may be in it.
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
-    transport = Transport(egress, httpx2.create_ssl_context(trust_env=False), max_keepalive_connections=64)
-    return httpx2.AsyncClient(transport=transport, trust_env=False)
-
-
-_NOT_KEPT = frozenset({"content-encoding", "content-length", "transfer-encoding", "set-cookie"})
-"""Headers that are not true of a body that has been read, and cookies."""

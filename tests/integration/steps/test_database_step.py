@@ -22,7 +22,7 @@ from performing import context_of
 from orchestrator.config import ConnectionSettings, ExecutorSettings, Settings
 from orchestrator.definition import load_definition
 from orchestrator.errors import DefinitionError, StepFailed, StepTimeout
-from workers.attempt import Tree
+from workers.prepared import Tree
 from workers.steps import database_call
 from workers.steps.database import Database
 from workers.steps.database_values import plain
