@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from orchestrator.lifecycle import StepStatus
@@ -46,19 +46,8 @@ class StepRows:
         return cls(len(rows), to_json(rows))
 
 
-_PLACE = {
-    "path": "text",
-    "step_id": "text",
-    "scope": "text",
-    "container": "text",
-    "type": "text",
-    "queue": "text",
-    "status": "text",
-    "height": "int",
-    "priority": "smallint",
-    "timeout": "float8",
-    "iteration": "jsonb",
-}
+_SQL = {"str": "text", "StepStatus": "text", "int": "int", "float": "float8", "Any": "jsonb"}
+_PLACE = {column.name: _SQL[str(column.type).removesuffix(" | None")] for column in fields(StepRow)}
 _PLACE_TYPES = ", ".join(f"{column} {kind}" for column, kind in _PLACE.items())
 PLACE = ", ".join(_PLACE)
 """The columns that a StepRow fills."""
