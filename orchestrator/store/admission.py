@@ -294,18 +294,21 @@ def is_asked_for(connection: Connection) -> bool:
     return asked
 
 
+_KEYS_WITH_ROOM = Routine(
+    "keys_with_room",
+    f"""
+    WITH used AS MATERIALIZED (SELECT ({_IN_USE}) AS in_use)
+    SELECT e.limit_keys[1] FROM executions e, used
+    WHERE {_HELD} AND e.limit_keys IS NOT NULL AND NOT {_is_reached("used.in_use")} LIMIT %(limit)s
+    """,
+    {"limit": "int"},
+    {"key": "text"},
+)
+
+
 def keys_with_room(connection: Connection, limit: int) -> list[str]:
     """Keys of executions that are held back although no limit of theirs is reached: whoever was to say so died."""
-    rows = run(
-        connection,
-        f"""
-        WITH used AS MATERIALIZED (SELECT ({_IN_USE}) AS in_use)
-        SELECT e.limit_keys[1] FROM executions e, used
-        WHERE {_HELD} AND e.limit_keys IS NOT NULL AND NOT {_is_reached("used.in_use")} LIMIT %(limit)s
-        """,
-        {"limit": limit},
-    )
-    return list(dict.fromkeys(key for (key,) in rows))
+    return list(dict.fromkeys(key for (key,) in run(connection, _KEYS_WITH_ROOM.call, {"limit": limit})))
 
 
 # --- rate limits ---------------------------------------------------------------------------------------------

@@ -516,20 +516,23 @@ def overdue(connection: Connection, limit: int) -> list[str]:
     return [id for (id,) in rows]
 
 
+_ABANDONED = Routine(
+    "abandoned",
+    f"""
+    SELECT e.id::text FROM executions e LEFT JOIN step_executions s ON s.id = e.parent_step_id
+    WHERE e.status IN ({sql_words(EXECUTION_LIVE)}) AND e.outcome IS NULL AND e.parent_step_id IS NOT NULL
+      AND (s.id IS NULL OR s.status IN ({sql_words(STEP_TERMINAL)}) OR e.idempotency_key IS NULL)
+    LIMIT %(limit)s
+    """,
+    {"limit": "int"},
+    {"id": "text"},
+)
+
+
 def abandoned(connection: Connection, limit: int) -> list[str]:
     """Live executions whose parent has gone on without them: the step that started them has ended, has let go of them
     (see control.let_go), or was forgotten with what ran at the end before a retry."""
-    rows = run(
-        connection,
-        f"""
-        SELECT e.id::text FROM executions e LEFT JOIN step_executions s ON s.id = e.parent_step_id
-        WHERE e.status IN ({sql_words(EXECUTION_LIVE)}) AND e.outcome IS NULL AND e.parent_step_id IS NOT NULL
-          AND (s.id IS NULL OR s.status IN ({sql_words(STEP_TERMINAL)}) OR e.idempotency_key IS NULL)
-        LIMIT %(limit)s
-        """,
-        {"limit": limit},
-    )
-    return [id for (id,) in rows]
+    return [id for (id,) in run(connection, _ABANDONED.call, {"limit": limit})]
 
 
 def of_cancelled_workflows(connection: Connection, limit: int) -> list[str]:

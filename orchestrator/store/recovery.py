@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.lifecycle import EXPIRE, HAND_ON, LOSE, WAKE, ExecutionStatus, StepStatus
 from orchestrator.store.admission import PRIORITY
+from orchestrator.store.routines import Routine
 from orchestrator.store.session import run
 from orchestrator.store.steps import ARE_HELD, GRACE, HELD, TIME_IS_UP, Claim, held_params
 
@@ -24,21 +25,38 @@ class Orphan:
     lost: bool
 
 
+_HELD_STEP = {
+    "execution_id": "text",
+    "id": "text",
+    "path": "text",
+    "attempt": "int",
+    "losses": "int",
+    "forgiven": "int",
+    "token": "text",
+    "state": "jsonb",
+}
+_HELD_ROW = (
+    "s.execution_id::text AS execution_id, s.id::text AS id, s.path, s.attempt, s.losses, "
+    "coalesce(s.forgiven, 0) AS forgiven, s.claim_token::text AS token, s.state"
+)
+# Reconcile asks these several times a second at most, and most of the time finds nothing: planning took ten times as
+# long as that.
+_ORPHANS = Routine(
+    "orphans",
+    f"""
+    SELECT {_HELD_ROW}, w.id IS NULL AND ({TIME_IS_UP}) IS NOT TRUE AS lost
+    FROM step_executions s LEFT JOIN worker_processes w ON w.id = s.worker_id
+    WHERE s.status = '{StepStatus.RUNNING}' AND (w.id IS NULL OR s.deadline < clock_timestamp())
+    LIMIT %(limit)s
+    """,
+    {"limit": "int"},
+    _HELD_STEP | {"lost": "bool"},
+)
+
+
 def orphans(connection: Connection, limit: int) -> list[Orphan]:
     """Running steps whose worker has no lease any more, or whose deadline is past."""
-    rows = run(
-        connection,
-        f"""
-        SELECT s.execution_id::text AS execution_id, s.id::text AS id, s.path, s.attempt, s.losses,
-               coalesce(s.forgiven, 0) AS forgiven, s.claim_token::text AS token, s.state,
-               w.id IS NULL AND ({TIME_IS_UP}) IS NOT TRUE AS lost
-        FROM step_executions s LEFT JOIN worker_processes w ON w.id = s.worker_id
-        WHERE s.status = '{StepStatus.RUNNING}' AND (w.id IS NULL OR s.deadline < clock_timestamp())
-        LIMIT %(limit)s
-        """,
-        {"limit": limit},
-    )
-    return [_orphan(row, lost=row.lost) for row in rows]
+    return [_orphan(row, lost=row.lost) for row in run(connection, _ORPHANS.call, {"limit": limit})]
 
 
 def _orphan(row: Any, *, lost: bool) -> Orphan:
@@ -104,41 +122,47 @@ _GOES_ON = f"o.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}
 """Of an execution `o`: timers of one that is paused are due, but keep until it is resumed."""
 
 
+_WAKE_DUE = Routine(
+    "wake_due",
+    f"""
+    UPDATE step_executions s SET {WAKE.assignment}, next_attempt_at = NULL, awaits = NULL,
+        rung_at = clock_timestamp()
+    FROM executions e
+    WHERE e.id = s.execution_id AND e.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')
+      AND s.id IN (SELECT w.id FROM step_executions w JOIN executions o ON o.id = w.execution_id
+                   WHERE w.{WAKE.guard} AND w.next_attempt_at <= clock_timestamp() AND {_GOES_ON}
+                   ORDER BY w.next_attempt_at LIMIT %(limit)s FOR UPDATE OF w SKIP LOCKED)
+    RETURNING s.execution_id::text AS execution_id, s.path, s.queue, {PRIORITY} AS priority
+    """,
+    {"limit": "int"},
+    {"execution_id": "text", "path": "text", "queue": "text", "priority": "smallint"},
+)
+
+
 def wake_due(connection: Connection, limit: int) -> list[Ring]:
     """Queue the waiting steps whose time has come, and say which they are."""
-    return _rung(
-        connection,
-        f"""
-        UPDATE step_executions s SET {WAKE.assignment}, next_attempt_at = NULL, awaits = NULL,
-            rung_at = clock_timestamp()
-        FROM executions e
-        WHERE e.id = s.execution_id AND e.status IN ('{ExecutionStatus.QUEUED}', '{ExecutionStatus.RUNNING}')
-          AND s.id IN (SELECT w.id FROM step_executions w JOIN executions o ON o.id = w.execution_id
-                       WHERE w.{WAKE.guard} AND w.next_attempt_at <= clock_timestamp() AND {_GOES_ON}
-                       ORDER BY w.next_attempt_at LIMIT %(limit)s FOR UPDATE OF w SKIP LOCKED)
-        RETURNING s.execution_id::text AS execution_id, s.path, s.queue, {PRIORITY} AS priority
-        """,
-        {"limit": limit},
-    )
+    return _rung(connection, _WAKE_DUE.call, {"limit": limit})
+
+
+_EXPIRE = Routine(
+    "expire",
+    f"""
+    UPDATE step_executions s SET {EXPIRE.assignment}, claim_token = gen_random_uuid(), worker_id = NULL,
+        next_attempt_at = NULL, awaits = NULL
+    WHERE s.id IN (SELECT w.id FROM step_executions w JOIN executions o ON o.id = w.execution_id
+                   WHERE w.{EXPIRE.guard} AND w.resumes AND w.{TIME_IS_UP} AND {_GOES_ON}
+                   ORDER BY w.deadline LIMIT %(limit)s FOR UPDATE OF w SKIP LOCKED)
+    RETURNING {_HELD_ROW}
+    """,
+    {"limit": "int"},
+    _HELD_STEP,
+)
 
 
 def expire(connection: Connection, limit: int) -> list[Orphan]:
     """Take on the waiting steps whose time is up, in the middle of an attempt; the caller fails them. Should it not
     come to that, they are orphans like any other."""
-    rows = run(
-        connection,
-        f"""
-        UPDATE step_executions s SET {EXPIRE.assignment}, claim_token = gen_random_uuid(), worker_id = NULL,
-            next_attempt_at = NULL, awaits = NULL
-        WHERE s.id IN (SELECT w.id FROM step_executions w JOIN executions o ON o.id = w.execution_id
-                       WHERE w.{EXPIRE.guard} AND w.resumes AND w.{TIME_IS_UP} AND {_GOES_ON}
-                       ORDER BY w.deadline LIMIT %(limit)s FOR UPDATE OF w SKIP LOCKED)
-        RETURNING s.execution_id::text AS execution_id, s.id::text AS id, s.path, s.attempt, s.losses,
-                  coalesce(s.forgiven, 0) AS forgiven, s.claim_token::text AS token, s.state
-        """,
-        {"limit": limit},
-    )
-    return [_orphan(row, lost=False) for row in rows]
+    return [_orphan(row, lost=False) for row in run(connection, _EXPIRE.call, {"limit": limit})]
 
 
 def queued(connection: Connection, execution_id: str) -> list[Ring]:
@@ -211,13 +235,21 @@ def _rung(connection: Connection, sql: str, params: dict[str, Any]) -> list[Ring
     return [Ring(row.execution_id, row.path, row.queue, row.priority) for row in run(connection, sql, params)]
 
 
+_NEXT_TIMER = Routine(
+    "seconds_to_next_timer",
+    f"""
+    SELECT extract(epoch FROM min(least(s.next_attempt_at, s.deadline - {GRACE} * interval '1 second'))
+                   - clock_timestamp())::float8
+    FROM step_executions s JOIN executions o ON o.id = s.execution_id
+    WHERE s.status = '{StepStatus.WAITING}' AND (s.next_attempt_at IS NOT NULL OR s.deadline IS NOT NULL)
+      AND {_GOES_ON}
+    """,
+    {},
+    {"seconds": "float8"},
+)
+
+
 def seconds_to_next_timer(connection: Connection) -> float | None:
     """Until the earliest waiting step is due, or its time is up; None if none waits for a time."""
-    row = run(
-        connection,
-        f"SELECT extract(epoch FROM min(least(s.next_attempt_at, s.deadline - {GRACE} * interval '1 second')) "
-        "- clock_timestamp())::float8 AS seconds FROM step_executions s JOIN executions o ON o.id = s.execution_id "
-        f"WHERE s.status = '{StepStatus.WAITING}' AND (s.next_attempt_at IS NOT NULL OR s.deadline IS NOT NULL) "
-        f"AND {_GOES_ON}",
-    ).one()
-    return None if row.seconds is None else float(row.seconds)
+    seconds: float | None = run(connection, _NEXT_TIMER.call).scalar()
+    return seconds

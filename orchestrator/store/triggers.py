@@ -16,6 +16,7 @@ from orchestrator.lifecycle import EXECUTION_LIVE, UNSETTLED, FireOutcome, Workf
 from orchestrator.store import models as tables
 from orchestrator.store.keyset import Window, both_ways
 from orchestrator.store.models import MATCHES_EVENTS, NAMES_EVENT, WEBHOOK_METHOD, WEBHOOK_PATH
+from orchestrator.store.routines import Routine
 from orchestrator.store.session import as_dicts, new_id, run, to_json
 
 _NOTHING_STARTED = frozenset({FireOutcome.SKIPPED, FireOutcome.FAILED})
@@ -340,17 +341,29 @@ def in_slot(connection: Connection, trigger_id: str, slot: str) -> Fire | None:
     return None if row is None else _fire(row)
 
 
+# Most of the time there is none, and to plan how to look in all partitions takes far longer than to look.
+_TO_CARRY_OUT = Routine(
+    "fires_to_carry_out",
+    f"""
+    SELECT f.id::text FROM trigger_fires f
+    WHERE f.outcome IN ({sql_words(UNSETTLED)}) AND CASE f.outcome
+        WHEN '{FireOutcome.PENDING}' THEN f.created_at < clock_timestamp() - %(age)s * interval '1 second'
+        ELSE NOT EXISTS (SELECT FROM executions e WHERE e.trigger_id = f.trigger_id
+                         AND e.status IN ({sql_words(EXECUTION_LIVE)})) END
+    ORDER BY f.created_at LIMIT %(limit)s
+    """,
+    {"age": "float8", "limit": "int"},
+    {"id": "text"},
+)
+
+
 def to_carry_out(connection: Connection, older_than: float, limit: int) -> list[Fire]:
     """Fires that somebody died over, or left `older_than` seconds ago, and those that waited and whose turn it is."""
-    rows = run(
-        connection,
-        f"{_FIRE} WHERE f.outcome IN ({sql_words(UNSETTLED)}) AND CASE f.outcome "
-        f"WHEN '{FireOutcome.PENDING}' THEN f.created_at < clock_timestamp() - %(age)s * interval '1 second' "
-        "ELSE NOT EXISTS (SELECT FROM executions e WHERE e.trigger_id = f.trigger_id "
-        f"AND e.status IN ({sql_words(EXECUTION_LIVE)})) END ORDER BY f.created_at LIMIT %(limit)s",
-        {"age": older_than, "limit": limit},
-    )
-    return [_fire(row) for row in rows]
+    ids = [id for (id,) in run(connection, _TO_CARRY_OUT.call, {"age": older_than, "limit": limit})]
+    if not ids:
+        return []
+    sql = f"{_FIRE} WHERE f.id = ANY(%(ids)s::uuid[]) ORDER BY f.created_at"
+    return [_fire(row) for row in run(connection, sql, {"ids": ids})]
 
 
 def settle(
