@@ -7,8 +7,8 @@ from typing import Any
 
 from orchestrator.store import Store, signals
 
-_MOST = 20
-"""Read at a time: their payloads may be large."""
+_MOST, _BYTES = 100, 1_000_000
+"""Read at a time; their payloads may be large."""
 
 
 class PendingSignals:
@@ -23,5 +23,7 @@ class PendingSignals:
         """The id of the oldest of this name that was not asked for yet, and what a step sees of it."""
         known = self._known.get(name)
         if not known:
-            known = self._known[name] = deque(signals.untaken(self._store, self._execution_id, name, _MOST))
+            known = self._known[name] = deque(
+                signals.untaken(self._store, self._execution_id, name, most=_MOST, bytes=_BYTES)
+            )
         return known.popleft() if known else None

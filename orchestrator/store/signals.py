@@ -66,17 +66,23 @@ def take(store: Store, execution_id: str, held: Claim, name: str) -> Any:
 _UNTAKEN_ROUTINE = Routine(
     "untaken_signals",
     """
-    SELECT id::text, jsonb_build_object('payload', payload, 'sent_at', sent_at) FROM signals
-    WHERE execution_id = %(execution)s AND name = %(name)s AND taken_by IS NULL ORDER BY id LIMIT %(most)s
+    SELECT s.id::text, jsonb_build_object('payload', s.payload, 'sent_at', s.sent_at) FROM (
+        SELECT id, payload, sent_at, sum(coalesce(pg_column_size(payload), 0)) OVER (
+            ORDER BY id ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+        FROM signals WHERE execution_id = %(execution)s AND name = %(name)s AND taken_by IS NULL
+        ORDER BY id LIMIT %(most)s
+    ) AS s WHERE coalesce(s.before, 0) < %(bytes)s ORDER BY s.id
     """,
-    {"execution": "uuid", "name": "text", "most": "int"},
+    {"execution": "uuid", "name": "text", "most": "int", "bytes": "bigint"},
     {"id": "text", "signal": "jsonb"},
 )
 
 
-def untaken(store: Store, execution_id: str, name: str, most: int) -> list[tuple[str, Any]]:
-    """(id, signal) of the oldest of this name that nobody has taken."""
-    rows = store.call(_UNTAKEN_ROUTINE, {"execution": execution_id, "name": name, "most": most})
+def untaken(store: Store, execution_id: str, name: str, *, most: int, bytes: int) -> list[tuple[str, Any]]:
+    """(id, signal) of the oldest of this name that nobody has taken: `most` of them, and as many as it takes for their
+    payloads to have so many `bytes` where they are stored."""
+    params = {"execution": execution_id, "name": name, "most": most, "bytes": bytes}
+    rows = store.call(_UNTAKEN_ROUTINE, params)
     return [(id, signal) for id, signal in rows]
 
 

@@ -131,13 +131,21 @@ def record(request: pytest.FixtureRequest) -> Recording:
     return recording
 
 
+@pytest.mark.parametrize(("bytes", "read"), [(1, 1), (10_000, 2), (100_000, 3)])
+def test_many_are_read_at_a_time_unless_they_are_large(worker: OneWorker, bytes: int, read: int) -> None:
+    payloads = [None, "".join(map(chr, range(0x400, 0x2400))), 3]
+    execution_id = started(worker, workflow(a_signal("a")), *payloads)
+    found = signals.untaken(worker.servers.store, execution_id, "go", most=9, bytes=bytes)
+    assert [signal["payload"] for _, signal in found] == payloads[:read]
+
+
 def claimed_with_its_signal(worker: OneWorker) -> tuple[str, Claim, Result]:
     """An execution with two signals, its first step, and a result of that which has taken the first one."""
     store = worker.servers.store
     execution_id = started(worker, workflow(a_signal("a"), a_set("b", "a", v=1)), 1, 2)
     claimed = steps.claim(store, execution_id, "a", worker.process.lease.id)
     assert claimed is not None
-    ((oldest, signal), *_) = signals.untaken(store, execution_id, "go", 2)
+    ((oldest, signal), *_) = signals.untaken(store, execution_id, "go", most=2, bytes=1_000)
     return execution_id, claimed[0], Result(output=signal, signals=(oldest,))
 
 
