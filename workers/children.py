@@ -117,7 +117,7 @@ class Children:
         if performed is None:
             return None
         output, rows = performed
-        made = InlineExecution(facts, program.timeout, output, rows, began)
+        made = InlineExecution(facts, program.timeout, output, rows, began, self._key)
         insertion = inline_executions.insertion(made, beside=self.facts.workflow_id, worker_id=process.lease.id)
         self.besides.append(insertion)
         return Child(facts.id, self._whole(facts.id, Outcome(ExecutionStatus.COMPLETED, output, None)))

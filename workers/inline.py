@@ -3,8 +3,9 @@ the attempt of the step that starts it.
 
 `pure` steps (set, condition, and containers of nothing else) touch nothing outside: to perform them twice, or for
 nothing, does no harm. So none of them needs a claim of its own. Their rows are inserted as they ended, all in one
-statement, or not at all: with the record of the step whose attempt it was. What turns out to be more than that (a step
-fails, or there are too many) is begun like any other, as if nothing had been performed.
+statement, or not at all: with the record of the step whose attempt it was; that of an execution also has its step's
+key, for whoever performed the step before may have started it. What turns out to be more than that (a step fails, or
+there are too many) is begun like any other, as if nothing had been performed.
 """
 
 from __future__ import annotations

@@ -315,8 +315,6 @@ class Lane:
         inlines = may_repeat and self.process.hooks is None and getattr(catalogue.get(step.type), "repeatable", False)
         secrets = self.process.secrets.of(self.facts.workflow_id)
         besides: list[Call] = []
-        # An attempt that was lost may have started an execution, which has this step's key.
-        inserts = besides if inlines and claim.attempt == 1 else None
         return Attempt(
             store=self.store,
             settings=self.process.settings,
@@ -329,7 +327,7 @@ class Lane:
             seen=self.seen,
             ends_at=self.ends_at,
             watch=self.process.watch,
-            workflows=Children(self.process, self.onward.add, self.facts, claim, secrets, inserts),
+            workflows=Children(self.process, self.onward.add, self.facts, claim, secrets, besides if inlines else None),
             room=Room() if inlines else None,
             pending_signals=self.pending_signals if inlines else None,
             besides=besides,

@@ -22,6 +22,7 @@ class InlineExecution:
     output: Any
     rows: Sequence[EndedRow]
     began: float
+    idempotency_key: str
 
 
 _INSERT_ROUTINE = Routine(
@@ -31,12 +32,12 @@ _INSERT_ROUTINE = Routine(
         ended timestamptz := statement_timestamp();  -- of which also those of its steps are reckoned
         made executions;
     BEGIN
-        INSERT INTO executions (id, workflow_id, version, status, input, output, priority, timeout,
+        INSERT INTO executions (id, workflow_id, version, status, input, output, priority, idempotency_key, timeout,
                                 parent_step_id, depth, created_at, admitted_at, started_at, finished_at, counted_until)
         SELECT %(execution)s, w.id, w.version, '{ExecutionStatus.COMPLETED}', coalesce(e.input, 'null'), e.output,
-               e.priority, e.timeout, e.parent, e.depth, t.began, t.began, t.began, ended, ended
+               e.priority, e.key, e.timeout, e.parent, e.depth, t.began, t.began, t.began, ended, ended
         FROM jsonb_to_record(%(whole)s) AS e(workflow uuid, beside uuid, version int, input jsonb, output jsonb,
-                                             priority smallint, timeout float8, parent uuid, depth smallint,
+                                             priority smallint, key text, timeout float8, parent uuid, depth smallint,
                                              began float8),
              LATERAL (SELECT ended - (%(now)s - e.began) * interval '1 second' AS began) AS t,
              workflows w, workflows b
@@ -57,7 +58,7 @@ _INSERT_ROUTINE = Routine(
 
 def insertion(execution: InlineExecution, beside: str, worker_id: str) -> Call:
     """Inserts an execution with all its steps. It refuses if its version is not the newest of its workflow, or that may
-    not be started or is not of the project of the workflow `beside`."""
+    not be started or is not of the project of the workflow `beside`, or if there is an execution with this key."""
     facts = execution.facts
     whole = {
         "workflow": facts.workflow_id,
@@ -66,6 +67,7 @@ def insertion(execution: InlineExecution, beside: str, worker_id: str) -> Call:
         "input": facts.input,
         "output": execution.output,
         "priority": facts.priority,
+        "key": execution.idempotency_key,
         "timeout": execution.timeout,
         "parent": facts.parent_step_id,
         "depth": facts.depth,

@@ -192,17 +192,22 @@ def test_nothing_is_left_of_one_whose_step_was_cancelled_meanwhile(
     assert children(worker, {"id": execution_id}) == []
 
 
-def test_an_attempt_after_a_loss_finds_the_execution_that_the_one_before_has_made(worker: OneWorker) -> None:
+@pytest.mark.parametrize("resumes", [False, True], ids=["lost", "handed on"])
+def test_whoever_takes_a_step_on_finds_the_execution_that_the_one_before_has_made(
+    worker: OneWorker, resumes: bool
+) -> None:
     child = worker.servers.create(workflow(a_set("a", v=1)), "child")
     execution_id = worker.start(calls(child, times=1))
     perform(worker, execution_id)
     ((how, made),) = children(worker, {"id": execution_id})
     assert how == STARTED
-    # As if the worker had died before it could record anything of the step; this process knows the child by now.
+    # As if the worker had died, or been stopped, before it could record anything of the step. What is handed on is the
+    # same attempt; and this process knows the child by now.
     worker.servers.sql(
-        "UPDATE step_executions SET status = 'queued', output = NULL, state = NULL, finished_at = NULL "
-        "WHERE execution_id = %(id)s::uuid RETURNING 1",
+        "UPDATE step_executions SET status = 'queued', output = NULL, state = NULL, finished_at = NULL, "
+        "resumes = %(resumes)s WHERE execution_id = %(id)s::uuid RETURNING 1",
         id=execution_id,
+        resumes=resumes,
     )
     worker.servers.sql(
         "UPDATE executions SET status = 'running', output = NULL, finished_at = NULL "
