@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sqlalchemy.engine import Connection
 
 from orchestrator.config import RetentionSettings
-from orchestrator.store import Store, archives, partitions
+from orchestrator.store import Store, archives, partitions, stats
 from orchestrator.store.session import run
 
 DAYS = 90
@@ -100,7 +100,7 @@ _SHARD = """
 """
 
 # What is merged counts for all workflows together, too.
-_ALL = "'00000000-0000-0000-0000-000000000000'::uuid"
+_ALL = f"'{stats.ALL}'::uuid"
 _OWNERS = f"unnest(CASE WHEN shard <= 1 THEN ARRAY[workflow_id, {_ALL}] ELSE ARRAY[workflow_id] END)"
 
 _EXECUTION_STATS = f"""

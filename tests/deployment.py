@@ -22,13 +22,14 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from flask.testing import FlaskClient
 from sqlalchemy.exc import OperationalError
 
 from orchestrator.config import BrokerSettings, DatabaseSettings, Settings, VaultSettings, environment_of
 from orchestrator.embedded import Embedded, embedded_servers
 from orchestrator.store import Store, archives, execution_views, new_id, partitions, session, steps, workers
-from orchestrator.store.migrate import migrate
+from orchestrator.store.migrate import alembic_config, migrate
 from orchestrator.store.steps import Claim, ExecutionFacts
 from orchestrator.vault import new_key
 
@@ -209,6 +210,20 @@ class Deployment:
     def pass_its_time(self, execution_id: str) -> None:
         """As if the `timeout` of the execution were over."""
         self.sql("UPDATE executions SET deadline = clock_timestamp() WHERE id = %(id)s::uuid", id=execution_id)
+
+    @contextmanager
+    def older(self, revision: str, rows: str) -> Iterator[Store]:
+        """A database of an older release beside its own, with these `rows`, brought to the newest schema."""
+        name = f"at_{revision}"
+        url = sa.make_url(self.settings.database.url).set(database=name).render_as_string(hide_password=False)
+        self.sql(f"CREATE DATABASE {name}")
+        store = Store(DatabaseSettings(url=url))
+        with store.engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
+            command.upgrade(alembic_config(connection), revision)
+            connection.exec_driver_sql(rows)
+        migrate(url)
+        yield store
+        store.close()
 
     def execution(self, execution_id: str) -> dict[str, Any]:
         with self.store.single() as connection:

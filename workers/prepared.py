@@ -130,6 +130,7 @@ def prepare(program: Program, step: Step, catalogue: Mapping[str, Any]) -> Prepa
 
 
 def load(step_type: StepType, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A rendered configuration as the type takes it. Raises StepFailed that says all that is wrong with it."""
     schema = _schema(step_type)
     try:
         loaded: Mapping[str, Any] = schema.load(config)

@@ -14,7 +14,7 @@ from orchestrator.lifecycle import EXECUTION_LIVE, sql_words
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import as_dicts, run
 
-_ALL = "00000000-0000-0000-0000-000000000000"
+ALL = "00000000-0000-0000-0000-000000000000"
 """The workflow of the rows about all workflows together. What is about all of them reads these, and what is not merged
 yet: of fifty workflows' 90 days that is a thirtieth of the rows."""
 
@@ -70,7 +70,7 @@ class Which:
             return "workflow_id = %(workflow)s::uuid"
         if self.projects is not None:
             return "workflow_id IN (SELECT id FROM workflows WHERE project_id = ANY(%(projects)s::uuid[]))"
-        return f"(workflow_id = '{_ALL}' OR shard > 1)"
+        return f"(workflow_id = '{ALL}' OR shard > 1)"
 
     @property
     def params(self) -> dict[str, Any]:
@@ -229,7 +229,7 @@ _MERGED = 2000
 _COLUMNS = {
     "execution_stats": ({"status": "status"}, ("number", "seconds", "durations", "waits")),
     "step_stats": (
-        {"step_id": f"CASE WHEN owner = '{_ALL}' THEN '' ELSE step_id END", "error_kind": "error_kind"},
+        {"step_id": f"CASE WHEN owner = '{ALL}' THEN '' ELSE step_id END", "error_kind": "error_kind"},
         ("completed", "failed", "skipped", "cancelled", "retried", "retried_completed", "seconds"),
     ),
 }
@@ -242,7 +242,7 @@ def merge(connection: Connection) -> None:
     older than a week to days, some at a time. Shard 1 has the slots, 0 the hours and -1 the days, so that an index
     finds what is left to do. What is merged for the first time counts for all workflows together as well."""
     for old, merged, begins, owners in (
-        ("shard > 1 AND slot < now() - interval '15 minutes'", 1, "slot", f"workflow_id, '{_ALL}'"),
+        ("shard > 1 AND slot < now() - interval '15 minutes'", 1, "slot", f"workflow_id, '{ALL}'"),
         ("shard = 1 AND slot < now() - interval '25 hours'", 0, "date_trunc('hour', slot, 'UTC')", "workflow_id"),
         ("shard = 0 AND slot < now() - interval '8 days'", -1, "date_trunc('day', slot, 'UTC')", "workflow_id"),
     ):

@@ -10,15 +10,12 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from alembic import command
 from deployment import Deployment, deployed, wait_until
 
-from orchestrator.config import DatabaseSettings
 from orchestrator.engine.retention import Retention
-from orchestrator.store import Store, new_id, partitions, removals
+from orchestrator.store import new_id, partitions, removals
 from orchestrator.store import triggers as rows
 from orchestrator.store.logs import LogLine, append
-from orchestrator.store.migrate import alembic_config, migrate
 from orchestrator.store.partitions import AUDIT, DAY, FIRES, HOUR, LOGS, Partitioned
 from orchestrator.store.session import id_at
 from orchestrator.store.triggers import Fire
@@ -477,29 +474,21 @@ def test_the_fires_of_a_deleted_trigger_are_deleted(own: Deployment):
 
 
 def test_what_there_was_before_there_were_partitions_is_kept(own: Deployment):
-    url = sa.make_url(own.settings.database.url).set(database="older").render_as_string(hide_password=False)
-    own.sql("CREATE DATABASE older")
-    store = Store(DatabaseSettings(url=url))
-    with store.engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
-        command.upgrade(alembic_config(connection), "0014")
-        connection.exec_driver_sql(
-            """
-            INSERT INTO workflows (id, name, version) VALUES (gen_random_uuid(), 'w', 1);
-            INSERT INTO workflow_versions (workflow_id, version, definition) SELECT id, 1, '{}' FROM workflows;
-            INSERT INTO executions (id, workflow_id, version, status, input)
-                SELECT gen_random_uuid(), id, 1, 'queued', '{}' FROM workflows;
-            INSERT INTO triggers (id, workflow_id, type, name, config)
-                SELECT gen_random_uuid(), id, 'schedule', 't', '{}' FROM workflows;
-            INSERT INTO audit_log (id, actor_kind, action, status)
-                VALUES ('01000000-0000-7000-8000-000000000000', 'key', 'create', 201);
-            INSERT INTO trigger_fires (id, trigger_id, slot, input)
-                SELECT '01000000-0000-7000-8000-000000000000', id, 's', '{}' FROM triggers;
-            INSERT INTO step_logs (id, execution_id, step_execution_id, step_id, attempt, level, message, at)
-                SELECT '01000000-0000-7000-8000-000000000000', id, id, 'a', 1, 'INFO', 'm', now() FROM executions;
-            """
-        )
-    migrate(url)
-    with store.single() as connection:
+    rows = """
+        INSERT INTO workflows (id, name, version) VALUES (gen_random_uuid(), 'w', 1);
+        INSERT INTO workflow_versions (workflow_id, version, definition) SELECT id, 1, '{}' FROM workflows;
+        INSERT INTO executions (id, workflow_id, version, status, input)
+            SELECT gen_random_uuid(), id, 1, 'queued', '{}' FROM workflows;
+        INSERT INTO triggers (id, workflow_id, type, name, config)
+            SELECT gen_random_uuid(), id, 'schedule', 't', '{}' FROM workflows;
+        INSERT INTO audit_log (id, actor_kind, action, status)
+            VALUES ('01000000-0000-7000-8000-000000000000', 'key', 'create', 201);
+        INSERT INTO trigger_fires (id, trigger_id, slot, input)
+            SELECT '01000000-0000-7000-8000-000000000000', id, 's', '{}' FROM triggers;
+        INSERT INTO step_logs (id, execution_id, step_execution_id, step_id, attempt, level, message, at)
+            SELECT '01000000-0000-7000-8000-000000000000', id, id, 'a', 1, 'INFO', 'm', now() FROM executions;
+    """
+    with own.older("0014", rows) as store, store.single() as connection:
         for table in partitions.TABLES:
             place = connection.exec_driver_sql(f"SELECT tableoid::regclass::text FROM {table.name}").scalar_one()
             assert place == f"{table.name}_first"
@@ -508,4 +497,3 @@ def test_what_there_was_before_there_were_partitions_is_kept(own: Deployment):
             connection.exec_driver_sql("INSERT INTO trigger_slots SELECT id, 's', id FROM triggers")
         connection.exec_driver_sql("DELETE FROM workflows")
         assert connection.exec_driver_sql("SELECT count(*) FROM step_logs, trigger_fires").scalar_one() == 0
-    store.close()

@@ -7,14 +7,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
-from alembic import command
 from deployment import Deployment
 from test_execution import step, workflow
 
-from orchestrator.config import DatabaseSettings
-from orchestrator.store import Store, stats
-from orchestrator.store.migrate import alembic_config, migrate
+from orchestrator.store import stats
 from orchestrator.store.stats import Which
 
 
@@ -152,26 +148,17 @@ def test_the_statistics_of_all_are_of_all(servers: Deployment):
 
 
 def test_what_an_older_release_has_merged_counts_for_all(servers: Deployment):
-    url = sa.make_url(servers.settings.database.url).set(database="older").render_as_string(hide_password=False)
-    servers.sql("CREATE DATABASE older")
-    store = Store(DatabaseSettings(url=url))
-    with store.engine.execution_options(isolation_level="READ COMMITTED").begin() as connection:
-        command.upgrade(alembic_config(connection), "0025")
-        connection.exec_driver_sql(
-            """
-            INSERT INTO execution_stats (workflow_id, slot, shard, status, number, seconds, durations, waits)
-                SELECT gen_random_uuid(), now() - age * interval '1 day', shard, 'failed', 2, 3.5, 5000000000000, 5
-                FROM (VALUES (0, 9), (0, 1), (0, 1), (3, 0), (20, -1), (20, -1)) AS rows (age, shard);
-            INSERT INTO step_stats (workflow_id, slot, shard, step_id, error_kind, completed, failed, skipped,
-                                    cancelled, retried, retried_completed, seconds)
-                SELECT workflow_id, slot, shard, 'a', 'timeout', 1, number, 0, 0, 1, 1, 1 FROM execution_stats;
-            """
-        )
-    migrate(url)
+    rows = """
+        INSERT INTO execution_stats (workflow_id, slot, shard, status, number, seconds, durations, waits)
+            SELECT gen_random_uuid(), now() - age * interval '1 day', shard, 'failed', 2, 3.5, 5000000000000, 5
+            FROM (VALUES (0, 9), (0, 1), (0, 1), (3, 0), (20, -1), (20, -1)) AS rows (age, shard);
+        INSERT INTO step_stats (workflow_id, slot, shard, step_id, error_kind, completed, failed, skipped, cancelled,
+                                retried, retried_completed, seconds)
+            SELECT workflow_id, slot, shard, 'a', 'timeout', 1, number, 0, 0, 1, 1, 1 FROM execution_stats;
+    """
     since = datetime.now(UTC) - timedelta(days=60)
-    with store.single() as connection:
+    with servers.older("0025", rows) as store, store.single() as connection:
         _, (failed,) = stats.ended(connection, Which(), since, 86400)
         assert (failed.number, failed.seconds, stats.buckets(failed.durations)) == (12, 21, [0, 30])
         assert stats.trouble(connection, Which(), since) == stats.Trouble({"timeout": 12}, 6, 6)
         assert stats.totals(connection)["executions"] == {"failed": 12}
-    store.close()
