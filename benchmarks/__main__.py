@@ -67,7 +67,15 @@ class Orchestrator:
         self.programs = Programs(load_catalogue(settings.plugins), settings)
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer = self.session.post(self.url + path, json=body, timeout=60)
+        return self._sent("POST", path, body)
+
+    def put(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._sent("PUT", path, body, {"If-Match": "*"})
+
+    def _sent(
+        self, method: str, path: str, body: dict[str, Any], headers: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        answer = self.session.request(method, self.url + path, json=body, headers=headers, timeout=60)
         answer.raise_for_status()
         result: dict[str, Any] = answer.json()
         return result

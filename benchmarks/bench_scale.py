@@ -107,18 +107,20 @@ def ask(here: Orchestrator, past: history.Past) -> None:
 
 
 def projects(here: Orchestrator, past: history.Past) -> dict[str, str]:
-    """Keys that see a little: of the two least busy workflows, of one that never ran, of the three busiest."""
+    """Keys that see a project: of the two least busy workflows, of one that never ran, of the three busiest, of all
+    others."""
     keys = {}
-    for name, ids in (
-        ("little", past.workflow_ids[-3:-1]),
-        ("nothing", past.workflow_ids[-1:]),
-        ("much", past.workflow_ids[:3]),
+    for name, project, ids in (
+        ("little", "little", past.workflow_ids[-3:-1]),
+        ("nothing", "nothing", past.workflow_ids[-1:]),
+        ("much", "much", past.workflow_ids[:3]),
+        ("the others", "default", ()),
     ):
-        project = here.post("/api/v1/projects", {"name": name})["id"]
-        with here.store.single() as connection:
-            moved = "UPDATE workflows SET project_id = %(project)s::uuid WHERE id = ANY(%(ids)s::uuid[])"
-            connection.exec_driver_sql(moved, {"project": project, "ids": list(ids)})
-        grants = [{"project": name, "role": "viewer"}]
+        if ids:
+            here.post("/api/v1/projects", {"name": project})
+        for id in ids:
+            here.put(f"/api/v1/workflows/{id}", {"project": project})
+        grants = [{"project": project, "role": "viewer"}]
         keys[name] = str(here.post("/api/v1/keys", {"name": name, "rate_limit": 0, "grants": grants})["key"])
     return keys
 
@@ -192,9 +194,10 @@ def questions(here: Orchestrator, past: history.Past) -> Iterator[Question]:
         yield Question(
             f"statistics of a workflow, {window}", f"/api/v1/workflows/{busiest}/stats", STATISTICS, {"window": window}
         )
-        yield Question(
-            f"statistics, {window}, who sees much", "/api/v1/stats", STATISTICS, {"window": window}, asker="much"
-        )
+        for asker in ("much", "the others"):
+            yield Question(
+                f"statistics, {window}, who sees {asker}", "/api/v1/stats", STATISTICS, {"window": window}, asker=asker
+            )
     yield Question("metrics", "/metrics", STATISTICS)
     yield Question("health", "/health", HEALTH)
 

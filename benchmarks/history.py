@@ -99,36 +99,38 @@ _SHARD = """
          WHEN finished_at < clock_timestamp() - interval '20 minutes' THEN 1 ELSE 2 + n %% 4 END
 """
 
-# What is merged counts for all workflows together, too.
-_ALL = f"'{stats.ALL}'::uuid"
-_OWNERS = f"unnest(CASE WHEN shard <= 1 THEN ARRAY[workflow_id, {_ALL}] ELSE ARRAY[workflow_id] END)"
+# What is merged counts for the workflow's project and for all workflows, too.
+_OWNERS = f"""
+    unnest(CASE WHEN shard <= 1 THEN ARRAY[workflow_id, project_id, '{stats.ALL}'] ELSE ARRAY[workflow_id] END)
+"""
 
 _EXECUTION_STATS = f"""
     INSERT INTO execution_stats (workflow_id, slot, shard, status, number, seconds, durations, waits)
     SELECT owner, slot, shard, status, count(*), sum(took), sum(one_in_bucket(took)),
            sum(one_in_bucket(waited))
     FROM (
-        SELECT workflow_id, {_SLOT} AS slot, {_SHARD} AS shard, status,
+        SELECT workflow_id, w.project_id, {_SLOT} AS slot, {_SHARD} AS shard, e.status,
                extract(epoch FROM finished_at - started_at)::float8 AS took,
-               extract(epoch FROM started_at - created_at)::float8 AS waited
-        FROM all_executions JOIN past USING (id, workflow_id, status)
+               extract(epoch FROM started_at - e.created_at)::float8 AS waited
+        FROM all_executions e JOIN past USING (id, workflow_id) JOIN workflows w ON w.id = workflow_id
     ) AS ended CROSS JOIN LATERAL {_OWNERS} AS owner GROUP BY 1, 2, 3, 4
 """
 
 _STEP_STATS = f"""
     INSERT INTO step_stats (workflow_id, slot, shard, step_id, error_kind, completed, failed, skipped, cancelled,
                             retried, retried_completed, seconds)
-    SELECT owner, slot, shard, CASE WHEN owner = {_ALL} THEN '' ELSE step_id END, kind,
+    SELECT owner, slot, shard, CASE WHEN owner = workflow_id THEN step_id ELSE '' END, kind,
            count(*) FILTER (WHERE status = 'completed'),
            count(*) FILTER (WHERE status = 'failed'), count(*) FILTER (WHERE status = 'skipped'),
            count(*) FILTER (WHERE status = 'cancelled'), count(*) FILTER (WHERE attempt > 1),
            count(*) FILTER (WHERE attempt > 1 AND status = 'completed'),
            coalesce(sum(extract(epoch FROM ended - began)) FILTER (WHERE status IN ('completed', 'failed')), 0)
     FROM (
-        SELECT e.workflow_id, {_SLOT.replace("finished_at", "e.finished_at")} AS slot,
+        SELECT e.workflow_id, w.project_id, {_SLOT.replace("finished_at", "e.finished_at")} AS slot,
                {_SHARD.replace("finished_at", "e.finished_at")} AS shard, s.step_id, coalesce(s.error_kind, '') AS kind,
                s.status, s.attempt, s.started_at AS began, s.finished_at AS ended
         FROM all_step_executions s JOIN all_executions e ON e.id = s.execution_id JOIN past ON past.id = e.id
+             JOIN workflows w ON w.id = e.workflow_id
     ) AS ended CROSS JOIN LATERAL {_OWNERS} AS owner GROUP BY 1, 2, 3, 4, 5
 """
 

@@ -399,8 +399,9 @@ class Reconciler:
             cached_results.purge(connection, _PURGED)
             cancellations.purge(connection, _PURGED)
             step_tests.purge(connection, _PURGED)
-            stats.merge(connection)
             keep_rates(connection, _PURGED)
+        with self.store.transaction() as connection:
+            stats.merge(connection)
 
     def _ring(self, rings: Iterable[Ring]) -> None:
         """One message a step: what was lost is few, or a whole broker, where speed is not the question."""

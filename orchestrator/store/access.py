@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 from orchestrator.access import DEFAULT_PROJECT, Principal, Role
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.store import models as tables
+from orchestrator.store import stats
 from orchestrator.store.everywhere import first_anywhere
 from orchestrator.store.keyset import Window, both_ways
 from orchestrator.store.session import as_dicts, new_id, run
@@ -90,6 +91,7 @@ def delete_project(connection: Connection, id: str) -> None:
         raise Conflict("the project has workflows; delete them or give them another project first", "in use") from None
     if not deleted:
         raise NotFound("project", id)
+    stats.forget(connection, id)
 
 
 def get_project(connection: Connection, id: str) -> Row:

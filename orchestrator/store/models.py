@@ -292,12 +292,12 @@ executions = sa.Table(
 def _stats(name: str, comment: str, *columns: sa.Column[Any] | sa.Index) -> sa.Table:
     """Counts of what ended in a slot: five minutes, later merged to hours and days. A trigger on executions (migration
     0014) keeps them in the transaction of the end itself, each server process in rows of its own: `shard` is its
-    number, and 1 and less where they have been merged, for each workflow and for all together (store/stats.py). There
-    is no foreign key, by which an end would wait for whoever changes the workflow."""
+    number, and 1 and less where they have been merged (store/stats.py). There is no foreign key, by which an end would
+    wait for whoever changes the workflow, and what is merged has rows of each project and of all workflows besides."""
     return sa.Table(
         name,
         metadata,
-        sa.Column("workflow_id", _Id, primary_key=True),
+        sa.Column("workflow_id", _Id, primary_key=True, comment="or a project's id, or 0: of all workflows"),
         sa.Column("slot", _Time, primary_key=True),
         sa.Column("shard", sa.Integer, primary_key=True, autoincrement=False),
         *columns,

@@ -15,8 +15,8 @@ from orchestrator.store.routines import Routine
 from orchestrator.store.session import as_dicts, run
 
 ALL = "00000000-0000-0000-0000-000000000000"
-"""The workflow of the rows about all workflows together. What is about all of them reads these, and what is not merged
-yet: of fifty workflows' 90 days that is a thirtieth of the rows."""
+"""Whose the rows about all workflows together are; those about all of a project are its own. What is about many
+workflows reads these, and what is not merged yet: of fifty workflows' 90 days that is a thirtieth of the rows."""
 
 PER_OCTAVE = 4
 """Buckets of a histogram from a time to twice that."""
@@ -69,7 +69,10 @@ class Which:
         if self.workflow_id is not None:
             return "workflow_id = %(workflow)s::uuid"
         if self.projects is not None:
-            return "workflow_id IN (SELECT id FROM workflows WHERE project_id = ANY(%(projects)s::uuid[]))"
+            return (
+                "(workflow_id = ANY(%(projects)s::uuid[]) OR shard > 1 AND workflow_id IN "
+                "(SELECT id FROM workflows WHERE project_id = ANY(%(projects)s::uuid[])))"
+            )
         return f"(workflow_id = '{ALL}' OR shard > 1)"
 
     @property
@@ -224,12 +227,14 @@ def totals(connection: Connection) -> dict[str, dict[str, float]]:
     }
 
 
+_LOCK = "hashtextextended('statistics', 0)"
+"""Of whoever adds to rows of several workflows, and relies on which project a workflow is in."""
 _MERGED = 2000
 """Rows merged at a time."""
 _COLUMNS = {
     "execution_stats": ({"status": "status"}, ("number", "seconds", "durations", "waits")),
     "step_stats": (
-        {"step_id": f"CASE WHEN owner = '{ALL}' THEN '' ELSE step_id END", "error_kind": "error_kind"},
+        {"step_id": "CASE WHEN owner = workflow_id THEN step_id ELSE '' END", "error_kind": "error_kind"},
         ("completed", "failed", "skipped", "cancelled", "retried", "retried_completed", "seconds"),
     ),
 }
@@ -239,28 +244,65 @@ what is added up."""
 
 def merge(connection: Connection) -> None:
     """Merge what the server processes have counted once a slot is over, what is older than a day to hours, and what is
-    older than a week to days, some at a time. Shard 1 has the slots, 0 the hours and -1 the days, so that an index
-    finds what is left to do. What is merged for the first time counts for all workflows together as well."""
+    older than a week to days, some at a time; nothing while somebody else does, or while a workflow moves. Shard 1 has
+    the slots, 0 the hours and -1 the days, so that an index finds what is left to do. What is merged for the first time
+    counts for its workflow's project and for all workflows as well; for the workflow unless it has been deleted."""
+    if not run(connection, f"SELECT pg_try_advisory_xact_lock({_LOCK})").scalar():
+        return
     for old, merged, begins, owners in (
-        ("shard > 1 AND slot < now() - interval '15 minutes'", 1, "slot", f"workflow_id, '{ALL}'"),
+        ("shard > 1 AND slot < now() - interval '15 minutes'", 1, "slot", f"w.id, w.project_id, '{ALL}'"),
         ("shard = 1 AND slot < now() - interval '25 hours'", 0, "date_trunc('hour', slot, 'UTC')", "workflow_id"),
         ("shard = 0 AND slot < now() - interval '8 days'", -1, "date_trunc('day', slot, 'UTC')", "workflow_id"),
     ):
-        for table, (about, sums) in _COLUMNS.items():
-            run(
-                connection,
-                f"""
-                WITH gone AS (
-                    DELETE FROM {table} WHERE ctid = ANY(ARRAY(
-                        SELECT ctid FROM {table} WHERE {old} LIMIT {_MERGED} FOR UPDATE SKIP LOCKED)) RETURNING *
-                )
-                INSERT INTO {table} AS s (workflow_id, slot, shard, {", ".join(about)}, {", ".join(sums)})
-                SELECT owner, {begins} AS begins, {merged},
-                       {", ".join(f"{value} AS its_{name}" for name, value in about.items())},
-                       {", ".join(f"sum({name})" for name in sums)}
-                FROM gone CROSS JOIN unnest(ARRAY[{owners}]::uuid[]) AS owner
-                GROUP BY owner, begins, {", ".join(f"its_{name}" for name in about)}
-                ON CONFLICT (workflow_id, slot, shard, {", ".join(about)}) DO UPDATE SET
-                    {", ".join(f"{name} = s.{name} + excluded.{name}" for name in sums)}
-                """,
+        for table in _COLUMNS:
+            gone = (
+                f"DELETE FROM {table} WHERE ctid = ANY(ARRAY("
+                f"SELECT ctid FROM {table} WHERE {old} LIMIT {_MERGED} FOR UPDATE SKIP LOCKED)) RETURNING *"
             )
+            counted = (
+                f"SELECT gone.*, {begins} AS begins, {merged} AS merged, owner, 1 AS sign FROM gone "
+                f"LEFT JOIN workflows w ON w.id = workflow_id CROSS JOIN unnest(ARRAY[{owners}]::uuid[]) AS owner"
+            )
+            _add(connection, table, f"gone AS ({gone}), counted AS ({counted})", {})
+
+
+def move(connection: Connection, workflow_id: str, project_id: str, to: str | None) -> None:
+    """What a workflow counts for its project counts for the project `to` instead, once this transaction is committed;
+    None: it is deleted, and keeps no rows either."""
+    run(connection, f"SELECT pg_advisory_xact_lock({_LOCK})")
+    params = {"id": workflow_id, "projects": [project_id, to]}
+    for table in _COLUMNS:
+        counted = (
+            f"SELECT {table}.*, slot AS begins, shard AS merged, owner, sign FROM {table}, "
+            "unnest(%(projects)s::uuid[], ARRAY[-1, 1]) AS project (owner, sign) "
+            "WHERE workflow_id = %(id)s::uuid AND shard <= 1"
+        )
+        _add(connection, table, f"counted AS ({counted})", params)
+    if to is None:
+        forget(connection, workflow_id)
+
+
+def forget(connection: Connection, owner: str) -> None:
+    """Nobody asks any more for what is merged of a workflow, or of a project."""
+    for table in _COLUMNS:
+        run(connection, f"DELETE FROM {table} WHERE workflow_id = %(owner)s::uuid AND shard <= 1", {"owner": owner})
+
+
+def _add(connection: Connection, table: str, counted: str, params: Mapping[str, Any]) -> None:
+    """Add the rows of `counted`, each `sign` times, to those that its `owner` has in the slot that `begins` then, in
+    the shard `merged`. Whoever does this holds the lock: an owner's rows are of many workflows."""
+    about, sums = _COLUMNS[table]
+    run(
+        connection,
+        f"""
+        WITH {counted}
+        INSERT INTO {table} AS s (workflow_id, slot, shard, {", ".join(about)}, {", ".join(sums)})
+        SELECT owner, begins, merged, {", ".join(f"{value} AS its_{name}" for name, value in about.items())},
+               {", ".join(f"sum(sign * {name})" for name in sums)}
+        FROM counted WHERE owner IS NOT NULL
+        GROUP BY owner, begins, merged, {", ".join(f"its_{name}" for name in about)}
+        ON CONFLICT (workflow_id, slot, shard, {", ".join(about)}) DO UPDATE SET
+            {", ".join(f"{name} = s.{name} + excluded.{name}" for name in sums)}
+        """,
+        params,
+    )

@@ -184,7 +184,7 @@ def update(
     """
     row = run(
         connection,
-        "SELECT name, description, tags, version, status, run_limit, max_failures FROM workflows "
+        "SELECT name, description, tags, version, status, run_limit, max_failures, project_id::text FROM workflows "
         "WHERE id = %(id)s::uuid FOR UPDATE",
         {"id": workflow_id},
     ).first()
@@ -199,6 +199,9 @@ def update(
             f"workflow {workflow_id} is {row.status}; only a draft can become a template: make one of its definition",
             row.status,
         )
+    project_id = changes.get("project_id", row.project_id)
+    if project_id != row.project_id:
+        stats.move(connection, workflow_id, row.project_id, project_id)
     words = {key: changes.get(key, getattr(row, key)) for key in ("name", "description", "tags")}
     values = {**changes, "terms": _terms(**words)}
     if new_definition is not None:
@@ -270,7 +273,9 @@ def delete(connection: Connection, workflow_id: str) -> None:
         raise Conflict(
             f"workflow {workflow_id} has {live} executions that have not ended; wait for them or cancel them", status
         )
-    run(connection, "DELETE FROM workflows WHERE id = %(id)s::uuid", {"id": workflow_id})
+    deleted = "DELETE FROM workflows WHERE id = %(id)s::uuid RETURNING project_id::text"
+    for project_id in run(connection, deleted, {"id": workflow_id}).scalars():
+        stats.move(connection, workflow_id, project_id, None)
 
 
 def move(connection: Connection, workflow_id: str, transition: Transition) -> bool:
