@@ -28,9 +28,9 @@ from sqlalchemy.exc import OperationalError
 
 from orchestrator.config import BrokerSettings, DatabaseSettings, Settings, VaultSettings, environment_of
 from orchestrator.embedded import Embedded, embedded_servers
-from orchestrator.store import Store, archives, execution_views, new_id, partitions, session, steps, workers
+from orchestrator.store import Store, archives, claims, execution_views, new_id, partitions, session, workers
+from orchestrator.store.claims import Claim, ExecutionFacts
 from orchestrator.store.migrate import alembic_config, migrate
-from orchestrator.store.steps import Claim, ExecutionFacts
 from orchestrator.vault import new_key
 
 T = TypeVar("T")
@@ -190,7 +190,7 @@ class Deployment:
         """By a worker process of which nobody hears any more."""
         id = self.leased(node="gone@test")
         try:
-            return steps.claim(self.store, execution_id, path, id)
+            return claims.claim(self.store, execution_id, path, id)
         finally:
             with self.store.single() as connection:
                 workers.remove(connection, [id])

@@ -26,11 +26,11 @@ from orchestrator.errors import (
 from orchestrator.lifecycle import StepStatus
 from orchestrator.metrics import tally
 from orchestrator.store import Store, cached_results, executions, logs, rate_line, signals, steps
+from orchestrator.store.claims import Claim, ExecutionFacts
 from orchestrator.store.logs import LogLine
 from orchestrator.store.rates import AWAITS_RATE, Rate
 from orchestrator.store.session import Call
 from orchestrator.store.step_rows import EndedRow
-from orchestrator.store.steps import Claim, ExecutionFacts
 from workers.inline import Room, perform_body
 from workers.interrupting import interruptible
 from workers.log_buffer import LogBuffer

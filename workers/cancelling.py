@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.store import cancellations, executions
 from orchestrator.store.cancellations import MAX_TRIES, Cancellation
+from orchestrator.store.claims import Claim, ExecutionFacts
 from orchestrator.store.executions import Locked
-from orchestrator.store.steps import Claim, ExecutionFacts
 from workers.attempt import Attempt
 
 if TYPE_CHECKING:

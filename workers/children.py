@@ -13,11 +13,11 @@ from orchestrator.engine.start import check_payload, start_execution
 from orchestrator.errors import Conflict, InputError, NotFound, StepFailed
 from orchestrator.lifecycle import ExecutionStatus
 from orchestrator.store import executions, inline_executions, new_id, workflows
+from orchestrator.store.claims import Claim, ExecutionFacts
 from orchestrator.store.executions import Outcome, Parent
 from orchestrator.store.inline_executions import InlineExecution
 from orchestrator.store.session import Call
 from orchestrator.store.step_rows import EndedRow
-from orchestrator.store.steps import Claim, ExecutionFacts
 from workers.attempt import Attempt, own_store
 from workers.inline import Room, only_computes, perform_execution
 from workers.secrets import Secrets

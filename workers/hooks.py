@@ -27,8 +27,8 @@ from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus, StepStat
 from orchestrator.metrics import HOOK_DROPS, HOOK_ERRORS, tally
 from orchestrator.plugins import ExecutionEvent, StepEvent, load_plugins
 from orchestrator.store import Store, execution_views
+from orchestrator.store.claims import Claim, ExecutionFacts
 from orchestrator.store.session import DatabaseAway, to_json
-from orchestrator.store.steps import Claim, ExecutionFacts
 from workers.attempt import Skipped
 from workers.secrets import SecretSource
 from workers.steps.contract import Done, Spawn, Wait

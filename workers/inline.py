@@ -27,8 +27,9 @@ from orchestrator.errors import StepFailed, TemplateError
 from orchestrator.lifecycle import StepStatus
 from orchestrator.store import new_id
 from orchestrator.store.bodies import Inner
+from orchestrator.store.claims import Claim
 from orchestrator.store.step_rows import EndedRow
-from orchestrator.store.steps import Claim, as_seen_by_templates
+from orchestrator.store.steps import as_seen_by_templates
 from workers.rounds import round_of
 from workers.steps.contract import Done, Round, Wait
 from workers.stopping import Unwatched

@@ -36,10 +36,11 @@ from orchestrator.engine.programs import Program
 from orchestrator.engine.waiting import rest, rest_awaiting
 from orchestrator.lifecycle import StepStatus
 from orchestrator.metrics import RETRIES, tally
-from orchestrator.store import bodies, executions, steps
+from orchestrator.store import bodies, claims, executions, records, steps
 from orchestrator.store.admission import Freed, all_freed
+from orchestrator.store.claims import Claim, ExecutionFacts
+from orchestrator.store.records import Result
 from orchestrator.store.session import Call, DatabaseAway, Refused
-from orchestrator.store.steps import Claim, ExecutionFacts, Result
 from workers.attempt import Attempt, Outcome, Skipped
 from workers.children import Children
 from workers.dispatch import Doorbell
@@ -298,7 +299,7 @@ class Lane:
 
     def _is_held(self, claim: Claim) -> bool:
         with self.store.single() as connection:
-            return bool(steps.held(connection, [claim]))
+            return bool(claims.held(connection, [claim]))
 
     def _perform_again(self, claim: Claim) -> Claim | None:
         """What was to be recorded besides is done already, or what it took is somebody else's: the long way, then. Or
@@ -348,7 +349,7 @@ class Lane:
     def claim_next(self) -> Claim | None:
         """The next start of the pack that is to be had."""
         while (start := self.pack.take()) is not None:
-            claimed = steps.claim(self.store, self.execution_id, start, self.process.lease.current())
+            claimed = claims.claim(self.store, self.execution_id, start, self.process.lease.current())
             if claimed is None:
                 continue
             claim, self.facts = claimed
@@ -444,7 +445,7 @@ class Lane:
         if following is not None:
             return self._complete_and_follow(claim, result, following)
         if self._ends_execution(path):
-            recorded, finished, self.freed = steps.complete_and_finish(self.store, self.execution_id, claim, result)
+            recorded, finished, self.freed = records.complete_and_finish(self.store, self.execution_id, claim, result)
             if self.report is not None and recorded:
                 self.report.recorded(retries=False, ended=finished)
             return None
@@ -477,7 +478,7 @@ class Lane:
         return self.pack.take() if other.dependents(last) == graph.dependents(path) else None
 
     def _complete_and_follow(self, claim: Claim, result: Result, following: str) -> Claim | None:
-        recorded, follower = steps.complete_and_follow(
+        recorded, follower = records.complete_and_follow(
             self.store, self.execution_id, claim, result, following, self.process.lease.id
         )
         if not recorded:
@@ -519,7 +520,7 @@ class Lane:
         canvas counts on this task's end, if it has something to ring for.)"""
         if self.rung or self._over_budget():
             return None
-        return steps.claim_queued(self.store, self.execution_id, self.served, self.process.lease.current())
+        return claims.claim_queued(self.store, self.execution_id, self.served, self.process.lease.current())
 
     def _keeper(self) -> Worker | None:
         return None if self._over_budget() else Worker(self.process.lease.id, self.queue)

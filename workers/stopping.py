@@ -16,8 +16,8 @@ from contextvars import ContextVar
 
 from orchestrator.engine.advance import plans_of
 from orchestrator.engine.plan import Plan, going_first
-from orchestrator.store import Store, recovery, steps
-from orchestrator.store.steps import Claim
+from orchestrator.store import Store, recovery
+from orchestrator.store.claims import Claim, held
 
 logger = logging.getLogger(__name__)
 
@@ -139,8 +139,8 @@ class Watch:
         claims = [one.claim for one in long.values()]
         with self._store.single() as connection:
             handed_on = recovery.hand_on(connection, claims) if hands_on else []
-            held = steps.held(connection, claims)
-        for token in long.keys() - held:
+            still_held = held(connection, claims)
+        for token in long.keys() - still_held:
             logger.info("a step is ended: its claim is not held any more")
             long[token].end()
         for ring in handed_on:

@@ -15,9 +15,9 @@ from orchestrator.engine.start import check_payload
 from orchestrator.engine.trying import GRACE, Trial
 from orchestrator.errors import InputError, StepFailed
 from orchestrator.store import rate_line, step_tests
+from orchestrator.store.claims import Claim, ExecutionFacts
 from orchestrator.store.logs import LogLine
 from orchestrator.store.rates import Rate
-from orchestrator.store.steps import Claim, ExecutionFacts
 from workers.attempt import Attempt, Skipped
 from workers.prepared import Prepared
 from workers.secrets import Secrets

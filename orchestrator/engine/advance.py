@@ -30,15 +30,17 @@ from orchestrator.store import (
     cancellations,
     control,
     executions,
+    records,
     steps,
     untold_ends,
     workflow_ends,
 )
 from orchestrator.store.admission import Freed
+from orchestrator.store.claims import Claim, ExecutionFacts
 from orchestrator.store.executions import AWAITS_BODY, Locked
+from orchestrator.store.records import EMPTY, Result, Surroundings
 from orchestrator.store.recovery import Ring
 from orchestrator.store.step_rows import StepRow
-from orchestrator.store.steps import EMPTY, Claim, ExecutionFacts, Result, Surroundings
 
 _AT_WORK = frozenset({StepStatus.QUEUED, StepStatus.RUNNING, StepStatus.WAITING})
 
@@ -110,7 +112,7 @@ def advance(
     """
     graph = program.scopes.of(end.path)
     outlook = graph.outlook({end.path, *end.skip})
-    with steps.ending(store, execution_id, end.held, end.result, end.status, outlook) as opened:
+    with records.ending(store, execution_id, end.held, end.result, end.status, outlook) as opened:
         if opened is None:
             return _LOST
         connection, locked, states = opened
@@ -166,7 +168,7 @@ def go_on(
     worker: Worker,
 ) -> Advance:
     """Record `held` as completed and go on, as `advance` does, with a single round trip where that is enough."""
-    gone_on = steps.complete_and_go_on(
+    gone_on = records.complete_and_go_on(
         store, facts.id, held, result, around, queues={worker.queue, CONTROL}, worker_id=worker.id
     )
     if not gone_on.recorded:
@@ -237,7 +239,7 @@ def begin_body(
         inserted = bodies.insert(connection, execution_id, made, held=held)
         stopped = is_long and bodies.container(connection, execution_id, container).stopped
         result = Result(given)
-        if not steps.rest(connection, held, result, delay=None, resumes=True, state=spawn.noted, awaits=AWAITS_BODY):
+        if not records.rest(connection, held, result, delay=None, resumes=True, state=spawn.noted, awaits=AWAITS_BODY):
             return _LOST
         is_again = is_again or (inserted is not None and inserted < len(made))
         if stopped:
@@ -511,10 +513,10 @@ def _rest_before_next(
 ) -> bool:
     if not failure.imposed:
         with store.single() as connection:
-            return steps.rest(connection, held, failure.result, delay=delay, resumes=False)
+            return records.rest(connection, held, failure.result, delay=delay, resumes=False)
     with store.transaction() as connection:
         executions.lock(connection, execution_id)
-        rests = steps.rest(connection, held, failure.result, delay=delay, resumes=False)
+        rests = records.rest(connection, held, failure.result, delay=delay, resumes=False)
         if rests:
             _end_what_it_began(connection, program, execution_id, held)
             control.let_go(connection, held.id)

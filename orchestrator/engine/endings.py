@@ -25,10 +25,10 @@ from orchestrator.lifecycle import ExecutionStatus, StepStatus
 from orchestrator.store import admission, bodies, executions, signals, steps, workflow_ends
 from orchestrator.store.admission import Freed
 from orchestrator.store.bodies import Undoable
+from orchestrator.store.claims import ExecutionFacts
 from orchestrator.store.executions import Locked
 from orchestrator.store.recovery import Ring
 from orchestrator.store.step_rows import StepRow
-from orchestrator.store.steps import ExecutionFacts
 
 COMPLETED, FAILED = ExecutionStatus.COMPLETED, ExecutionStatus.FAILED
 

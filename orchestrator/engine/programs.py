@@ -24,8 +24,8 @@ from orchestrator.errors import InputError, Problem, TemplateError
 from orchestrator.plugins import Catalogue, cancels
 from orchestrator.store import Store, workflows
 from orchestrator.store.rates import Rate
+from orchestrator.store.records import Surroundings
 from orchestrator.store.step_rows import StepRows
-from orchestrator.store.steps import Surroundings
 
 # A process serves a handful of workflows at a time; a definition of 10,000 steps takes some 20 MB here.
 _KEPT = 64

@@ -40,9 +40,9 @@ from orchestrator.store import (
 )
 from orchestrator.store import triggers as trigger_rows
 from orchestrator.store.cancellations import Due
+from orchestrator.store.claims import Claim
 from orchestrator.store.recovery import Orphan, Ring, Unclaimed
 from orchestrator.store.session import DatabaseAway
-from orchestrator.store.steps import Claim
 
 logger = logging.getLogger(__name__)
 

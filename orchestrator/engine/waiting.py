@@ -17,18 +17,19 @@ from orchestrator.engine.plan import Plan, plan
 from orchestrator.engine.programs import Program, Programs
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.lifecycle import EXECUTION_TERMINAL, ExecutionStatus
-from orchestrator.store import Store, admission, cancellations, executions, recovery, signals, steps
+from orchestrator.store import Store, admission, cancellations, executions, records, recovery, signals
 from orchestrator.store.admission import Met
+from orchestrator.store.claims import Claim
 from orchestrator.store.executions import AWAITS_CHILD, Locked
+from orchestrator.store.records import Result
 from orchestrator.store.signals import AWAITS_SIGNAL
-from orchestrator.store.steps import Claim, Result
 
 
 def rest(store: Store, program: Program, held: Claim, given: Any, *, delay: float | None, state: Any) -> bool:
     """Let a step rest for `delay` seconds; False if the claim is held no longer. If that is because somebody ended the
     step meanwhile, what its attempt has begun elsewhere is to be cancelled: before its first rest nobody knew of it."""
     with store.single() as connection:
-        rests = steps.rest(connection, held, Result(given), delay=delay, resumes=True, state=state)
+        rests = records.rest(connection, held, Result(given), delay=delay, resumes=True, state=state)
         is_news = held.state is None and state is not None
         if not rests and is_news and program.scopes.step(held.path).type in program.cancellable:
             cancellations.insert(connection, held.id, state, if_given_up=True)
@@ -55,7 +56,7 @@ def rest_awaiting(
             return Advance(counted=False)
         # Held while this step is brought to rest: its end comes before that, and is seen, or after it, and wakes.
         child = admission.meet_child(connection, state["execution_id"]) if awaits == AWAITS_CHILD else None
-        if not steps.rest(connection, held, Result(given), delay=delay, resumes=True, state=state, awaits=awaits):
+        if not records.rest(connection, held, Result(given), delay=delay, resumes=True, state=state, awaits=awaits):
             return Advance(counted=False)
         path = None
         if child is not None:

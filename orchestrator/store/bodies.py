@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy.engine import Connection
 
 from orchestrator.lifecycle import STEP_LIVE, WAKE, StepStatus, sql_words
+from orchestrator.store.claims import Claim
 from orchestrator.store.executions import AWAITS_BODY
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import EXECUTIONS_FIRST, Call, new_id, run, to_json
@@ -22,7 +23,7 @@ from orchestrator.store.step_rows import (
     StepRow,
     ended_parameters,
 )
-from orchestrator.store.steps import LIVE, Claim
+from orchestrator.store.steps import LIVE
 
 _UNFINISHED = f"status IN ({sql_words(STEP_LIVE)})"
 """The predicate of the index ix_step_executions_inner."""

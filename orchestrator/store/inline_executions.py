@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.lifecycle import STARTABLE, ExecutionStatus, sql_words
+from orchestrator.store.claims import ExecutionFacts
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import REFUSE, Call, to_json
 from orchestrator.store.step_rows import ENDED_PARAMETERS, INSERT_ENDED, EndedRow, ended_parameters
-from orchestrator.store.steps import ExecutionFacts
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from sqlalchemy.engine import Connection
 
 from orchestrator.lifecycle import EXPIRE, HAND_ON, LOSE, WAKE, ExecutionStatus, StepStatus
 from orchestrator.store.admission import PRIORITY
+from orchestrator.store.claims import ARE_HELD, GRACE, HELD, TIME_IS_UP, Claim, held_params
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import run
-from orchestrator.store.steps import ARE_HELD, GRACE, HELD, TIME_IS_UP, Claim, held_params
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ from sqlalchemy.engine import Connection
 from orchestrator.errors import NotFound
 from orchestrator.lifecycle import WAKE, StepStatus
 from orchestrator.store.admission import PRIORITY
+from orchestrator.store.claims import HELD, Claim
 from orchestrator.store.everywhere import first_anywhere
 from orchestrator.store.executions import AWAITS_CHILD
 from orchestrator.store.recovery import Ring
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Store, new_id, run, to_json
-from orchestrator.store.steps import HELD, Claim
 
 AWAITS_DECISION = "decision"
 AWAITS_SIGNAL = "signal:"

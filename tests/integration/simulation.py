@@ -29,9 +29,9 @@ from orchestrator.engine.programs import Programs
 from orchestrator.engine.reconcile import Listed
 from orchestrator.errors import StepFailed
 from orchestrator.store import Store, new_id, recovery, workers
+from orchestrator.store.claims import Claim
 from orchestrator.store.routines import Routine
 from orchestrator.store.session import Call
-from orchestrator.store.steps import Claim
 from workers.canvas import canvas
 from workers.runner import run_steps
 from workers.secrets import Secrets

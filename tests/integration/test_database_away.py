@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from test_execution import step, workflow
 from test_inline_bodies import OneWorker, worker
 
-from orchestrator.store import Store, steps
+from orchestrator.store import Store, records
 from workers import runner
 from workers.attempt import Attempt
 
@@ -94,7 +94,7 @@ def test_what_was_recorded_although_no_answer_came_is_not_recorded_again(
 
     def call_and_lose(self: Store, routine: Any, *given: Any) -> Any:
         rows = call(self, routine, *given)
-        if routine is steps._COMPLETE_AND_FINISH_ROUTINE and not lost:
+        if routine is records._COMPLETE_AND_FINISH_ROUTINE and not lost:
             lost.append(routine)
             cut_off()
             return call(self, routine, *given)  # which finds no connection: the answer to the first is nowhere

@@ -28,12 +28,13 @@ from orchestrator.engine.start import start_execution
 from orchestrator.engine.waiting import send_signal
 from orchestrator.lifecycle import ExecutionStatus, StepStatus
 from orchestrator.plugins import load_catalogue
-from orchestrator.store import admission, bodies, executions, new_id, recovery, signals, steps
+from orchestrator.store import admission, bodies, executions, new_id, records, recovery, signals, steps
+from orchestrator.store.claims import Claim
 from orchestrator.store.executions import Parent
+from orchestrator.store.records import Result
 from orchestrator.store.recovery import Ring
 from orchestrator.store.session import run
 from orchestrator.store.step_rows import StepRow
-from orchestrator.store.steps import Claim, Result
 from workers.runner import Lane
 
 __all__ = ["worker"]  # a fixture
@@ -246,7 +247,7 @@ def test_a_step_is_rung_for_with_its_own_priority_whoever_rings(hand: Hand):
         assert priorities(recovery.queued(connection, execution_id)) == everything
         unclaimed = recovery.unclaimed(connection, older_than=-1.0, limit=100_000)
         assert priorities(recovery.ring_again(connection, unclaimed)) == everything
-        assert steps.rest(connection, hand.claim(execution_id, "a"), Result(), delay=0, resumes=False)
+        assert records.rest(connection, hand.claim(execution_id, "a"), Result(), delay=0, resumes=False)
         assert priorities(recovery.wake_due(connection, 100_000)) == {"a": 9}
         assert priorities(recovery.hand_on(connection, [hand.claim(execution_id, "a")])) == {"a": 9}
 
@@ -674,7 +675,7 @@ def test_a_last_record_and_a_cancellation_do_not_lock_each_other_out(hand: Hand)
     execution_id = hand.deployment.execute(hand.deployment.create(SINGLE))
     claim = hand.claim(execution_id, "a")
     outcome = ended_while(
-        hand.deployment, execution_id, lambda: steps.complete_and_finish(hand.store, execution_id, claim, Result())
+        hand.deployment, execution_id, lambda: records.complete_and_finish(hand.store, execution_id, claim, Result())
     )
     assert outcome == (False, False, None)
 
@@ -696,7 +697,7 @@ def test_a_worker_that_goes_on_does_not_wait_for_a_step_that_is_being_cancelled(
     lock = "SELECT FROM step_executions WHERE execution_id = %(id)s::uuid AND path = 'a' FOR UPDATE"
     with ThreadPoolExecutor(1) as pool, hand.store.transaction() as connection:
         connection.exec_driver_sql(lock, {"id": execution_id})
-        followed = pool.submit(steps.complete_and_follow, hand.store, execution_id, claim, Result(), "a", new_id())
+        followed = pool.submit(records.complete_and_follow, hand.store, execution_id, claim, Result(), "a", new_id())
         assert followed.result(PATIENCE) == (True, None)
 
 

@@ -22,7 +22,7 @@ from orchestrator.engine.reconcile import Reconciler
 from orchestrator.errors import ConfigurationError
 from orchestrator.metrics import HOOK_DROPS, HOOK_ERRORS, Measure
 from orchestrator.plugins import ExecutionEvent, StepEvent, hookimpl, load_plugins
-from orchestrator.store import counters, executions, new_id, steps, workers
+from orchestrator.store import claims, counters, executions, new_id, steps, workers
 from workers import hooks
 from workers.hooks import Announcer
 from workers.process import WorkerProcess
@@ -247,7 +247,7 @@ def test_what_reconcile_ends_is_told_of(start: Start, told: Told):
     process = start(told=told)
     execution_id = process.start(step("a", retry_policy={"max_attempts": 1}))
     worker = process.worker
-    assert steps.claim(worker.store, execution_id, "a", worker.lease.id) is not None
+    assert claims.claim(worker.store, execution_id, "a", worker.lease.id) is not None
     process.servers.sql("UPDATE step_executions SET deadline = now() - interval '1 s' WHERE status = 'running'")
     process.reconciler().recover_orphans()
     assert until_told(told, execution_id, 2) == ["step_completed a", "workflow_completed"]
@@ -258,7 +258,7 @@ def test_what_reconcile_ends_is_told_of(start: Start, told: Told):
 def test_an_execution_that_is_overdue_is_told_of(start: Start, told: Told):
     process = start(told=told)
     execution_id = process.start(step("a", "gate", file="never"))
-    assert steps.claim(process.worker.store, execution_id, "a", process.worker.lease.id) is not None
+    assert claims.claim(process.worker.store, execution_id, "a", process.worker.lease.id) is not None
     process.servers.sql("UPDATE executions SET deadline = now() - interval '1 s' WHERE status = 'running'")
     process.reconciler().end_overdue()
     assert until_told(told, execution_id, 1) == ["workflow_completed"]
@@ -486,7 +486,7 @@ def test_a_lost_worker_is_told_of_with_each_of_its_attempts(start: Start, told: 
     gone = new_id()
     with process.worker.store.single() as connection:
         workers.register(connection, gone, node="gone@test", host="elsewhere", pid=1, born=0)
-    assert steps.claim(process.worker.store, execution_id, "a", gone) is not None
+    assert claims.claim(process.worker.store, execution_id, "a", gone) is not None
     with process.worker.store.single() as connection:
         workers.remove(connection, [gone])
     process.reconciler().recover_orphans()

@@ -12,7 +12,7 @@ from test_control_flow import loop, parallel
 from test_execution import step, workflow
 
 from orchestrator.lifecycle import EXECUTION_TERMINAL
-from orchestrator.store import bodies, recovery, steps
+from orchestrator.store import bodies, claims, recovery
 from orchestrator.store.session import Call
 from workers import attempt, inline, prepared
 from workers.process import WorkerProcess
@@ -260,7 +260,7 @@ def test_a_worker_that_dies_over_a_body_leaves_all_of_it_to_the_next(
         id=execution_id,
     )
     with worker.servers.store.single() as connection:
-        assert recovery.lose(connection, steps.Claim(id, "outer", 1, 0, token))
+        assert recovery.lose(connection, claims.Claim(id, "outer", 1, 0, token))
     worker.perform(execution_id)
     execution = worker.servers.execution(execution_id)
     assert execution["status"] == "completed"

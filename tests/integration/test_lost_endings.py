@@ -12,7 +12,7 @@ from test_store import Bench, end_everything
 
 from orchestrator.engine.advance import Advance, End, advance
 from orchestrator.lifecycle import StepStatus
-from orchestrator.store.steps import Result
+from orchestrator.store.records import Result
 
 FAILED = Result(error_kind="asked", error_message="asked to fail")
 

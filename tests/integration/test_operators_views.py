@@ -28,8 +28,8 @@ from orchestrator.engine.overview import BrokerState
 from orchestrator.engine.programs import Program, Programs
 from orchestrator.engine.why import Why, why_step
 from orchestrator.plugins import load_catalogue
-from orchestrator.store import executions, new_id, steps, triggers, workers
-from orchestrator.store.steps import Result
+from orchestrator.store import claims, executions, new_id, records, steps, triggers, workers
+from orchestrator.store.records import Result
 
 NEVER = {"max_attempts": 3, "initial_delay": "1h", "max_delay": "1h"}
 
@@ -120,8 +120,8 @@ def leased(deployment: Deployment, *queues: str, slots: int = 1, node: str = "w@
     return deployment.leased(node=node, queues=queues, slots=slots)
 
 
-def claimed(deployment: Deployment, execution_id: str, path: str, worker: str) -> steps.Claim:
-    found = steps.claim(deployment.store, execution_id, path, worker)
+def claimed(deployment: Deployment, execution_id: str, path: str, worker: str) -> claims.Claim:
+    found = claims.claim(deployment.store, execution_id, path, worker)
     assert found is not None
     return found[0]
 
@@ -252,7 +252,7 @@ def test_a_timer_that_nobody_fires_is_told_to_be_overdue(stack: Deployment):
     execution_id = started(stack, step("a"))
     held = claimed(stack, execution_id, "a", leased(stack, "cpu"))
     with stack.store.single() as connection:
-        assert steps.rest(connection, held, Result(), delay=-90, resumes=True)
+        assert records.rest(connection, held, Result(), delay=-90, resumes=True)
     reason = why(stack, execution_id)
     assert reason["reason"] == "waiting_for_time"
     assert reason["facts"]["overdue_seconds"] > 89
@@ -350,7 +350,7 @@ def test_waiting_for_dependencies_says_which_and_how_they_are(deployment: Deploy
 def test_what_is_about_to_go_on_is_told_to_be_advancing(stack: Deployment):
     execution_id = started(stack, step("a"), step("b", "io_noop", needs="a"))
     held = claimed(stack, execution_id, "a", leased(stack, "cpu"))
-    with steps.ending(stack.store, execution_id, held, Result(), steps.StepStatus.COMPLETED, ["b"]):
+    with records.ending(stack.store, execution_id, held, Result(), steps.StepStatus.COMPLETED, ["b"]):
         pass  # its worker died here
     assert why(stack, execution_id)["reason"] == "advancing"
     assert why(stack, execution_id, "b")["reason"] == "advancing"
@@ -411,7 +411,7 @@ Scene = tuple[str, str | None]
 """An execution, and a step of it to ask of."""
 
 
-def runs(stack: Deployment) -> tuple[str, steps.Claim]:
+def runs(stack: Deployment) -> tuple[str, claims.Claim]:
     """Of two steps that follow each other, the first is performed by the only worker."""
     execution_id = started(stack, step("a"), step("b", needs="a"))
     return execution_id, claimed(stack, execution_id, "a", leased(stack, "cpu"))
@@ -434,7 +434,7 @@ def rests(stack: Deployment, awaits: str | None, **how: Any) -> Scene:
     execution_id, held = runs(stack)
     with stack.store.single() as connection:
         resumes = how.pop("resumes", True)
-        assert steps.rest(connection, held, Result(), awaits=awaits, resumes=resumes, **{"delay": None, **how})
+        assert records.rest(connection, held, Result(), awaits=awaits, resumes=resumes, **{"delay": None, **how})
     return execution_id, "a"
 
 
@@ -487,7 +487,7 @@ def in_a_later_round(stack: Deployment) -> Scene:
 
 def between_two(stack: Deployment) -> Scene:
     execution_id, held = runs(stack)
-    with steps.ending(stack.store, execution_id, held, Result(), steps.StepStatus.COMPLETED, ["b"]):
+    with records.ending(stack.store, execution_id, held, Result(), steps.StepStatus.COMPLETED, ["b"]):
         pass  # its worker died here
     return execution_id, "b"
 
@@ -626,7 +626,7 @@ def test_a_timer_of_a_paused_execution_is_not_late(stack: Deployment):
     execution_id = started(stack, step("a"))
     held = claimed(stack, execution_id, "a", leased(stack, "cpu"))
     with stack.store.single() as connection:
-        assert steps.rest(connection, held, Result(), delay=-90, resumes=True)
+        assert records.rest(connection, held, Result(), delay=-90, resumes=True)
     stack.client.post(f"/api/v1/executions/{execution_id}/pause")
     assert read(stack, "scheduler/status")["timers"] == {"next_due": None, "overdue_seconds": 0}
 

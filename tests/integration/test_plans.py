@@ -11,9 +11,9 @@ from sqlalchemy.engine import Connection
 from test_execute_many import started
 from test_execution import step, workflow
 
-from orchestrator.store import admission, executions, recovery, steps
+from orchestrator.store import admission, claims, executions, records, recovery
+from orchestrator.store.claims import Claim
 from orchestrator.store.session import new_id, run
-from orchestrator.store.steps import Claim
 
 WAITING = 1_000
 PLACES = 10
@@ -67,11 +67,11 @@ def test_an_execution_is_admitted_performed_and_ended_at_the_same_cost(busy: Dep
                 ((execution_id, path, *_),) = run(connection, admission._ADMIT_ROUTINE.call, places).all()
             claim = {"execution": execution_id, "path": path, "worker": worker, "token": new_id()}
             with reads_at_most(FEW, connection):
-                claimed = run(connection, steps._CLAIM_ROUTINE.call, claim).one()
-            held = steps.Claim(claimed.id, path, 1, 0, claim["token"])
-            written = steps._written(held, steps.EMPTY) | {"execution": execution_id, "path": path}
+                claimed = run(connection, claims._CLAIM_ROUTINE.call, claim).one()
+            held = claims.Claim(claimed.id, path, 1, 0, claim["token"])
+            written = records._written(held, records.EMPTY) | {"execution": execution_id, "path": path}
             with reads_at_most(FEW, connection):
-                assert run(connection, steps._COMPLETE_AND_FINISH_ROUTINE.call, written).one().finished
+                assert run(connection, records._COMPLETE_AND_FINISH_ROUTINE.call, written).one().finished
 
 
 def test_another_that_has_to_wait_is_started_at_the_same_cost(busy: Deployment) -> None:
@@ -84,7 +84,7 @@ def test_another_that_has_to_wait_is_started_at_the_same_cost(busy: Deployment) 
 
 def test_a_look_whether_a_claim_is_held_does_not_look_at_all_that_is_live(busy: Deployment) -> None:
     with busy.store.transaction() as connection, reads_at_most(FEW, connection):
-        assert steps.held(connection, [Claim(new_id(), "only", 1, 0, new_id())]) == set()
+        assert claims.held(connection, [Claim(new_id(), "only", 1, 0, new_id())]) == set()
 
 
 def test_what_reconcile_looks_for_costs_a_look_at_each_that_is_live(busy: Deployment) -> None:

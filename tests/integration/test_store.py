@@ -26,10 +26,22 @@ from orchestrator.engine.reconcile import Reconciler
 from orchestrator.lifecycle import StepStatus
 from orchestrator.metrics import BROKER_ERRORS, LOSSES, RECONCILE_ERRORS, tally
 from orchestrator.plugins import load_catalogue
-from orchestrator.store import Store, execution_views, executions, new_id, recovery, session, steps, workers
+from orchestrator.store import (
+    Store,
+    claims,
+    execution_views,
+    executions,
+    new_id,
+    records,
+    recovery,
+    session,
+    steps,
+    workers,
+)
+from orchestrator.store.claims import Claim
 from orchestrator.store.migrate import migrate
 from orchestrator.store.models import metadata
-from orchestrator.store.steps import Claim
+from orchestrator.store.records import Result
 from workers.broker import Broker
 
 
@@ -63,7 +75,7 @@ def started(servers: Deployment, definition: dict[str, Any] = CHAIN) -> str:
 
 
 def claimed(servers: Deployment, execution_id: str, path: str = "a", worker: str | None = None) -> Claim:
-    found = steps.claim(servers.store, execution_id, path, worker or servers.leased())
+    found = claims.claim(servers.store, execution_id, path, worker or servers.leased())
     assert found is not None
     return found[0]
 
@@ -89,21 +101,21 @@ def test_a_step_is_claimed_by_one_worker_only(at_rest: Deployment):
     execution_id = started(at_rest)
     claim = claimed(at_rest, execution_id)
     assert (claim.path, claim.attempt, claim.losses) == ("a", 1, 0)
-    assert steps.claim(at_rest.store, execution_id, "a", at_rest.leased()) is None
+    assert claims.claim(at_rest.store, execution_id, "a", at_rest.leased()) is None
 
 
 def test_a_step_is_claimed_by_nobody_without_a_lease(at_rest: Deployment):
     """It would have lost its worker at once, and with the third time have failed for that."""
     execution_id = started(at_rest)
-    assert steps.claim(at_rest.store, execution_id, "a", new_id()) is None
+    assert claims.claim(at_rest.store, execution_id, "a", new_id()) is None
     at_rest.sql("UPDATE executions SET status = 'running' WHERE id = %(id)s::uuid", id=execution_id)
-    assert steps.claim_queued(at_rest.store, execution_id, ["cpu"], new_id()) is None
+    assert claims.claim_queued(at_rest.store, execution_id, ["cpu"], new_id()) is None
     assert (row(at_rest, execution_id).status, row(at_rest, execution_id).attempt) == ("queued", 0)
-    assert steps.claim_queued(at_rest.store, execution_id, ["cpu"], at_rest.leased()) is not None
+    assert claims.claim_queued(at_rest.store, execution_id, ["cpu"], at_rest.leased()) is not None
 
 
 def test_a_step_that_waits_for_another_is_not_claimed(at_rest: Deployment):
-    assert steps.claim(at_rest.store, started(at_rest), "b", at_rest.leased()) is None
+    assert claims.claim(at_rest.store, started(at_rest), "b", at_rest.leased()) is None
 
 
 def test_the_first_claim_begins_the_execution(at_rest: Deployment):
@@ -124,7 +136,7 @@ def test_nothing_of_an_execution_that_is_paused_or_ended_is_claimed(at_rest: Dep
         status=status,
         id=execution_id,
     )
-    assert steps.claim(at_rest.store, execution_id, "a", at_rest.leased()) is None
+    assert claims.claim(at_rest.store, execution_id, "a", at_rest.leased()) is None
     assert row(at_rest, execution_id).status == "queued"
 
 
@@ -140,15 +152,15 @@ def test_a_record_without_the_token_writes_nothing(at_rest: Deployment):
     execution_id = started(at_rest)
     claim = claimed(at_rest, execution_id)
     before = row(at_rest, execution_id)
-    forged, result = stranger(claim), steps.Result(output={"forged": True})
+    forged, result = stranger(claim), Result(output={"forged": True})
     store = at_rest.store
 
-    assert steps.complete_and_follow(store, execution_id, forged, result, "b", at_rest.leased()) == (False, None)
-    assert steps.complete_and_finish(store, execution_id, forged, result) == (False, False, None)
-    with steps.ending(store, execution_id, forged, result, StepStatus.FAILED, ["b"]) as opened:
+    assert records.complete_and_follow(store, execution_id, forged, result, "b", at_rest.leased()) == (False, None)
+    assert records.complete_and_finish(store, execution_id, forged, result) == (False, False, None)
+    with records.ending(store, execution_id, forged, result, StepStatus.FAILED, ["b"]) as opened:
         assert opened is None
     with store.single() as connection:
-        assert not steps.rest(connection, forged, result, delay=1, resumes=False)
+        assert not records.rest(connection, forged, result, delay=1, resumes=False)
         assert not recovery.lose(connection, forged)
 
     assert row(at_rest, execution_id) == before
@@ -159,11 +171,11 @@ def test_a_record_without_the_token_writes_nothing(at_rest: Deployment):
 def test_a_result_is_recorded_once(at_rest: Deployment):
     execution_id = started(at_rest)
     claim, worker = claimed(at_rest, execution_id), at_rest.leased()
-    first, second = steps.Result(output={"n": 1}), steps.Result(output={"n": 2})
-    recorded, follower = steps.complete_and_follow(at_rest.store, execution_id, claim, first, "b", worker)
+    first, second = Result(output={"n": 1}), Result(output={"n": 2})
+    recorded, follower = records.complete_and_follow(at_rest.store, execution_id, claim, first, "b", worker)
     assert recorded
     assert follower is not None
-    assert steps.complete_and_follow(at_rest.store, execution_id, claim, second, "b", worker) == (False, None)
+    assert records.complete_and_follow(at_rest.store, execution_id, claim, second, "b", worker) == (False, None)
     assert row(at_rest, execution_id).output == {"n": 1}
     assert str(row(at_rest, execution_id, "b").claim_token) == follower.token
 
@@ -172,8 +184,8 @@ def test_a_record_counts_even_if_the_execution_was_paused_meanwhile_but_nothing_
     execution_id = started(at_rest)
     claim = claimed(at_rest, execution_id)
     at_rest.sql("UPDATE executions SET status = 'paused' WHERE id = %(id)s::uuid", id=execution_id)
-    recorded, follower = steps.complete_and_follow(
-        at_rest.store, execution_id, claim, steps.Result(), "b", at_rest.leased()
+    recorded, follower = records.complete_and_follow(
+        at_rest.store, execution_id, claim, Result(), "b", at_rest.leased()
     )
     assert (recorded, follower) == (True, None)
     assert at_rest.statuses(execution_id) == {"a": "completed", "b": "pending", "c": "pending"}
@@ -185,7 +197,7 @@ def test_a_cancelled_step_takes_no_result(at_rest: Deployment):
     with at_rest.store.transaction() as connection:
         executions.cancel(connection, execution_id, "enough")
         steps.cancel_all(connection, execution_id)
-    assert steps.complete_and_finish(at_rest.store, execution_id, claim, steps.Result(output=1)) == (False, False, None)
+    assert records.complete_and_finish(at_rest.store, execution_id, claim, Result(output=1)) == (False, False, None)
     assert set(at_rest.statuses(execution_id).values()) == {"cancelled"}
 
 
@@ -352,8 +364,8 @@ def test_the_step_of_a_worker_without_a_lease_is_queued_again(at_rest: Deploymen
     assert bench.rung == [(execution_id, "cpu", ("a",))]
     again = claimed(at_rest, execution_id)
     assert (again.attempt, again.losses) == (2, 1)
-    late = steps.Result(output="late")
-    assert steps.complete_and_finish(at_rest.store, execution_id, lost, late) == (False, False, None)
+    late = Result(output="late")
+    assert records.complete_and_finish(at_rest.store, execution_id, lost, late) == (False, False, None)
 
 
 def test_a_step_that_lost_its_worker_too_often_fails(at_rest: Deployment, bench: Bench):
@@ -518,7 +530,7 @@ def test_a_due_timer_is_fired_once(at_rest: Deployment, bench: Bench):
     execution_id = started(at_rest)
     claim = claimed(at_rest, execution_id)
     with at_rest.store.single() as connection:
-        assert steps.rest(connection, claim, steps.Result(), delay=1000, resumes=False)
+        assert records.rest(connection, claim, Result(), delay=1000, resumes=False)
     bench.reconciler.fire_timers()
     assert bench.sent == []
     at_rest.sql(
@@ -535,7 +547,7 @@ def test_a_step_that_asked_to_wait_goes_on_with_the_same_attempt(at_rest: Deploy
     execution_id = started(at_rest)
     claim = claimed(at_rest, execution_id)
     with at_rest.store.single() as connection:
-        assert steps.rest(connection, claim, steps.Result(), delay=0, resumes=True)
+        assert records.rest(connection, claim, Result(), delay=0, resumes=True)
     bench.reconciler.fire_timers()
     assert claimed(at_rest, execution_id).attempt == 1
 

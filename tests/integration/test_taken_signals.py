@@ -11,9 +11,10 @@ from test_execution import step, workflow
 from test_inline_bodies import OneWorker, a_set, worker
 
 from orchestrator.lifecycle import StepStatus
-from orchestrator.store import Store, new_id, recovery, signals, steps
+from orchestrator.store import Store, claims, new_id, records, recovery, signals
+from orchestrator.store.claims import Claim
+from orchestrator.store.records import Result, Surroundings
 from orchestrator.store.session import Refused
-from orchestrator.store.steps import Claim, Result, Surroundings
 from workers.pending_signals import PendingSignals
 from workers.runner import Lane
 
@@ -111,16 +112,16 @@ Recording = Callable[[Store, str, Claim, Result], object]
 
 
 def advanced(store: Store, execution_id: str, claim: Claim, result: Result) -> bool:
-    with steps.ending(store, execution_id, claim, result, StepStatus.COMPLETED, ()) as recorded:
+    with records.ending(store, execution_id, claim, result, StepStatus.COMPLETED, ()) as recorded:
         return recorded is not None
 
 
 RECORDINGS: dict[str, Recording] = {
-    "and followed": lambda *given: steps.complete_and_follow(*given, "b", new_id())[0],
+    "and followed": lambda *given: records.complete_and_follow(*given, "b", new_id())[0],
     "and gone on": lambda *given: (
-        steps.complete_and_go_on(*given, Surroundings(("b",), ()), queues=["cpu"], worker_id=new_id()).recorded
+        records.complete_and_go_on(*given, Surroundings(("b",), ()), queues=["cpu"], worker_id=new_id()).recorded
     ),
-    "and finished": lambda *given: steps.complete_and_finish(*given)[0],
+    "and finished": lambda *given: records.complete_and_finish(*given)[0],
     "and advanced": advanced,
 }
 
@@ -143,7 +144,7 @@ def claimed_with_its_signal(worker: OneWorker) -> tuple[str, Claim, Result]:
     """An execution with two signals, its first step, and a result of that which has taken the first one."""
     store = worker.servers.store
     execution_id = started(worker, workflow(a_signal("a"), a_set("b", "a", v=1)), 1, 2)
-    claimed = steps.claim(store, execution_id, "a", worker.process.lease.id)
+    claimed = claims.claim(store, execution_id, "a", worker.process.lease.id)
     assert claimed is not None
     ((oldest, signal), *_) = signals.untaken(store, execution_id, "go", most=2, bytes=1_000)
     return execution_id, claimed[0], Result(output=signal, signals=(oldest,))

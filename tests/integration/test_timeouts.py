@@ -12,8 +12,9 @@ from test_control_flow import approval, child_of, completed, loop, parallel, sen
 from test_execution import rows_of, states_of, step, workflow
 from test_store import at_rest as at_rest
 
-from orchestrator.store import recovery, steps
-from orchestrator.store.steps import GRACE, Claim, Result
+from orchestrator.store import records, recovery
+from orchestrator.store.claims import GRACE, Claim
+from orchestrator.store.records import Result
 
 NO_RETRY = {"max_attempts": 1}
 ONCE_MORE = {"max_attempts": 2, "initial_delay": "10ms"}
@@ -212,7 +213,7 @@ def claimed(at_rest: Deployment, execution_id: str) -> Claim:
 
 def rested(at_rest: Deployment, claim: Claim, state: dict[str, int] | None = None, delay: float | None = None) -> None:
     with at_rest.store.single() as connection:
-        assert steps.rest(connection, claim, Result(), delay=delay, resumes=True, state=state)
+        assert records.rest(connection, claim, Result(), delay=delay, resumes=True, state=state)
 
 
 def woken(at_rest: Deployment, execution_id: str) -> None:
@@ -289,7 +290,7 @@ def test_a_retry_that_waits_for_its_turn_has_no_time_to_lose(at_rest: Deployment
     execution_id = a_step(at_rest)
     claim = claimed(at_rest, execution_id)
     with at_rest.store.single() as connection:
-        assert steps.rest(connection, claim, Result(), delay=3600, resumes=False)
+        assert records.rest(connection, claim, Result(), delay=3600, resumes=False)
         assert not [one for one in recovery.expire(connection, 1000) if one.execution_id == execution_id]
     assert at_rest.sql(
         "SELECT 1 FROM step_executions WHERE execution_id = %(id)s::uuid AND deadline IS NULL", id=execution_id
