@@ -31,7 +31,7 @@ from orchestrator.engine.advance import (
     go_on,
     surroundings,
 )
-from orchestrator.engine.plan import Plan, singly
+from orchestrator.engine.plan import Plan, plan
 from orchestrator.engine.programs import Program
 from orchestrator.engine.waiting import rest, rest_awaiting
 from orchestrator.lifecycle import StepStatus
@@ -59,8 +59,9 @@ INLINE_BUDGET = 5.0
 priority and a worker that wants to stop need not wait longer than this and one step."""
 
 PACK_PATIENCE = 0.05
-"""Seconds after which the runs of a message that have not begun are handed back, one message each, unless they go on
-fast: they were packed for steps that take less than their message."""
+"""Seconds after which the runs of a message that have not begun are handed back, unless they go on fast: they were
+packed for steps that take less than their message. Many are in several messages then, with less in each: on a machine
+that is slow for a moment, or for good, a message for each made a loop of 10,000 twice as slow an item as one of 100."""
 
 MESSAGE = 0.003
 """Seconds that a step costs more with a message of its own. On a machine that is slow for a moment, whoever handed back
@@ -344,7 +345,7 @@ class Lane:
             self.hand_back_after(seconds)
             return None
         left = self.pack.take_all()
-        return singly(self.program.scopes, self.execution_id, self.facts.priority, left) if left else None
+        return plan(self.program.scopes, self.execution_id, self.facts.priority, left) if left else None
 
     def claim_next(self) -> Claim | None:
         """The next start of the pack that is to be had."""
@@ -502,8 +503,8 @@ class Lane:
             self.seen.clear()  # what it remembers of this step was not recorded
         if self.report is not None and advanced.counted:
             self.report.recorded(retries=advanced.retries, ended=advanced.ended)
-        for plan in advanced.plans:
-            (self.process.doorbell.ring if plan.execution_id == self.execution_id else self.onward.add)(plan)
+        for one in advanced.plans:
+            (self.process.doorbell.ring if one.execution_id == self.execution_id else self.onward.add)(one)
         self.freed = all_freed((self.freed, advanced.freed))
         if advanced.kept:
             self.pack.add(advanced.kept)

@@ -234,8 +234,3 @@ def going_first(planned: Plan) -> Plan:
     """The same, for steps that had their turn and lost it with their worker: they do not wait for another."""
     branches = tuple((replace(first, goes_first=True), *others) for first, *others in planned.branches)
     return replace(planned, branches=branches)
-
-
-def singly(graphs: Graphs, execution_id: str, priority: int, starts: Iterable[str]) -> Plan:
-    """A message for each of the runs that begin with `starts`."""
-    return Plan(execution_id, priority, tuple((_message(graphs.of(start), start),) for start in starts))

@@ -20,7 +20,6 @@ from orchestrator.engine.plan import (
     Plan,
     frontier,
     plan,
-    singly,
     whole_frontier,
 )
 from orchestrator.lifecycle import STEP_TERMINAL, StepStatus
@@ -265,10 +264,18 @@ def test_branches_on_different_queues_do_not_share_a_message():
         assert {mixed.queue_for(start) for start in message.starts} == {message.queue}
 
 
-def test_what_is_handed_back_goes_out_one_by_one_each_to_its_own_queue_and_with_its_own_priority():
+def test_a_few_go_out_one_by_one_each_to_its_own_queue_and_with_its_own_priority():
     mixed = Graph([Step("a", "noop", "io"), Step("b", "noop", "control"), Step("c", "noop", "io", priority=9)])
     messages = (Message("io", ("a",)), Message("control", ("b",)), Message("io", ("c",), 9))
-    assert singly(mixed, "the-execution", 5, "abc") == Plan("the-execution", 5, tuple((one,) for one in messages))
+    assert plan(mixed, "the-execution", 5, "abc") == Plan("the-execution", 5, tuple((one,) for one in messages))
+
+
+def test_what_is_handed_back_of_a_wide_fork_is_packed_again_and_joins_nothing():
+    """Its join waits for what the pack has begun as well."""
+    wide = graph("a", *(f"s{n} < a" for n in range(50)), f"z < {' '.join(f's{n}' for n in range(50))}")
+    handed_back = planned(wide, *(f"s{n}" for n in range(1, 50)))
+    assert [len(message.starts) for (message,) in handed_back.branches] == [7] * 7
+    assert handed_back.join is None
 
 
 # --- any graph ---------------------------------------------------------------------------------------------
