@@ -98,6 +98,27 @@ def test_no_more_rounds_than_the_concurrency_run_at_a_time(deployment: Deploymen
     assert completed(deployment.ended(execution_id))["each"]["count"] == 4
 
 
+def test_what_came_in_one_message_with_a_long_step_does_not_wait_for_it(deployment: Deployment, tmp_path: Path):
+    gate = tmp_path / "gate"
+    one = step("one", "gate", file=f"{{{{ '{gate}' if loop.index == 0 else '{tmp_path}' }}}}")
+    execution_id = deployment.execute(deployment.create(workflow(loop("each", one, items="{{ range(200) | list }}"))))
+
+    def held() -> list[str]:
+        return [path for path, status in deployment.statuses(execution_id).items() if status != "completed"]
+
+    wait_until(lambda: held() == ["each", "each[0].one"], what="the end of all others")
+    gate.touch()
+    execution = deployment.ended(execution_id)
+    assert completed(execution)["each"]["count"] == 200
+    by_reconcile = deployment.sql(
+        "SELECT s.path FROM step_executions s JOIN step_executions h ON h.path = 'each[0].one' "
+        "AND h.execution_id = s.execution_id WHERE s.execution_id = %(id)s::uuid AND s.path <> 'each' "
+        "AND s.rung_at > h.started_at",
+        id=execution_id,
+    )
+    assert by_reconcile == []
+
+
 def test_a_limited_loop_goes_on_as_its_rounds_end(deployment: Deployment):
     definition = workflow(
         loop(
