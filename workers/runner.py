@@ -191,7 +191,7 @@ class Onward:
 
 class Pack:
     """The starts that a lane has taken on but not begun. What it has not begun when the patience with it is
-    over is handed back, one message each."""
+    over is handed back, and planned like what has just become ready."""
 
     def __init__(self) -> None:
         self._starts: deque[str] = deque()
